@@ -1,0 +1,69 @@
+/* The C API of fused-adamw: one AdamW step over any number of tensors, in one pass.
+ *
+ * Nothing here validates. The caller has checked every pointer, length and scalar; no function
+ * below fails, allocates, prints, or touches anything but the memory it is handed. */
+#ifndef FUSED_ADAMW_H
+#define FUSED_ADAMW_H
+
+#include <stddef.h>
+
+/* The dtype of a tensor's four buffers, and the index of its kernel in fused_adamw_isa.kernels. */
+enum { FUSED_ADAMW_FLOAT32, FUSED_ADAMW_FLOAT64, FUSED_ADAMW_DTYPES };
+
+/* What a step multiplies and divides by, the same for every element of a tensor. The values are
+ * already rounded to the tensor's dtype, so that converting them to it changes nothing.
+ * Derived from lr, beta1, beta2, eps, weight_decay and t as adamw.inc says. */
+typedef struct {
+    double b1, b2;    /* the betas */
+    double c1, c2;    /* 1 - beta */
+    double step;      /* lr / (1 - b1^t) */
+    double rsqrt_bc2; /* 1 / sqrt(1 - b2^t) */
+    double decay;     /* lr * weight_decay */
+    double eps;
+} fused_adamw_scalars;
+
+/* One tensor: four dense buffers of `size` elements in the same order, at any alignment. None
+ * overlaps a buffer that is written, neither of this tensor nor of another one in the call.
+ * Tensors may share their scalars. */
+typedef struct {
+    void *params;      /* updated */
+    const void *grads; /* read */
+    void *m;           /* updated */
+    void *v;           /* updated */
+    ptrdiff_t size;
+    int dtype;
+    const fused_adamw_scalars *scalars;
+} fused_adamw_tensor;
+
+/* Updates the elements [begin, end) of one tensor. */
+typedef void (*fused_adamw_kernel)(const fused_adamw_tensor *tensor, ptrdiff_t begin,
+                                   ptrdiff_t end);
+
+/* One instruction set: the kernels compiled for it, and whether this processor and this operating
+ * system can run them. */
+typedef struct {
+    const char *name;
+    int (*supported)(void);
+    const fused_adamw_kernel *kernels; /* by dtype */
+} fused_adamw_isa;
+
+/* The instruction sets of this build, widest first. The last row runs on every machine that the
+ * build can start on; a row without a name ends the table. */
+extern const fused_adamw_isa fused_adamw_isas[];
+
+/* Prepares for fork(). Called once, when the module is loaded. */
+void fused_adamw_init(void);
+
+/* Whether the build has OpenMP. Without it, every step runs on the calling thread. */
+int fused_adamw_has_openmp(void);
+
+/* The threads that OpenMP would use: OMP_NUM_THREADS where it is set, else the processors that
+ * the affinity mask allows; 1 without OpenMP. */
+int fused_adamw_max_threads(void);
+
+/* Updates `count` tensors with the kernels of a supported `isa`, on at most `num_threads` >= 1
+ * threads. The result does not depend on either. */
+void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                      ptrdiff_t count, int num_threads);
+
+#endif

@@ -1,0 +1,43 @@
+"""How many processors the control groups of Linux grant this process."""
+
+from pathlib import Path
+
+
+def cpu_quota(root: str = "/") -> int | None:
+    """The smallest CPU quota on the way from this process's cgroup to the top, rounded up to whole
+    processors; None where nothing is limited, or on a system without cgroups.
+
+    Reads version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``), see cgroups(7). ``root`` is
+    the root of the file system.
+    """
+    quotas = [_quota(folder) for folder in _folders(Path(root))]
+    return min((q for q in quotas if q is not None), default=None)
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders that may hold a quota for this process."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        own = mount / path.lstrip("/")
+        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(mount)]
+    return folders
+
+
+def _quota(folder: Path) -> int | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no such file, or "max": no limit here
+        return None
