@@ -1,0 +1,47 @@
+"""Arrays for a step, and the instruction sets to take it with."""
+
+import os
+
+import numpy as np
+import pytest
+
+from fused_adamw import runtime_info
+
+# Where the environment forces an instruction set, the tests keep to it.
+FORCED = os.environ.get("FUSED_ADAMW_ISA")
+ISAS = [FORCED] if FORCED else runtime_info()["available_isas"]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    return request.param
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+class Tensor:
+    """The four arrays of one step, random, as after some steps of training."""
+
+    def __init__(self, shape, dtype, seed=0, place=lambda x: x):
+        rng = np.random.default_rng(seed)
+
+        def draw(scale):
+            return place((rng.standard_normal(shape) * scale).astype(dtype))
+
+        self.p, self.g, self.m = draw(1.0), draw(0.1), draw(0.05)
+        self.v = place(np.square(np.asarray(draw(0.1))))
+
+    @property
+    def arrays(self):
+        return self.p, self.g, self.m, self.v
+
+    def bytes(self):
+        return [array.tobytes() for array in self.arrays]
+
+
+@pytest.fixture
+def tensor():
+    return Tensor
