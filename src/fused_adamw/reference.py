@@ -1,0 +1,128 @@
+"""AdamW and SGD as textbooks write them: one number at a time, in pure Python.
+
+This file is the definition. It is slow on purpose: nothing stands between the formula and the
+reader. The compiled update computes the same formula with other roundings.
+
+AdamW, for a parameter theta with gradient g at step t = 1, 2, ...:
+
+    m      <- beta1 m + (1 - beta1) g               the mean of recent gradients
+    v      <- beta2 v + (1 - beta2) g^2             the mean of their squares
+    m_hat   = m / (1 - beta1^t)                     both means began at zero: undo that bias
+    v_hat   = v / (1 - beta2^t)
+    theta  <- theta (1 - lr wd)                     the weight decay, apart from the gradient
+    theta  <- theta - lr m_hat / (sqrt(v_hat) + eps)
+
+Sources: D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015
+(arXiv:1412.6980), for the moments and their correction; I. Loshchilov and F. Hutter, "Decoupled
+Weight Decay Regularization", ICLR 2019 (arXiv:1711.05101), for the decay.
+
+The weight decay is multiplied by the learning rate, as in PyTorch and optax. The paper of
+Loshchilov and Hutter multiplies it by the schedule factor alone: their lambda is lr * wd here, and
+changing lr does not change their decay.
+"""
+
+import math
+from collections.abc import Sequence
+
+
+def adamw_update(
+    theta: float,
+    gradient: float,
+    m: float,
+    v: float,
+    t: int,
+    lr: float = 0.001,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    wd: float = 0.01,
+) -> tuple[float, float, float]:
+    """Return (theta, m, v) after AdamW step number t, which counts from 1.
+
+    The formula, its sources and the convention of the weight decay stand at the top of this file.
+
+    >>> theta, m, v = adamw_update(0.024634, -0.352893, m=0.0, v=0.0, t=1)
+    >>> print(f"{theta:.6f} {m:.7f} {v:.9f}")
+    0.025634 -0.0352893 0.000124533
+    """
+    _check_step(t)
+
+    # 1. The moments of the gradient.
+    m = beta1 * m + (1 - beta1) * gradient
+    v = beta2 * v + (1 - beta2) * gradient * gradient
+
+    # 2. The correction of their bias towards zero.
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+
+    # 3. The decoupled weight decay.
+    theta = theta * (1 - lr * wd)
+
+    # 4. The step.
+    theta = theta - lr * m_hat / (math.sqrt(v_hat) + eps)
+    return theta, m, v
+
+
+def sgd_update(theta: float, gradient: float, lr: float = 0.001) -> float:
+    """Return theta - lr * gradient: plain gradient descent, one rate for every parameter.
+
+    The same parameter and gradient move a third as far as in the example of `adamw_update`:
+
+    >>> print(f"{sgd_update(0.024634, -0.352893):.6f}")
+    0.024987
+    """
+    return theta - lr * gradient
+
+
+def adamw_update_list(
+    theta: Sequence[float],
+    gradient: Sequence[float],
+    m: Sequence[float],
+    v: Sequence[float],
+    t: int,
+    lr: float = 0.001,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    wd: float = 0.01,
+) -> tuple[list[float], list[float], list[float]]:
+    """`adamw_update` on every entry of flat lists; returns three new lists (theta, m, v).
+
+    >>> theta, m, v = adamw_update_list([1.0, 1.0], [0.5, -5.0], [0.0, 0.0], [0.0, 0.0], t=1, wd=0)
+    >>> [round(value, 6) for value in theta]
+    [0.999, 1.001]
+    """
+    _check_step(t)
+    for name, values in (("gradient", gradient), ("m", m), ("v", v)):
+        _check_length(name, values, theta)
+
+    new_theta, new_m, new_v = [], [], []
+    for entry in zip(theta, gradient, m, v, strict=True):
+        theta_i, m_i, v_i = adamw_update(*entry, t, lr, beta1, beta2, eps, wd)
+        new_theta.append(theta_i)
+        new_m.append(m_i)
+        new_v.append(v_i)
+    return new_theta, new_m, new_v
+
+
+def sgd_update_list(
+    theta: Sequence[float], gradient: Sequence[float], lr: float = 0.001
+) -> list[float]:
+    """`sgd_update` on every entry of flat lists; returns a new list.
+
+    >>> sgd_update_list([1.0, 2.0], [4.0, -4.0], lr=0.25)
+    [0.0, 3.0]
+    """
+    _check_length("gradient", gradient, theta)
+    return [sgd_update(theta_i, g_i, lr) for theta_i, g_i in zip(theta, gradient, strict=True)]
+
+
+def _check_step(t: int) -> None:
+    # At t = 0 the bias correction would divide by zero.
+    if not t >= 1:
+        raise ValueError(f"t is {t!r}, expected 1 or more: the first step has t = 1")
+
+
+def _check_length(name: str, values: Sequence[float], theta: Sequence[float]) -> None:
+    if len(values) != len(theta):
+        raise ValueError(f"{name} has {len(values)} entries, expected {len(theta)}, as theta has")
