@@ -27,11 +27,13 @@ int main(void)
 """
 
 NO_OPENMP = """
-fused-adamw splits its work over threads with OpenMP, and a program that uses it could not be
-compiled, linked and run here ({reason}). Install it:
-    Debian, Ubuntu    apt-get install gcc          (for clang: libomp-dev)
-    Fedora            dnf install gcc libgomp      (for clang: libomp-devel)
-    macOS             brew install libomp
+fused-adamw splits its work over threads with OpenMP, but here a program that uses it could not be
+compiled, linked and run:
+    {reason}
+Install a C compiler with OpenMP:
+    Debian, Ubuntu    apt-get install gcc python3-dev       (with clang: libomp-dev)
+    Fedora            dnf install gcc libgomp python3-devel (with clang: libomp-devel)
+    macOS             xcode-select --install; brew install libomp
 or build for one thread:  FUSED_ADAMW_NO_OPENMP=1 pip install .
 """
 
@@ -57,6 +59,10 @@ def openmp_flags(compiler_type: str) -> list[tuple[list[str], list[str]]]:
 
 
 class BuildExt(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True  # the flags below are not among the dates that setuptools compares
+
     def build_extensions(self) -> None:
         compile_flags, link_flags = self.find_openmp()
         for extension in self.extensions:
