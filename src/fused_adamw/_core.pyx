@@ -21,7 +21,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_CheckBuffer,
 )
-from cpython.exc cimport PyErr_Clear
+from cpython.exc cimport PyErr_Clear, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
 from libc.math cimport isfinite, pow, sqrt

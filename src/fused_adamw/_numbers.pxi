@@ -1,7 +1,14 @@
 """Hyper-parameters: checked, and turned into what the formula multiplies and divides by."""
 
 
+cdef extern from "Python.h":
+    # On failure the exception is set, and left to the caller: a try block costs more than the call.
+    double try_real "PyFloat_AsDouble"(object) noexcept
+
+
 cdef integer(str name, value):
+    if type(value) is int:
+        return value
     try:
         return PyNumber_Index(value)
     except TypeError:
@@ -11,12 +18,11 @@ cdef integer(str name, value):
 
 
 cdef double real(str name, value) except? -1:
-    try:
-        return value
-    except TypeError:
-        raise TypeError(
-            f"{name} is {value!r} ({type(value).__name__}); expected a real number"
-        ) from None
+    cdef double number = try_real(value)
+    if number == -1 and PyErr_Occurred():
+        PyErr_Clear()
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a real number")
+    return number
 
 
 cdef double not_negative(str name, value) except? -1:
@@ -30,10 +36,11 @@ cdef double count_of_steps(t) except? -1:
     steps = integer("t", t)
     if steps < 1:
         raise ValueError(f"t is {steps}; expected the number of this step: 1, 2, 3, ...")
-    try:
-        return steps
-    except OverflowError:
-        raise ValueError("t is larger than any float64; expected the number of this step") from None
+    cdef double number = try_real(steps)
+    if number == -1:
+        PyErr_Clear()
+        raise ValueError("t is larger than any float64; expected the number of this step")
+    return number
 
 
 cdef double rounded(int dtype, double value) noexcept:
