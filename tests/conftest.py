@@ -29,10 +29,10 @@ class Tensor:
         rng = np.random.default_rng(seed)
 
         def draw(scale):
-            return place((rng.standard_normal(shape) * scale).astype(dtype))
+            return place(np.array(rng.standard_normal(shape) * scale, dtype))
 
         self.p, self.g, self.m = draw(1.0), draw(0.1), draw(0.05)
-        self.v = place(np.square(np.asarray(draw(0.1))))
+        self.v = place(np.array(np.square(rng.standard_normal(shape) * 0.1), dtype))
 
     @property
     def arrays(self):

@@ -78,6 +78,14 @@ def test_dtype_that_differs(arrays, role):
 
 
 @pytest.mark.parametrize("role", ROLES[1:])
+@pytest.mark.parametrize("shape", [(), (0,), (1, 1)])
+def test_dtype_that_differs_where_strides_do_not_tell(tensor, role, shape):
+    arrays = list(tensor(shape, np.float32).arrays)
+    value = np.zeros(shape, np.float64)
+    assert_refused(replaced(arrays, role, value), TypeError, role, "float64", "float32")
+
+
+@pytest.mark.parametrize("role", ROLES[1:])
 @pytest.mark.parametrize("shape", [(6, 4), (24,), (4, 6, 1), (4, 5), (), (0,), (1, 6)])
 def test_shape_that_differs(arrays, role, shape):
     value = np.zeros(shape, np.float32)
@@ -162,6 +170,13 @@ def test_shared_between_tensors(tensor, i, k):
         assert_refused(lists, ValueError, *words)
 
 
+def test_gradient_between_two_that_are_updated():
+    """It begins where one ends, and reaches into the next."""
+    room = np.ones(100, np.float32)
+    arrays = [room[:10], room[10:20], room[19:29], room[40:50]]
+    assert_refused(arrays, ValueError, "grads", "m", "share memory")
+
+
 def test_empty_arrays_share_nothing():
     empty = np.ones((0, 3), np.float32)
     fused_adamw(empty, empty, empty, empty, 1)
@@ -202,6 +217,8 @@ def test_keys(dicts, role):
     assert_refused(dicts, ValueError, ROLES[role], "missing ['b']")
     dicts[role]["bias"] = moved
     assert_refused(dicts, ValueError, ROLES[role], "missing ['b']", "unexpected ['bias']")
+    dicts[role]["b"] = moved
+    assert_refused(dicts, ValueError, ROLES[role], "unexpected ['bias']")
 
 
 def test_default_dict_is_not_filled(dicts):

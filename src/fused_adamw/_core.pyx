@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: cdivision=True, freethreading_compatible=True
+# cython: cdivision=True, binding=False, freethreading_compatible=True
 """The gate: every check on what the user passes, and the only caller of C.
 
 Nothing is written before everything has been checked; after an error all buffers are as they were.
@@ -260,7 +260,9 @@ cdef class Tensors:
     # ---- names for messages
 
     cdef name(self, str argument, Py_ssize_t i):
-        return argument if self.keys is None else f"{argument}[{self.keys[i]!r}]"
+        if self.keys is None:
+            return argument
+        return f"{argument}[{self.keys[i] if type(self.keys) is list else i!r}]"
 
     cdef view_name(self, Py_ssize_t k):
         return self.name(ROLE_NAMES[k % ROLES], k // ROLES)

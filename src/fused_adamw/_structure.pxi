@@ -2,9 +2,9 @@
 
 
 cdef keys_of(params):
-    """What names the arrays: None for one, a range for a sequence, a mapping's keys in a list."""
+    """What names the arrays: None for one, their number for a sequence, a mapping's keys."""
     if isinstance(params, (list, tuple)):
-        return range(len(params))
+        return len(params)
     if isinstance(params, dict):
         return list(params)
     if PyObject_CheckBuffer(params):
@@ -12,7 +12,7 @@ cdef keys_of(params):
     if isinstance(params, Mapping):
         return list(params)
     if isinstance(params, Sequence) and not isinstance(params, str):
-        return range(len(params))
+        return len(params)
     raise TypeError(
         f"params is of type {type(params).__name__}; expected a NumPy array, or a sequence or a "
         "mapping of arrays"
@@ -25,7 +25,7 @@ cdef tuple arrays_of(str argument, arrays, keys):
         return (arrays,)
     if type(keys) is list:
         return from_mapping(argument, arrays, keys)
-    return from_sequence(argument, arrays, len(keys))
+    return from_sequence(argument, arrays, keys)
 
 
 cdef tuple from_sequence(str argument, arrays, Py_ssize_t length):
