@@ -1,0 +1,292 @@
+"""What a reader sees: tables, a progress bar and the picture of the loss curves."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .training import Prediction, Run
+
+FIGURE_SIZE = (7.2, 4.0)  # inches
+COLOURS = ("#1f6feb", "#d9730d")
+
+
+class Curve(NamedTuple):
+    """A training, under the name it has for the reader."""
+
+    label: str
+    run: Run
+    held_out: tuple[float, float] | None  # losses before and after
+
+
+def console() -> Console:
+    return Console(highlight=False)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where a float cannot hold it."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
+# ---------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def progress_bar(label: str, steps: int, quiet: bool) -> Iterator[Callable[[Run], None]]:
+    """A bar on standard error, where that is a terminal; yields what `train` calls at each step."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+        # A thread that redraws would take its time from the steps that are measured.
+        auto_refresh=False,
+    )
+    bar.disable = quiet or not bar.console.is_terminal
+    task = bar.add_task(label, total=steps, loss=math.nan)
+    drawn = -math.inf
+
+    def on_step(run: Run) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if run.steps == steps or now - drawn > 0.1:
+            bar.update(task, completed=run.steps, loss=run.losses[-1], refresh=True)
+            drawn = now
+
+    with bar:
+        yield on_step
+    if not bar.disable:
+        bar.console.print()
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+def plain_table(*headers: str, title: str | None = None, caption: str | None = None) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        header_style="dim",
+    )
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="right" if i else "left")
+    return table
+
+
+def losses_table(curves: Sequence[Curve], vocab_size: int) -> Table:
+    table = plain_table(
+        "",
+        "loss: first",
+        "last",
+        "perplexity: first",
+        "last",
+        title=" Loss and perplexity",
+        caption=f" chance: ln {vocab_size} = {math.log(vocab_size):.6f}, perplexity {vocab_size}",
+    )
+    for label, run, held_out in curves:
+        ends = {label: (run.losses[0], run.losses[-1])}
+        if held_out is not None:
+            ends["  on held-out text"] = held_out
+        for name, losses in ends.items():
+            table.add_row(
+                name,
+                *(f"{loss:.6f}" for loss in losses),
+                *(f"{perplexity(loss):.4f}" for loss in losses),
+            )
+    return table
+
+
+def predictions_table(rows: Sequence[Prediction], title: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    for header in ("after", "target", "predicted"):
+        table.add_column(header)
+    table.add_column("P(target)", justify="right")
+    for row in rows:
+        right = row.predicted == row.target
+        table.add_row(
+            visible(row.token),
+            visible(row.target),
+            Text(visible(row.predicted).plain, style="green" if right else "red"),
+            f"{row.probability:.4f}",
+        )
+    return table
+
+
+def visible(token: str) -> Text:
+    """A token as it is, never as markup; white space and control characters as in Python."""
+    return Text(token if token.isprintable() and not token.isspace() else repr(token))
+
+
+def time_table(label: str, run: Run) -> Table:
+    table = plain_table(
+        "", "seconds", "share", "µs per step", title=f" Where the time goes: {label}"
+    )
+    phases = {
+        "forward": run.forward_seconds,
+        "backward": run.backward_seconds,
+        "optimizer": run.optimizer_seconds,
+    }
+    for phase, seconds in phases.items():
+        table.add_row(phase, *time_cells(seconds, run))
+    table.add_section()
+    table.add_row("all", *time_cells(run.seconds, run))
+    return table
+
+
+def time_cells(seconds: float, run: Run) -> tuple[str, str, str]:
+    if not run.steps:
+        return f"{seconds:.3f}", "-", "-"
+    share = 100 * seconds / run.seconds
+    return f"{seconds:.3f}", f"{share:.1f} %", f"{1e6 * seconds / run.steps:,.1f}"
+
+
+def reference_comparison(run: Run, reference_seconds: float) -> Text:
+    step = run.optimizer_seconds / run.steps
+    return Text.assemble(
+        f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
+        "in pure Python, ",
+        (f"{reference_seconds / step:,.0f} times", "bold"),
+        " as long.\n",
+    )
+
+
+def sample_panel(text: str) -> Panel:
+    shown = "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+    return Panel(Text(shown), title="A sample", title_align="left", box=box.ROUNDED)
+
+
+def worked_update_table(rows: Sequence[tuple[str, str, float, float]]) -> Table:
+    """Rows of what, formula, the kernel's number and the reference's."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    table.add_column("")
+    table.add_column("formula")
+    for header in ("kernel", "reference"):
+        table.add_column(header, justify="right")
+    for name, formula, kernel, reference in rows:
+        style = "bold" if name == "theta" else None
+        table.add_row(name, formula, f"{kernel:+.9f}", f"{reference:+.9f}", style=style)
+    return table
+
+
+def effective_rates_table(rows: Sequence[tuple[float, float]], lr: float) -> Table:
+    table = plain_table("|g|", "effective lr", "of lr")
+    for gradient, multiplier in rows:
+        table.add_row(f"{gradient:g}", f"{multiplier * lr:.6f}", f"{multiplier:.2f} x")
+    return table
+
+
+def parameters_table(shapes: Mapping[str, tuple[int, ...]]) -> Table:
+    table = plain_table("parameter", "shape", "values", "AdamW state")
+    counts = [math.prod(shape) for shape in shapes.values()]
+    for (name, shape), count in zip(shapes.items(), counts, strict=True):
+        table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{2 * count:,}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(counts):,}", f"{2 * sum(counts):,}", style="bold")
+    return table
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, fact in facts.items():
+        table.add_row(name, Text(fact))
+    return table
+
+
+def heading(text: str) -> Padding:
+    return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
+
+
+def paragraph(text: str) -> Padding:
+    return Padding(Text(text), (0, 0, 0, 1), expand=False)
+
+
+# ---------------------------------------------------------------------------- the plot
+
+
+def check_plot_path(path: Path) -> None:
+    """Raise ValueError unless a picture can be written there; leave no trace."""
+    from matplotlib.figure import Figure
+
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"{path}: no picture has the suffix {path.suffix!r}; try .png")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{path}: there is no folder {folder}")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def save_plot(path: Path, curves: Sequence[Curve], vocab_size: int, title: str) -> None:
+    # Matplotlib takes long to import and is needed here alone. Without pyplot no display is.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    chance = math.log(vocab_size)
+    axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")
+    axes.annotate(
+        f"chance, ln {vocab_size}",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        horizontalalignment="right",
+        color="0.4",
+        fontsize="small",
+    )
+    for (label, run, held_out), colour in zip(curves, COLOURS, strict=False):
+        axes.plot(run.losses, label=label, color=colour, linewidth=1.5)
+        if held_out is not None:
+            axes.plot(
+                (0, run.steps),
+                held_out,
+                "o",
+                label=f"{label}, held-out text",
+                color=colour,
+                markerfacecolor="white",
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title(title, fontsize="medium", loc="left")
+    # Where one training diverges, the other curve stays readable.
+    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * chance))
+    axes.margins(x=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
