@@ -1,4 +1,4 @@
-/* Splits one step over threads. */
+/* Splits the work of one call over threads. */
 #include "fused_adamw.h"
 
 #if defined(_OPENMP)
@@ -8,19 +8,16 @@
 #endif
 #endif
 
-/* Updates the elements [begin, end) of the tensors laid end to end. */
-static void step_range(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
-                       ptrdiff_t begin, ptrdiff_t end)
-{
-    while (begin < end) {
-        const ptrdiff_t stop = end < tensor->size ? end : tensor->size;
-        if (begin < stop)
-            isa->kernels[tensor->dtype](tensor, begin, stop);
-        begin = begin > tensor->size ? begin - tensor->size : 0;
-        end -= tensor->size;
-        tensor++;
-    }
-}
+/* What threads share out: the units [0, total), in parts that begin at multiples of `grain`. */
+typedef struct job {
+    void (*work)(const struct job *job, ptrdiff_t begin, ptrdiff_t end);
+    ptrdiff_t total;
+    ptrdiff_t grain;
+    int num_threads;
+    const fused_adamw_isa *isa;
+    const fused_adamw_tensor *tensors;
+    double *room;
+} job;
 
 static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 {
@@ -30,42 +27,81 @@ static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
     return total;
 }
 
+/* ---- the step: a unit is an element of the tensors laid end to end */
+
+/* Whole cache lines in every dtype. */
+#define GRAIN 64
+
+static void step_elements(const job *job, ptrdiff_t begin, ptrdiff_t end)
+{
+    for (const fused_adamw_tensor *tensor = job->tensors; begin < end; tensor++) {
+        const fused_adamw_kernels *kernels = &job->isa->kernels[tensor->dtype];
+        const ptrdiff_t stop = end < tensor->size ? end : tensor->size;
+        if (begin < stop)
+            (tensor->v_max ? kernels->amsgrad : kernels->adamw)(tensor, begin, stop);
+        begin = begin > tensor->size ? begin - tensor->size : 0;
+        end -= tensor->size;
+    }
+}
+
+/* ---- the norm: a unit is a chunk of one tensor */
+
+#define CHUNK 16384
+
+static ptrdiff_t chunks_of(const fused_adamw_tensor *tensor)
+{
+    return tensor->size / CHUNK + (tensor->size % CHUNK != 0);
+}
+
+ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
+{
+    ptrdiff_t chunks = 0;
+    for (ptrdiff_t i = 0; i < count; i++)
+        chunks += chunks_of(&tensors[i]);
+    return chunks;
+}
+
+static void sum_chunks(const job *job, ptrdiff_t begin, ptrdiff_t end)
+{
+    const fused_adamw_tensor *tensor = job->tensors;
+    ptrdiff_t first = 0; /* chunk of this tensor */
+    for (ptrdiff_t chunk = begin; chunk < end; chunk++) {
+        while (chunk - first >= chunks_of(tensor))
+            first += chunks_of(tensor++);
+        const ptrdiff_t from = (chunk - first) * CHUNK, left = tensor->size - from;
+        job->isa->kernels[tensor->dtype].sum_squares(
+            tensor, from, from + (left < CHUNK ? left : CHUNK), &job->room[chunk]);
+    }
+}
+
+/* ---- threads */
+
 #if defined(_OPENMP)
 
 /* Fewer elements than this are not worth another thread: benches/bench_threads.py. */
-#define MIN_ELEMENTS_PER_THREAD 16384
+#define MIN_ELEMENTS_PER_THREAD 32768
 
-/* Threads part at multiples of this many elements: whole cache lines in every dtype. */
-#define GRAIN 64
-
-typedef struct {
-    const fused_adamw_isa *isa;
-    const fused_adamw_tensor *tensors;
-    ptrdiff_t total;
-    int num_threads;
-} parallel_step;
-
-static ptrdiff_t part_begin(ptrdiff_t total, int part, int parts)
+static ptrdiff_t part_begin(const job *job, int part, int parts)
 {
-    return part == parts ? total : total / parts * part / GRAIN * GRAIN;
+    return part == parts ? job->total : job->total / parts * part / job->grain * job->grain;
 }
 
-static void run(const parallel_step *s)
+static void run_parallel(const job *job)
 {
-#pragma omp parallel num_threads(s->num_threads)
+#pragma omp parallel num_threads(job->num_threads)
     {
         /* OpenMP may grant fewer threads than were asked for. */
         const int part = omp_get_thread_num(), parts = omp_get_num_threads();
-        step_range(s->isa, s->tensors, part_begin(s->total, part, parts),
-                   part_begin(s->total, part + 1, parts));
+        job->work(job, part_begin(job, part, parts), part_begin(job, part + 1, parts));
     }
 }
 
 #if defined(_WIN32)
 
-static int run_wherever_safe(parallel_step *s)
+static int run_wherever_safe(job *job, ptrdiff_t elements)
 {
-    run(s);
+    (void)elements;
+    run_parallel(job);
     return 1;
 }
 
@@ -81,28 +117,29 @@ void fused_adamw_init(void)
 static int forked; /* the only mutable global: set before the child can have a second thread */
 
 /* With fewer elements that thread and its team cost more than they save: benches/bench_threads.py. */
-#define MIN_ELEMENTS_AFTER_FORK 1048576
+#define MIN_ELEMENTS_AFTER_FORK 4194304
 
 static void after_fork_in_child(void)
 {
     forked = 1;
 }
 
-static void *run_in_thread(void *step)
+static void *run_in_thread(void *job)
 {
-    run(step);
+    run_parallel(job);
     return NULL;
 }
 
-static int run_wherever_safe(parallel_step *s)
+static int run_wherever_safe(job *job, ptrdiff_t elements)
 {
     pthread_t thread;
     if (!forked) {
-        run(s);
+        run_parallel(job);
         return 1;
     }
-    return s->total >= MIN_ELEMENTS_AFTER_FORK &&
-           pthread_create(&thread, NULL, run_in_thread, s) == 0 && pthread_join(thread, NULL) == 0;
+    return elements >= MIN_ELEMENTS_AFTER_FORK &&
+           pthread_create(&thread, NULL, run_in_thread, job) == 0 &&
+           pthread_join(thread, NULL) == 0;
 }
 
 void fused_adamw_init(void)
@@ -112,13 +149,16 @@ void fused_adamw_init(void)
 
 #endif
 
-/* Whether the step was worth several threads, and is done. */
-static int step_parallel(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                         ptrdiff_t total, int num_threads)
+int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
-    const ptrdiff_t worth = total / MIN_ELEMENTS_PER_THREAD;
-    parallel_step s = {isa, tensors, total, worth < num_threads ? (int)worth : num_threads};
-    return s.num_threads > 1 && run_wherever_safe(&s);
+    const ptrdiff_t worth = total_size(tensors, count) / MIN_ELEMENTS_PER_THREAD;
+    return worth >= num_threads ? num_threads : worth > 1 ? (int)worth : 1;
+}
+
+/* Whether the job was done, on several threads. */
+static int run_on_threads(job *job, ptrdiff_t elements)
+{
+    return job->num_threads > 1 && run_wherever_safe(job, elements);
 }
 
 int fused_adamw_has_openmp(void)
@@ -133,10 +173,15 @@ int fused_adamw_max_threads(void)
 
 #else
 
-static int step_parallel(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                         ptrdiff_t total, int num_threads)
+int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
-    (void)isa, (void)tensors, (void)total, (void)num_threads;
+    (void)tensors, (void)count, (void)num_threads;
+    return 1;
+}
+
+static int run_on_threads(job *job, ptrdiff_t elements)
+{
+    (void)job, (void)elements;
     return 0;
 }
 
@@ -159,7 +204,23 @@ int fused_adamw_max_threads(void)
 void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                       ptrdiff_t count, int num_threads)
 {
-    const ptrdiff_t total = total_size(tensors, count);
-    if (!step_parallel(isa, tensors, total, num_threads))
-        step_range(isa, tensors, 0, total);
+    const ptrdiff_t elements = total_size(tensors, count);
+    const int threads = fused_adamw_threads_worth(tensors, count, num_threads);
+    job job = {step_elements, elements, GRAIN, threads, isa, tensors, NULL};
+    if (!run_on_threads(&job, elements))
+        step_elements(&job, 0, elements);
+}
+
+double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                               ptrdiff_t count, int num_threads, double *room)
+{
+    const ptrdiff_t chunks = fused_adamw_chunks(tensors, count);
+    const int threads = fused_adamw_threads_worth(tensors, count, num_threads);
+    job job = {sum_chunks, chunks, 1, threads, isa, tensors, room};
+    if (!run_on_threads(&job, total_size(tensors, count)))
+        sum_chunks(&job, 0, chunks);
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < chunks; i++)
+        sum += room[i];
+    return sum;
 }

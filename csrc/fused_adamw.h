@@ -1,4 +1,5 @@
-/* The C API of fused-adamw: one AdamW step over any number of tensors, in one pass.
+/* The C API of fused-adamw: one AdamW step over any number of tensors, in one pass; and the global
+ * norm of their gradients.
  *
  * Nothing here validates. The caller has checked every pointer, length and scalar; no function
  * below fails, allocates, prints, or touches anything but the memory it is handed. */
@@ -7,7 +8,7 @@
 
 #include <stddef.h>
 
-/* The dtype of a tensor's four buffers, and the index of its kernel in fused_adamw_isa.kernels. */
+/* The dtype of a tensor's buffers, and the index of its kernels in fused_adamw_isa.kernels. */
 enum { FUSED_ADAMW_FLOAT32, FUSED_ADAMW_FLOAT64, FUSED_ADAMW_DTYPES };
 
 /* What a step multiplies and divides by, the same for every element of a tensor. The values are
@@ -20,9 +21,10 @@ typedef struct {
     double rsqrt_bc2; /* 1 / sqrt(1 - b2^t) */
     double decay;     /* lr * weight_decay */
     double eps;
+    double scale; /* of the gradient: loss scaling, clipping, -1 to maximize */
 } fused_adamw_scalars;
 
-/* One tensor: four dense buffers of `size` elements in the same order, at any alignment. None
+/* One tensor: dense buffers of `size` elements in the same order, at any alignment. None
  * overlaps a buffer that is written, neither of this tensor nor of another one in the call.
  * Tensors may share their scalars. */
 typedef struct {
@@ -30,21 +32,26 @@ typedef struct {
     const void *grads; /* read */
     void *m;           /* updated */
     void *v;           /* updated */
+    void *v_max;       /* updated: AMSGrad; or NULL */
     ptrdiff_t size;
     int dtype;
     const fused_adamw_scalars *scalars;
 } fused_adamw_tensor;
 
-/* Updates the elements [begin, end) of one tensor. */
-typedef void (*fused_adamw_kernel)(const fused_adamw_tensor *tensor, ptrdiff_t begin,
-                                   ptrdiff_t end);
+/* The kernels of one dtype, over the elements [begin, end) of one tensor. */
+typedef struct {
+    void (*adamw)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end);
+    void (*amsgrad)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end);
+    void (*sum_squares)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end,
+                        double *sum); /* of the gradient as it is, before any scale */
+} fused_adamw_kernels;
 
 /* One instruction set: the kernels compiled for it, and whether this processor and this operating
  * system can run them. */
 typedef struct {
     const char *name;
     int (*supported)(void);
-    const fused_adamw_kernel *kernels; /* by dtype */
+    const fused_adamw_kernels *kernels; /* by dtype */
 } fused_adamw_isa;
 
 /* The instruction sets of this build, widest first. The last row runs on every machine that the
@@ -61,9 +68,21 @@ int fused_adamw_has_openmp(void);
  * the affinity mask allows; 1 without OpenMP. */
 int fused_adamw_max_threads(void);
 
+/* How many of `num_threads` threads a call over these tensors would use: 1 where they are few. */
+int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads);
+
 /* Updates `count` tensors with the kernels of a supported `isa`, on at most `num_threads` >= 1
  * threads. The result does not depend on either. */
 void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                       ptrdiff_t count, int num_threads);
+
+/* The gradients are summed in chunks, each within one tensor, and the chunks in their order: this
+ * is how many chunks there are. */
+ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count);
+
+/* The sum of the squares of all gradients, in float64, with room for one number a chunk. The result
+ * does not depend on `isa` or `num_threads`. */
+double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                               ptrdiff_t count, int num_threads, double *room);
 
 #endif

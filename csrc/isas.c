@@ -19,6 +19,9 @@
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
+#define KERNELS(dtype)                                                                             \
+    {JOIN(JOIN(ISA, dtype), _adamw), JOIN(JOIN(ISA, dtype), _amsgrad),                             \
+     JOIN(JOIN(ISA, dtype), _sum_squares)}
 
 /* An array may start at any byte; telling the compiler keeps it from using aligned moves, and costs
  * nothing on the processors that the vectorised rows are for. */

@@ -275,7 +275,7 @@ def test_t_not_an_integer(arrays, t):
 
 
 def test_t_beyond_all_numbers(arrays):
-    assert_refused(arrays, ValueError, "t is", t=10**400)
+    assert_refused(arrays, ValueError, "t is", t=2**63)
 
 
 @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])

@@ -17,7 +17,7 @@ from fused_adamw import __version__, fused_adamw, runtime_info
 from fused_adamw.cgroup import cpu_quota
 
 PRINT_INFO = "import fused_adamw, json; print(json.dumps(fused_adamw.runtime_info()))"
-LARGE = 1 << 21  # enough for several threads, in a forked child too
+LARGE = 1 << 22  # enough for several threads, in a forked child too
 
 
 def run_python(code, **environment):
@@ -162,7 +162,7 @@ def test_fork_after_a_parallel_region(tensor, length):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(tensor):
     """It makes a team for each large step and gives it up: watched while it steps."""
-    arrays = tensor(4 * LARGE, np.float32).arrays
+    arrays = tensor(LARGE, np.float32).arrays
     fused_adamw(*arrays, 1, num_threads=2)
     child = os.fork()
     if child == 0:
@@ -181,7 +181,7 @@ def test_a_forked_child_has_threads_of_its_own(tensor):
 # ---- several callers
 
 
-@pytest.mark.parametrize("length", [100, LARGE])
+@pytest.mark.parametrize("length", [100, 1 << 20])
 def test_threads_step_disjoint_arrays(tensor, length):
     tensors = [tensor(length, np.float32, seed) for seed in range(4)]
     expected = [adamw_twin(*x.arrays, 1) for x in tensors]
@@ -206,7 +206,7 @@ def test_threads_step_disjoint_arrays(tensor, length):
 def test_the_gil_is_released(tensor):
     """Another Python thread gets on while a long step runs: it counts during the step alone, as
     the switch interval never lets it take the GIL from running Python code."""
-    arrays = tensor(8 * LARGE, np.float32).arrays
+    arrays = tensor(LARGE, np.float32).arrays
     counts, stepping = [0], threading.Event()
 
     def count():

@@ -33,7 +33,7 @@ cdef inline int dtype_of(const Py_buffer *view) noexcept:
 
 
 cdef inline int acquire(
-    Py_buffer *view, Tensors owner, str argument, Py_ssize_t i, array
+    Py_buffer *view, Held owner, str argument, Py_ssize_t i, array
 ) except -1:
     """Borrow the memory of one array; returns its dtype. An error leaves nothing borrowed."""
     if try_get_buffer(array, view, PyBUF_FORMAT | PyBUF_STRIDES) < 0:

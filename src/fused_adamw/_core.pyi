@@ -5,16 +5,54 @@ def selected_isa() -> str: ...
 def has_openmp() -> bool: ...
 def resolve_threads(num_threads: int | None) -> int: ...
 
+class Structure:
+    def __init__(self, params: Any, grouped: bool = False) -> None: ...
+    def flatten(self, argument: str, arrays: Any) -> tuple[Any, ...]: ...
+    def unflatten(self, flat: Any) -> Any: ...
+    def paths(self) -> list[tuple[Any, ...]]: ...
+
 class Tensors:
-    def __init__(self, params: Any, m: Any, v: Any) -> None: ...
-    def step(
+    threads: int
+    def __init__(
+        self,
+        structure: Structure,
+        params: Any,
+        m: Any,
+        v: Any,
+        v_max: Any = None,
+        decays: Any = None,
+    ) -> None: ...
+    def take_step(
         self,
         grads: Any,
+        hypers: list[tuple[float, tuple[float, float], float, float]],
         t: int,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
+        counting: bool,
+        grad_scale: float,
+        max_grad_norm: float | None,
+        skip_nonfinite: bool,
+        maximize: bool,
         num_threads: int | None,
         isa: str | None,
+    ) -> float | None: ...
+    def check(
+        self,
+        hypers: list[tuple[float, tuple[float, float], float, float]],
+        max_grad_norm: float | None,
     ) -> None: ...
+    def get_steps(self) -> list[int]: ...
+    def set_steps(self, steps: list[int]) -> None: ...
+
+def step_once(
+    params: Any,
+    grads: Any,
+    m: Any,
+    v: Any,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    num_threads: int | None,
+    isa: str | None,
+) -> None: ...

@@ -2,12 +2,20 @@
 # cython: cdivision=True, binding=False, freethreading_compatible=True
 """The gate: every check on what the user passes, and the only caller of C.
 
+    _structure.pxi   how the arrays of an argument are arranged
+    _buffers.pxi     the memory that an array lends
+    _held.pxi        the arrays that steps write: checked, and held
+    _numbers.pxi     hyper-parameters, and what follows from them
+    _machine.pxi     instruction sets and threads
+    _tuning.pxi      whether several threads pay
+
 Nothing is written before everything has been checked; after an error all buffers are as they were.
 A TypeError is about what an argument is (its kind, its dtype), a ValueError about its value.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 import numpy as np
 
@@ -24,7 +32,7 @@ from cpython.buffer cimport (
 from cpython.exc cimport PyErr_Clear, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
-from libc.math cimport isfinite, pow, sqrt
+from libc.math cimport fabs, isfinite, pow, sqrt
 
 
 cdef extern from "fused_adamw.h" nogil:
@@ -34,13 +42,14 @@ cdef extern from "fused_adamw.h" nogil:
         FUSED_ADAMW_DTYPES
 
     ctypedef struct fused_adamw_scalars:
-        double b1, b2, c1, c2, step, rsqrt_bc2, decay, eps
+        double b1, b2, c1, c2, step, rsqrt_bc2, decay, eps, scale
 
     ctypedef struct fused_adamw_tensor:
         void *params
         const void *grads
         void *m
         void *v
+        void *v_max
         ptrdiff_t size
         int dtype
         const fused_adamw_scalars *scalars
@@ -53,8 +62,13 @@ cdef extern from "fused_adamw.h" nogil:
     void fused_adamw_init()
     int fused_adamw_has_openmp()
     int fused_adamw_max_threads()
+    int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count,
+                                  int num_threads)
     void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                           ptrdiff_t count, int num_threads)
+    ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
+    double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                                   ptrdiff_t count, int num_threads, double *room)
 
 
 cdef dict DTYPE_NAMES = {FUSED_ADAMW_FLOAT32: "float32", FUSED_ADAMW_FLOAT64: "float64"}
@@ -63,206 +77,201 @@ include "_numbers.pxi"
 include "_machine.pxi"
 include "_structure.pxi"
 include "_buffers.pxi"
+include "_held.pxi"
+include "_tuning.pxi"
 
 
-cdef enum:
-    ROLES = 3  # params, m, v: what a step writes
+cdef struct Derived:
+    # The scalars of a kind of tensors, all of which have had as many steps.
+    int kind
+    int dtype
+    long long t
+    fused_adamw_scalars scalars
 
-cdef tuple ROLE_NAMES = ("params", "m", "v")
+
+cdef struct Workspace:
+    # What one step needs, its own so that two threads may step at once.
+    fused_adamw_tensor *tensors  # those that have a gradient
+    Py_buffer *views             # of these gradients
+    Derived *derived
+    Py_ssize_t taken             # how many tensors and views there are
+    Py_ssize_t kinds             # how many derived scalars there are
 
 
-cdef class Tensors:
-    """Parameters and their moments, checked once and held for any number of steps.
+cdef class Tensors(Held):
+    """What an optimizer steps: parameters and moments, held, and the steps that each has had."""
 
-    ``params``, ``m`` and ``v`` are as in ``fused_adamw``."""
+    cdef Tuner tuner
+    cdef readonly int threads  # that the last step asked for
 
-    cdef object keys             # as of keys_of(params)
-    cdef Py_ssize_t count        # of tensors
-    cdef fused_adamw_tensor *tensors
-    cdef char *orders            # of each tensor's elements in memory: b"C" or b"F"
-    cdef Py_buffer *views        # of the first tensor's params, m and v, then of the next one's
-    cdef Py_ssize_t held         # how many of them are borrowed
-    cdef Interval *written       # those that are not empty, by address
-    cdef Py_ssize_t intervals    # how many of those there are
+    cpdef take_step(
+        self, grads, list hypers, t, bint counting, grad_scale, max_grad_norm,
+        bint skip_nonfinite, bint maximize, num_threads, isa,
+    ):
+        """One AdamW update in place; returns the global gradient norm if it was needed, else None.
 
-    def __cinit__(self, params, m, v):
-        self.keys = keys_of(params)
-        cdef tuple all_params = arrays_of("params", params, self.keys)
-        cdef tuple all_m = arrays_of("m", m, self.keys)
-        cdef tuple all_v = arrays_of("v", v, self.keys)
-        cdef Py_ssize_t i, count = len(all_params)
-        self.tensors = <fused_adamw_tensor *>allocate(count, sizeof(fused_adamw_tensor))
-        self.orders = <char *>allocate(count, sizeof(char))
-        self.views = <Py_buffer *>allocate(ROLES * count, sizeof(Py_buffer))
-        self.written = <Interval *>allocate(2 * ROLES * count, sizeof(Interval))
-        for i in range(count):
-            self.count += 1
-            self.hold_params(i, all_params[i])
-            self.tensors[i].m = self.hold_moment(i, all_m[i])
-            self.tensors[i].v = self.hold_moment(i, all_v[i])
-        self.refuse_overlaps()
-
-    def __dealloc__(self):
-        cdef Py_ssize_t k
-        for k in range(self.held):
-            PyBuffer_Release(&self.views[k])
-        PyMem_Free(self.written)
-        PyMem_Free(self.views)
-        PyMem_Free(self.orders)
-        PyMem_Free(self.tensors)
-
-    def step(self, grads, t, lr, betas, eps, weight_decay, num_threads, isa):
-        """One AdamW update of every tensor, in place; arguments as of ``fused_adamw``."""
-        cdef tuple all_grads = arrays_of("grads", grads, self.keys)
+        ``hypers``: one (lr, betas, eps, weight_decay) a group. ``t``: the number of this step; not
+        so when ``counting`` for each tensor the steps it has had, where a gradient may be None and
+        leaves its tensor alone."""
+        self.structure.require_group_each(hypers)
+        cdef tuple all_grads = self.structure.flatten("grads", grads)
         cdef int threads = resolve_threads(num_threads)
         cdef const fused_adamw_isa *chosen = find_isa(isa)
-        cdef fused_adamw_scalars[<int>FUSED_ADAMW_DTYPES] scalars
-        self.derive_scalars(scalars, t, lr, betas, eps, weight_decay)
-
-        # Of this call alone, so that two threads may step at once.
-        cdef fused_adamw_tensor *tensors = NULL
-        cdef Py_buffer *views = NULL
-        cdef Py_ssize_t i, taken = 0
+        cdef double scale = finite("grad_scale", grad_scale)
+        cdef double most = 0 if max_grad_norm is None else positive("max_grad_norm", max_grad_norm)
+        cdef long long given = 0 if counting else count_of_steps(t)
+        cdef double factor = -1 if maximize else 1
+        cdef double norm = 0, started = 0
+        cdef bint tuned
+        cdef Workspace space
+        prepare(&space, self.count)
         try:
-            tensors = <fused_adamw_tensor *>allocate(self.count, sizeof(fused_adamw_tensor))
-            views = <Py_buffer *>allocate(self.count, sizeof(Py_buffer))
-            for i in range(self.count):
-                acquire(&views[i], self, "grads", i, all_grads[i])
-                taken += 1
-                self.accept_gradient(i, &views[i], all_grads[i])
-                tensors[i] = self.tensors[i]
-                tensors[i].grads = views[i].buf
-                tensors[i].scalars = &scalars[tensors[i].dtype]
+            self.take(&space, all_grads, hypers, given)
+            threads = fused_adamw_threads_worth(space.tensors, space.taken, threads)
+            tuned = counting and threads > 1 and num_threads is None
+            if tuned:
+                threads = tuner_choice(&self.tuner, threads)
+                started = perf_counter() if tuner_is_trying(&self.tuner) else 0
+            self.threads = threads
+            if most > 0 or skip_nonfinite:
+                norm = fabs(scale) * gradient_norm(chosen, &space, threads)
+                if skip_nonfinite and not isfinite(norm):
+                    return norm
+                factor *= clip_factor(norm, most)
+            self.set_scale(&space, scale, factor)
             with nogil:
-                fused_adamw_step(chosen, tensors, self.count, threads)
+                fused_adamw_step(chosen, space.tensors, space.taken, threads)
+            if counting:
+                self.count_step(all_grads)
+            if tuned:
+                if tuner_is_trying(&self.tuner):
+                    tuner_learn(&self.tuner, perf_counter() - started)
+                self.tuner.steps += 1
         finally:
-            for i in range(taken):
-                PyBuffer_Release(&views[i])
-            PyMem_Free(views)
-            PyMem_Free(tensors)
+            release(&space)
+        return norm if most > 0 or skip_nonfinite else None
 
-    cdef int derive_scalars(
-        self, fused_adamw_scalars *scalars, t, lr, betas, eps, weight_decay
-    ) except -1:
-        """For each dtype that is present; for float64 where there is no tensor at all."""
-        cdef bint[<int>FUSED_ADAMW_DTYPES] present = [False, self.count == 0]
+    cdef int take(self, Workspace *space, tuple grads, list hypers, long long t) except -1:
+        """Check every gradient and number of this step; ``t`` is 0 to count for each tensor."""
         cdef Py_ssize_t i
-        cdef int dtype
+        cdef fused_adamw_tensor *tensor
+        cdef Py_buffer *view
         for i in range(self.count):
-            present[self.tensors[i].dtype] = True
-        for dtype in range(<int>FUSED_ADAMW_DTYPES):
-            if present[dtype]:
-                derive_scalars(&scalars[dtype], dtype, t, lr, betas, eps, weight_decay)
+            array = grads[i]
+            if array is None and t == 0:
+                continue
+            tensor = &space.tensors[space.taken]
+            view = &space.views[space.taken]
+            acquire(view, self, "grads", i, array)
+            space.taken += 1
+            self.accept_gradient(i, view, array)
+            tensor[0] = self.slots[i].tensor
+            tensor.grads = view.buf
+            tensor.scalars = self.scalars_of(
+                space, i, hypers, t if t != 0 else self.slots[i].steps + 1
+            )
+        if self.count == 0:  # the numbers are checked all the same
+            derive(&space.derived[0], 0, FUSED_ADAMW_FLOAT64, max(t, 1), hypers[0])
         return 0
 
-    # ---- params, m and v
-
-    cdef int hold_params(self, Py_ssize_t i, array) except -1:
-        cdef Py_buffer *view = &self.views[self.held]
-        self.tensors[i].dtype = acquire(view, self, "params", i, array)
-        self.held += 1
-        self.tensors[i].params = view.buf
-        self.tensors[i].size = view.len // view.itemsize
-        self.orders[i] = order_of(view)
-        if view.readonly or self.orders[i] == 0:
-            self.refuse_layout("params", i, view)
-        return 0
-
-    cdef void *hold_moment(self, Py_ssize_t i, array) except? NULL:
-        cdef Py_buffer *view = &self.views[self.held]
-        cdef Py_buffer *params = &self.views[ROLES * i]
-        cdef str argument = ROLE_NAMES[self.held % ROLES]
-        acquire(view, self, argument, i, array)
-        self.held += 1
-        if not same_layout(view, params):
-            self.require_like_params(argument, i, view)
-            if not PyBuffer_IsContiguous(view, self.orders[i]):
-                self.refuse_layout(argument, i, view)
-        if view.readonly:
-            self.refuse_layout(argument, i, view)
-        return view.buf
-
-    cdef int require_like_params(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
-        cdef Py_buffer *params = &self.views[ROLES * i]
-        if dtype_of(view) != self.tensors[i].dtype:
-            raise TypeError(
-                f"{self.name(argument, i)} has dtype {DTYPE_NAMES[dtype_of(view)]}; expected "
-                f"{DTYPE_NAMES[self.tensors[i].dtype]}, the dtype of {self.name('params', i)}"
-            )
-        if shape_of(view) != shape_of(params):
-            raise ValueError(
-                f"{self.name(argument, i)} has shape {shape_of(view)}; expected "
-                f"{shape_of(params)}, the shape of {self.name('params', i)}"
-            )
-        return 0
-
-    cdef int refuse_layout(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
-        name = self.name(argument, i)
-        if view.readonly:
-            raise ValueError(f"{name} is read-only; it is updated in place and must be writable")
-        if order_of(view) == 0:
-            raise ValueError(
-                f"{name} is not dense (shape {shape_of(view)}, strides {strides_of(view)} bytes); "
-                "expected an array in C or Fortran order, without gaps"
-            )
-        raise ValueError(
-            f"{name} is in {ORDER_NAMES[order_of(view)]} order; expected "
-            f"{ORDER_NAMES[self.orders[i]]} order, that of {self.name('params', i)}"
-        )
-
-    cdef int refuse_overlaps(self) except -1:
+    cdef fused_adamw_scalars *scalars_of(
+        self, Workspace *space, Py_ssize_t i, list hypers, long long t
+    ) except NULL:
+        """Those of an earlier tensor of the same kind, or new ones."""
         cdef Py_ssize_t k
-        for k in range(self.held):
-            if self.views[k].len > 0:
-                self.written[self.intervals] = interval_of(&self.views[k])
-                self.intervals += 1
-        sort_intervals(self.written, self.written + self.intervals, self.intervals)
-        for k in range(1, self.intervals):
-            if self.written[k].begin < self.written[k - 1].end:
-                self.report_overlap()
-        return 0
+        cdef Derived *derived
+        for k in range(space.kinds - 1, max(space.kinds - 16, 0) - 1, -1):
+            derived = &space.derived[k]
+            if (
+                derived.t == t and derived.kind == self.slots[i].kind
+                and derived.dtype == self.slots[i].tensor.dtype
+            ):
+                return &derived.scalars
+        derived = &space.derived[space.kinds]
+        derive(derived, self.slots[i].kind, self.slots[i].tensor.dtype, t, hypers[self.slots[i].kind // 2])
+        space.kinds += 1
+        return &derived.scalars
 
-    cdef int report_overlap(self) except -1:
-        cdef Py_ssize_t a, b
-        for b in range(self.held):
-            for a in range(b):
-                if overlap(interval_of(&self.views[a]), interval_of(&self.views[b])):
-                    raise ValueError(
-                        f"{self.view_name(a)} and {self.view_name(b)} share memory; every array "
-                        "that is updated needs memory of its own"
-                    )
-        return 0
-
-    # ---- gradients
-
-    cdef int accept_gradient(self, Py_ssize_t i, Py_buffer *view, array) except -1:
-        """Check a gradient; one in another memory order is replaced by a copy in the right one."""
-        if not same_layout(view, &self.views[ROLES * i]):
-            self.require_like_params("grads", i, view)
-            if not PyBuffer_IsContiguous(view, self.orders[i]):
-                array = np.array(array, order=chr(self.orders[i]), copy=True)
-                PyBuffer_Release(view)
-                acquire(view, self, "grads", i, array)
-        if overlaps_any(interval_of(view), self.written, self.intervals):
-            self.report_gradient_overlap(i, view)
-        return 0
-
-    cdef int report_gradient_overlap(self, Py_ssize_t i, const Py_buffer *view) except -1:
+    cdef int set_scale(self, Workspace *space, double grad_scale, double factor) except -1:
+        """``factor``: of the user's ``grad_scale``, or NaN where the norm that it clips by is."""
         cdef Py_ssize_t k
-        for k in range(self.held):
-            if overlap(interval_of(view), interval_of(&self.views[k])):
-                raise ValueError(
-                    f"{self.name('grads', i)} and {self.view_name(k)} share memory; a gradient "
-                    "is read while the other is written"
-                )
+        cdef Derived *derived
+        for k in range(space.kinds):
+            derived = &space.derived[k]
+            rounded_finite(derived.dtype, grad_scale, "grad_scale", grad_scale)
+            derived.scalars.scale = rounded(derived.dtype, grad_scale * factor)
         return 0
 
-    # ---- names for messages
+    cdef int count_step(self, tuple grads) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.slots[i].steps += grads[i] is not None
+        return 0
 
-    cdef name(self, str argument, Py_ssize_t i):
-        if self.keys is None:
-            return argument
-        return f"{argument}[{self.keys[i] if type(self.keys) is list else i!r}]"
+    def check(self, list hypers, max_grad_norm):
+        """Raise what a step with these numbers would raise."""
+        cdef Derived derived
+        cdef Py_ssize_t i
+        self.structure.require_group_each(hypers)
+        if max_grad_norm is not None:
+            positive("max_grad_norm", max_grad_norm)
+        for i in range(self.count):
+            derive(
+                &derived, self.slots[i].kind, self.slots[i].tensor.dtype, self.slots[i].steps + 1,
+                hypers[self.slots[i].kind // 2],
+            )
 
-    cdef view_name(self, Py_ssize_t k):
-        return self.name(ROLE_NAMES[k % ROLES], k // ROLES)
+    def get_steps(self):
+        """How many steps each tensor has had."""
+        return [self.slots[i].steps for i in range(self.count)]
+
+    def set_steps(self, list steps):
+        """``steps``: one number of steps, 0 or more, for each tensor."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.slots[i].steps = steps[i]
+
+
+def step_once(params, grads, m, v, t, lr, betas, eps, weight_decay, num_threads, isa):
+    """``fused_adamw``; all of it here, since on a small array the way costs more than the step."""
+    cdef Structure structure = Structure.__new__(Structure, params)
+    cdef Tensors tensors = Tensors.__new__(Tensors, structure, params, m, v)
+    tensors.take_step(
+        grads, [(lr, betas, eps, weight_decay)], t, False, 1.0, None, False, False, num_threads, isa
+    )
+
+
+cdef int prepare(Workspace *space, Py_ssize_t count) except -1:
+    cdef size_t each = sizeof(fused_adamw_tensor) + sizeof(Py_buffer) + sizeof(Derived)
+    space.tensors = <fused_adamw_tensor *>allocate(count, each)
+    space.views = <Py_buffer *>(space.tensors + max(count, 1))
+    space.derived = <Derived *>(space.views + max(count, 1))
+    space.taken = 0
+    space.kinds = 0
+    return 0
+
+
+cdef int release(Workspace *space) except -1:
+    cdef Py_ssize_t k
+    for k in range(space.taken):
+        PyBuffer_Release(&space.views[k])
+    PyMem_Free(space.tensors)
+    return 0
+
+
+cdef double gradient_norm(const fused_adamw_isa *isa, Workspace *space, int threads) except? -1:
+    """The Euclidean norm of all gradients of the step."""
+    cdef double square
+    cdef double *room = <double *>allocate(
+        fused_adamw_chunks(space.tensors, space.taken), sizeof(double)
+    )
+    with nogil:
+        square = fused_adamw_sum_squares(isa, space.tensors, space.taken, threads, room)
+    PyMem_Free(room)
+    return sqrt(square)
+
+
+cdef double clip_factor(double norm, double most) noexcept:
+    """As torch.nn.utils.clip_grad_norm_ scales gradients; a norm of NaN gives NaN."""
+    cdef double factor = most / (norm + 1e-6)
+    return 1 if most == 0 or factor > 1 else factor

@@ -4,6 +4,7 @@
 cdef extern from "Python.h":
     # On failure the exception is set, and left to the caller: a try block costs more than the call.
     double try_real "PyFloat_AsDouble"(object) noexcept
+    long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
 
 
 cdef integer(str name, value):
@@ -25,6 +26,13 @@ cdef double real(str name, value) except? -1:
     return number
 
 
+cdef double finite(str name, value) except? -1:
+    cdef double number = real(name, value)
+    if not isfinite(number):
+        raise ValueError(f"{name} is {value!r}; expected a finite number")
+    return number
+
+
 cdef double not_negative(str name, value) except? -1:
     cdef double number = real(name, value)
     if not (number >= 0 and isfinite(number)):
@@ -32,15 +40,19 @@ cdef double not_negative(str name, value) except? -1:
     return number
 
 
-cdef double count_of_steps(t) except? -1:
-    steps = integer("t", t)
-    if steps < 1:
-        raise ValueError(f"t is {steps}; expected the number of this step: 1, 2, 3, ...")
-    cdef double number = try_real(steps)
-    if number == -1:
-        PyErr_Clear()
-        raise ValueError("t is larger than any float64; expected the number of this step")
+cdef double positive(str name, value) except? -1:
+    cdef double number = real(name, value)
+    if not (number > 0 and isfinite(number)):
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
     return number
+
+
+cdef long long count_of_steps(t) except -1:
+    cdef int overflow
+    cdef long long steps = PyLong_AsLongLongAndOverflow(integer("t", t), &overflow)
+    if overflow != 0 or steps < 1:
+        raise ValueError(f"t is {t}; expected the number of this step: 1, 2, 3, ...")
+    return steps
 
 
 cdef double rounded(int dtype, double value) noexcept:
@@ -67,20 +79,23 @@ cdef double rounded_beta(int dtype, str name, value) except? -1:
     return beta
 
 
-cdef int derive_scalars(
-    fused_adamw_scalars *scalars, int dtype, t, lr, betas, eps, weight_decay
-) except -1:
+cdef int derive(Derived *derived, int kind, int dtype, long long t, hyper) except -1:
     """Everything follows in double from the rounded betas, each expression evaluated as Python
     evaluates it, and is then rounded once."""
+    lr, betas, eps, weight_decay = hyper
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
         raise TypeError(f"betas is {betas!r}; expected a pair of numbers") from None
-    cdef double steps = count_of_steps(t)
+    cdef fused_adamw_scalars *scalars = &derived.scalars
+    cdef double steps = t
     cdef double rate = not_negative("lr", lr)
     cdef double decay = rate * not_negative("weight_decay", weight_decay)
     cdef double b1 = rounded_beta(dtype, "betas[0]", beta1)
     cdef double b2 = rounded_beta(dtype, "betas[1]", beta2)
+    derived.kind = kind
+    derived.dtype = dtype
+    derived.t = t
     scalars.b1 = b1
     scalars.b2 = b2
     scalars.c1 = rounded(dtype, 1 - b1)
@@ -89,4 +104,6 @@ cdef int derive_scalars(
     scalars.rsqrt_bc2 = rounded(dtype, 1 / sqrt(1 - pow(b2, steps)))
     scalars.decay = rounded_finite(dtype, decay, "weight_decay", weight_decay)
     scalars.eps = rounded_finite(dtype, not_negative("eps", eps), "eps", eps)
+    if kind % 2 == 0:
+        scalars.decay = 0
     return 0

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ._core import Tensors
+from ._core import step_once
 
 
 def fused_adamw(
@@ -69,4 +69,4 @@ def fused_adamw(
         >>> w
         array([0.99899, 1.00099, 0.99999])
     """
-    Tensors(params, m, v).step(grads, t, lr, betas, eps, weight_decay, num_threads, isa)
+    step_once(params, grads, m, v, t, lr, betas, eps, weight_decay, num_threads, isa)

@@ -1,0 +1,173 @@
+"""The arrays that steps write: checked once, and held."""
+
+cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max")
+
+cdef struct Slot:
+    fused_adamw_tensor tensor
+    long long steps  # that it has had
+    int kind         # 2 * group + whether weight decay applies
+    char order       # of its elements in memory: b"C" or b"F"
+
+
+cdef class Held:
+    """Parameters and their moments, all of one ``structure``; ``v_max`` is for AMSGrad.
+
+    ``decays``: for each tensor, whether weight decay applies to it; None where it does to all."""
+
+    cdef Structure structure
+    cdef Py_ssize_t count        # of tensors
+    cdef Py_ssize_t roles        # how many arrays of each a step writes: 3, or 4 with v_max
+    cdef Slot *slots             # one a tensor
+    cdef Py_buffer *views        # of the first tensor's params, m, v (and v_max), then the next's
+    cdef Py_ssize_t held         # how many of them are borrowed
+    cdef Interval *written       # the views that are not empty, by address
+    cdef Py_ssize_t intervals    # how many of those there are
+
+    def __cinit__(self, Structure structure, params, m, v, v_max=None, decays=None):
+        cdef tuple all_params = structure.flatten("params", params)
+        cdef tuple all_m = structure.flatten("m", m)
+        cdef tuple all_v = structure.flatten("v", v)
+        cdef tuple all_v_max = None if v_max is None else structure.flatten("v_max", v_max)
+        cdef Py_ssize_t i, count = len(all_params)
+        self.structure = structure
+        self.roles = 3 if v_max is None else 4
+        self.slots = <Slot *>allocate(count, sizeof(Slot))
+        self.views = <Py_buffer *>allocate(self.roles * count, sizeof(Py_buffer))
+        self.written = <Interval *>allocate(2 * self.roles * count, sizeof(Interval))
+        for i in range(count):
+            self.count += 1
+            self.slots[i].steps = 0
+            self.slots[i].kind = 1
+            self.hold_params(i, all_params[i])
+            self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
+            self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
+            self.slots[i].tensor.v_max = NULL
+            if v_max is not None:
+                self.slots[i].tensor.v_max = self.hold_moment(i, all_v_max[i])
+        if structure.grouped or decays is not None:
+            self.set_kinds(structure.group_indices(), decays)
+        self.refuse_overlaps()
+
+    cdef int set_kinds(self, list groups, decays) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.slots[i].kind = 2 * groups[i] + (decays is None or decays[i])
+        return 0
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        for k in range(self.held):
+            PyBuffer_Release(&self.views[k])
+        PyMem_Free(self.written)
+        PyMem_Free(self.views)
+        PyMem_Free(self.slots)
+
+    # ---- what is written
+
+    cdef int hold_params(self, Py_ssize_t i, array) except -1:
+        cdef Py_buffer *view = &self.views[self.held]
+        self.slots[i].tensor.dtype = acquire(view, self, "params", i, array)
+        self.held += 1
+        self.slots[i].tensor.params = view.buf
+        self.slots[i].tensor.size = view.len // view.itemsize
+        self.slots[i].order = order_of(view)
+        if view.readonly or self.slots[i].order == 0:
+            self.refuse_layout("params", i, view)
+        return 0
+
+    cdef void *hold_moment(self, Py_ssize_t i, array) except? NULL:
+        cdef Py_buffer *view = &self.views[self.held]
+        cdef Py_buffer *params = &self.views[self.roles * i]
+        cdef str argument = ROLE_NAMES[self.held % self.roles]
+        acquire(view, self, argument, i, array)
+        self.held += 1
+        if not same_layout(view, params):
+            self.require_like_params(argument, i, view)
+            if not PyBuffer_IsContiguous(view, self.slots[i].order):
+                self.refuse_layout(argument, i, view)
+        if view.readonly:
+            self.refuse_layout(argument, i, view)
+        return view.buf
+
+    cdef int require_like_params(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
+        cdef Py_buffer *params = &self.views[self.roles * i]
+        if dtype_of(view) != self.slots[i].tensor.dtype:
+            raise TypeError(
+                f"{self.name(argument, i)} has dtype {DTYPE_NAMES[dtype_of(view)]}; expected "
+                f"{DTYPE_NAMES[self.slots[i].tensor.dtype]}, the dtype of {self.name('params', i)}"
+            )
+        if shape_of(view) != shape_of(params):
+            raise ValueError(
+                f"{self.name(argument, i)} has shape {shape_of(view)}; expected "
+                f"{shape_of(params)}, the shape of {self.name('params', i)}"
+            )
+        return 0
+
+    cdef int refuse_layout(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
+        name = self.name(argument, i)
+        if view.readonly:
+            raise ValueError(f"{name} is read-only; it is updated in place and must be writable")
+        if order_of(view) == 0:
+            raise ValueError(
+                f"{name} is not dense (shape {shape_of(view)}, strides {strides_of(view)} bytes); "
+                "expected an array in C or Fortran order, without gaps"
+            )
+        raise ValueError(
+            f"{name} is in {ORDER_NAMES[order_of(view)]} order; expected "
+            f"{ORDER_NAMES[self.slots[i].order]} order, that of {self.name('params', i)}"
+        )
+
+    cdef int refuse_overlaps(self) except -1:
+        cdef Py_ssize_t k
+        for k in range(self.held):
+            if self.views[k].len > 0:
+                self.written[self.intervals] = interval_of(&self.views[k])
+                self.intervals += 1
+        sort_intervals(self.written, self.written + self.intervals, self.intervals)
+        for k in range(1, self.intervals):
+            if self.written[k].begin < self.written[k - 1].end:
+                self.report_overlap()
+        return 0
+
+    cdef int report_overlap(self) except -1:
+        cdef Py_ssize_t a, b
+        for b in range(self.held):
+            for a in range(b):
+                if overlap(interval_of(&self.views[a]), interval_of(&self.views[b])):
+                    raise ValueError(
+                        f"{self.view_name(a)} and {self.view_name(b)} share memory; every array "
+                        "that is updated needs memory of its own"
+                    )
+        return 0
+
+    # ---- gradients
+
+    cdef int accept_gradient(self, Py_ssize_t i, Py_buffer *view, array) except -1:
+        """Check a gradient; one in another memory order is replaced by a copy in the right one."""
+        if not same_layout(view, &self.views[self.roles * i]):
+            self.require_like_params("grads", i, view)
+            if not PyBuffer_IsContiguous(view, self.slots[i].order):
+                array = np.array(array, order=chr(self.slots[i].order), copy=True)
+                PyBuffer_Release(view)
+                acquire(view, self, "grads", i, array)
+        if overlaps_any(interval_of(view), self.written, self.intervals):
+            self.report_gradient_overlap(i, view)
+        return 0
+
+    cdef int report_gradient_overlap(self, Py_ssize_t i, const Py_buffer *view) except -1:
+        cdef Py_ssize_t k
+        for k in range(self.held):
+            if overlap(interval_of(view), interval_of(&self.views[k])):
+                raise ValueError(
+                    f"{self.name('grads', i)} and {self.view_name(k)} share memory; a gradient "
+                    "is read while the other is written"
+                )
+        return 0
+
+    # ---- names for messages
+
+    cdef name(self, str argument, Py_ssize_t i):
+        return self.structure.name(argument, i)
+
+    cdef view_name(self, Py_ssize_t k):
+        return self.name(ROLE_NAMES[k % self.roles], k // self.roles)

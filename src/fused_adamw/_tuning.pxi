@@ -1,0 +1,47 @@
+"""One thread or all: found out while stepping.
+
+The bits of a step do not depend on its threads, so an optimizer is free to try. What is faster
+depends on what else runs: NumPy's own threads spin for a while after each matrix product, and then
+a step on two threads can wait for its second one for milliseconds."""
+
+cdef enum:
+    TRIALS = 6     # of each way, in turns; the first is not counted: it meets cold memory
+    PERIOD = 1000  # steps, after which it is tried again
+
+
+cdef struct Tuner:
+    long long steps
+    double[TRIALS] serial  # seconds of the trials
+    double[TRIALS] parallel
+
+
+cdef bint tuner_is_trying(const Tuner *tuner) noexcept:
+    return tuner.steps % PERIOD < 2 * TRIALS
+
+
+cdef int tuner_choice(Tuner *tuner, int threads) noexcept:
+    """How many threads the next step should use."""
+    if tuner_is_trying(tuner):
+        return threads if tuner.steps % 2 == 0 else 1
+    return threads if median_trial(tuner.parallel) <= median_trial(tuner.serial) else 1
+
+
+cdef void tuner_learn(Tuner *tuner, double seconds) noexcept:
+    """Take note of what the last step took, which was a trial."""
+    cdef Py_ssize_t trial = tuner.steps % PERIOD // 2
+    if tuner.steps % 2 == 0:
+        tuner.parallel[trial] = seconds
+    else:
+        tuner.serial[trial] = seconds
+
+
+cdef double median_trial(const double *seconds) noexcept:
+    """Of an odd number of trials, the first left out: the one that two are below and two above."""
+    cdef Py_ssize_t i, k, below
+    for i in range(1, TRIALS):
+        below = 0
+        for k in range(1, TRIALS):
+            below += seconds[k] < seconds[i] or (seconds[k] == seconds[i] and k < i)
+        if below == (TRIALS - 1) // 2:
+            return seconds[i]
+    return 0

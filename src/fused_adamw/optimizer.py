@@ -1,0 +1,343 @@
+"""``AdamW``: the optimizer that a training loop holds."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._core import Structure, Tensors, resolve_threads
+
+Schedule: TypeAlias = Callable[[int], float]
+"""The learning rate of step t = 1, 2, ...; see ``schedules.py``."""
+
+Hyper: TypeAlias = tuple[float, tuple[float, float], float, float]
+"""lr, betas, eps and weight_decay of one step."""
+
+DecayMask: TypeAlias = Callable[[str, Any], bool] | Any
+
+HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
+OPTIONS = ("maximize", "max_grad_norm", "skip_nonfinite")
+
+
+def matrices_only(name: str, array: Any) -> bool:
+    """A ``decay_mask`` that exempts biases and the scales and shifts of norms from weight decay:
+    it decays arrays of two or more dimensions, as is usual for transformers."""
+    return bool(array.ndim >= 2)
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019), in the manner of ``torch.optim.AdamW``, on NumPy arrays.
+
+    Each step updates all parameters in place, in one pass over memory::
+
+        g <- grad_scale * clip * gradient               (minus that with maximize)
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2                        (AMSGrad: v_max <- max(v_max, v))
+        p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
+        where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)   (AMSGrad: v_max for v)
+
+    Args:
+        params: one array, a sequence or a mapping of arrays; or a list of groups, each a dict with
+            such a structure under ``"params"`` and its own values of ``lr``, ``betas``, ``eps`` and
+            ``weight_decay`` where they differ. Arrays as ``fused_adamw`` takes them. They are held:
+            the same arrays have to be used for as long as the optimizer is.
+        lr: learning rate, 0 or more, or a function of t that gives the one of step t = 1, 2, ...
+        betas, eps, weight_decay: as of ``fused_adamw``.
+        amsgrad: divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018).
+        maximize: ascend.
+        max_grad_norm: scale the gradients of a step by min(1, max_grad_norm / (norm + 1e-6)) where
+            norm is their global Euclidean norm (Pascanu, Mikolov & Bengio 2013), as
+            ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed.
+        skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
+            float64, changes nothing.
+        state_dtype: None, for moments in the dtype of their parameters.
+        num_threads: at most this many threads. None: as many as ``fused_adamw`` would use, or one;
+            the first steps, and a few in each thousand, are taken both ways, and the way that was
+            faster is kept. (NumPy's own threads spin after a matrix product and can delay others.)
+        decay_mask: which tensors weight decay applies to: a predicate of a name and an array, such
+            as ``matrices_only``, or booleans in the structure of ``params``. None: all.
+
+    Attributes:
+        t: the number of steps taken. Each tensor also has its own count, which bias correction
+            goes by: a tensor whose gradient is None is left out of a step.
+        m, v, v_max: the moments, in the structure of ``params``; ``v_max`` is None without amsgrad.
+        param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
+            changed between steps.
+        max_grad_norm, skip_nonfinite, maximize, num_threads: may be changed between steps.
+
+    Raises TypeError or ValueError, naming the argument, as ``fused_adamw`` does.
+
+    Example:
+        >>> import numpy as np
+        >>> w = np.ones(3)
+        >>> opt = AdamW({"w": w}, lr=0.1, weight_decay=0.0)
+        >>> opt.step({"w": np.array([0.1, -2.0, 0.0])})
+        >>> w
+        array([0.90000001, 1.1       , 1.        ])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: None = None,
+        num_threads: int | None = None,
+        decay_mask: DecayMask | None = None,
+    ) -> None:
+        if state_dtype is not None:
+            raise ValueError(f"state_dtype is {state_dtype!r}; expected None")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.t = 0
+        self.maximize = bool(maximize)
+        self.max_grad_norm = max_grad_norm
+        self.skip_nonfinite = bool(skip_nonfinite)
+        self.num_threads = num_threads
+        grouped = _is_grouped(params)
+        self.param_groups = _checked_groups(params if grouped else [{"params": params}], defaults)
+        self._arrange(grouped)
+        arrays = self._structure.flatten("params", self._params())
+        if not arrays:
+            raise ValueError("params holds no array")
+        self._require_names_that_differ()
+        roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
+        self._state = {role: [np.zeros_like(array) for array in arrays] for role in roles}
+        self._decays = self._asked_decays(decay_mask, arrays)
+        self._hold()
+        self._tensors.check(_hypers(self.param_groups, 1), max_grad_norm)
+        resolve_threads(num_threads)
+
+    def step(self, grads: Any, grad_scale: float = 1.0) -> float | None:
+        """Update all parameters, in place.
+
+        Args:
+            grads: the gradients, in the structure of ``params`` (for groups: a list with one such
+                structure for each). None for a tensor leaves it, its moments and its count alone.
+            grad_scale: a factor of all gradients, such as 1 / loss scale, or 1 / number of
+                accumulated batches.
+
+        Returns the global norm of the gradients, times ``grad_scale``, where it was needed (for
+        ``max_grad_norm`` or ``skip_nonfinite``), else None.
+        """
+        t = self.t + 1
+        norm = self._tensors.take_step(
+            grads,
+            _hypers(self.param_groups, t),
+            0,
+            True,
+            grad_scale,
+            self.max_grad_norm,
+            self.skip_nonfinite,
+            self.maximize,
+            self.num_threads,
+            None,
+        )
+        if norm is None or isfinite(norm) or not self.skip_nonfinite:
+            self.t = t
+        return norm
+
+    # ---- state
+
+    @property
+    def m(self) -> Any:
+        return self._structure.unflatten(self._state["m"])
+
+    @property
+    def v(self) -> Any:
+        return self._structure.unflatten(self._state["v"])
+
+    @property
+    def v_max(self) -> Any:
+        return self._structure.unflatten(self._state["v_max"]) if self.amsgrad else None
+
+    @property
+    def amsgrad(self) -> bool:
+        return "v_max" in self._state
+
+    @property
+    def state_nbytes(self) -> int:
+        """The memory of the moments, in bytes."""
+        return sum(array.nbytes for arrays in self._state.values() for array in arrays)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of everything but the parameters, which shares no memory with the optimizer.
+
+        ``t``; ``param_groups`` without their parameters; the options; and under ``state``, for each
+        tensor by name, its ``step`` count and copies of its moments.
+        """
+        return {
+            "t": self.t,
+            "param_groups": [
+                {**{name: group[name] for name in HYPER_PARAMETERS}, "betas": tuple(group["betas"])}
+                for group in self.param_groups
+            ],
+            **{option: getattr(self, option) for option in OPTIONS},
+            "state": {
+                name: {"step": step, **{role: a[i].copy("K") for role, a in self._state.items()}}
+                for i, (name, step) in enumerate(
+                    zip(self.names, self._tensors.get_steps(), strict=True)
+                )
+            },
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
+
+        Raises TypeError or ValueError, naming the entry, with nothing changed.
+        """
+        groups, steps = self._checked_state(state_dict)
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update(saved)
+        for option in OPTIONS:
+            setattr(self, option, state_dict[option])
+        self.t = state_dict["t"]
+        self._tensors.set_steps(steps)
+        for i, name in enumerate(self.names):
+            for role, arrays in self._state.items():
+                arrays[i][...] = state_dict["state"][name][role]
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each tensor: its key or index, behind the index of its group."""
+        return [".".join(map(str, path)) or "params" for path in self._structure.paths()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = {name: x for name, x in vars(self).items() if name not in _REBUILT}
+        return attributes | {"steps": self._tensors.get_steps(), "grouped": self._grouped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        steps = state.pop("steps")
+        grouped = state.pop("grouped")
+        vars(self).update(state)
+        self._arrange(grouped)
+        self._hold()
+        self._tensors.set_steps(steps)
+
+    def __repr__(self) -> str:
+        size = sum(array.size for array in self._state["m"])
+        options = "".join(f", {name}={getattr(self, name)!r}" for name in ("amsgrad", *OPTIONS))
+        groups = (
+            ", ".join(f"{name}={group[name]!r}" for name in HYPER_PARAMETERS)
+            for group in self.param_groups
+        )
+        lines = "".join(f"\n    group {g}: {text}" for g, text in enumerate(groups))
+        return (
+            f"AdamW({len(self.names)} tensors, {size:,} parameters, t={self.t}{options}{lines}\n)"
+        )
+
+    # ---- inner parts
+
+    def _arrange(self, grouped: bool) -> None:
+        self._grouped = grouped
+        self._structure = Structure(self._params(), grouped)
+
+    def _params(self) -> Any:
+        groups = [group["params"] for group in self.param_groups]
+        return groups if self._grouped else groups[0]
+
+    def _hold(self) -> None:
+        state = {role: self._structure.unflatten(arrays) for role, arrays in self._state.items()}
+        self._tensors = Tensors(self._structure, self._params(), **state, decays=self._decays)
+
+    def _asked_decays(self, mask: DecayMask | None, arrays: tuple[Any, ...]) -> list[bool]:
+        if mask is None:
+            return [True] * len(arrays)
+        if callable(mask):
+            return [bool(mask(name, a)) for name, a in zip(self.names, arrays, strict=True)]
+        return [bool(decays) for decays in self._structure.flatten("decay_mask", mask)]
+
+    def _require_names_that_differ(self) -> None:
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"params has several arrays with one name: {twice}")
+
+    def _checked_state(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+        _require_keys("state_dict", saved, {"t", "param_groups", "state", *OPTIONS})
+        _require_count("state_dict['t']", saved["t"])
+        for option in ("maximize", "skip_nonfinite"):
+            if not isinstance(saved[option], bool):
+                raise TypeError(f"state_dict[{option!r}] is {saved[option]!r}; expected a bool")
+        groups = saved["param_groups"]
+        if not isinstance(groups, list):
+            raise TypeError(f"state_dict['param_groups'] is {groups!r}; expected a list")
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"state_dict['param_groups'] has {len(groups)} groups; "
+                f"expected {len(self.param_groups)}"
+            )
+        for g, group in enumerate(groups):
+            _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
+        self._tensors.check(_hypers(groups, saved["t"] + 1), saved["max_grad_norm"])
+        _require_keys("state_dict['state']", saved["state"], set(self.names))
+        for i, name in enumerate(self.names):
+            self._require_entry(f"state_dict['state'][{name!r}]", saved["state"][name], i)
+        return groups, [saved["state"][name]["step"] for name in self.names]
+
+    def _require_entry(self, where: str, entry: Mapping[str, Any], i: int) -> None:
+        _require_keys(where, entry, {"step", *self._state})
+        _require_count(f"{where}['step']", entry["step"])
+        for role, arrays in self._state.items():
+            array, own = entry[role], arrays[i]
+            if not isinstance(array, np.ndarray) or array.dtype != own.dtype:
+                found = getattr(array, "dtype", type(array).__name__)
+                raise TypeError(f"{where}[{role!r}] is {found}; expected an array of {own.dtype}")
+            if array.shape != own.shape:
+                raise ValueError(f"{where}[{role!r}] has shape {array.shape}; expected {own.shape}")
+
+
+_REBUILT = {"_structure", "_tensors", "_grouped"}
+
+
+def _is_grouped(params: Any) -> bool:
+    if not isinstance(params, (list, tuple)):
+        return False
+    groups = [isinstance(item, Mapping) for item in params]
+    if any(groups) and not all(groups):
+        raise TypeError("params holds groups and arrays; expected a list of one or the other")
+    return any(groups)
+
+
+def _checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    for g, group in enumerate(groups):
+        unknown = sorted(set(map(str, group)) - {"params", *HYPER_PARAMETERS})
+        if "params" not in group or unknown:
+            raise ValueError(
+                f"params[{g}] has the keys {list(group)}; expected 'params', and of "
+                f"{', '.join(HYPER_PARAMETERS)} what differs"
+            )
+    return [{"params": group["params"], **defaults, **group} for group in groups]
+
+
+def _hypers(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
+    """The hyper-parameters of step t, by group."""
+    return [
+        (
+            group["lr"](t) if callable(group["lr"]) else group["lr"],
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+        )
+        for group in groups
+    ]
+
+
+def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{where} is of type {type(mapping).__name__}; expected a mapping")
+    if set(mapping) != keys:
+        missing, extra = sorted(keys - set(mapping)), sorted(map(str, set(mapping) - keys))
+        raise ValueError(f"{where} is of another optimizer: missing {missing}, unexpected {extra}")
+
+
+def _require_count(where: str, count: Any) -> None:
+    if not isinstance(count, int) or not 0 <= count < 2**63 - 1:  # the next one is counted too
+        raise ValueError(f"{where} is {count!r}; expected a number of steps, 0 or more")
