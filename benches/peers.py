@@ -188,6 +188,14 @@ def optax_contenders():
     yield Contender("optax", prepare)
 
 
+def limit_call(loaded, *arrays):
+    size, dtype = arrays[0].size, arrays[0].dtype
+    zero = {"float32": ctypes.c_float, "float64": ctypes.c_double}[dtype.name](0)
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
+    loop = getattr(loaded, f"limit_{dtype.name}")
+    return functools.partial(loop, *pointers, ctypes.c_ssize_t(size), THREADS, zero)
+
+
 def limit_contenders():
     """A C loop with the loads and stores of a step and next to no arithmetic: limit.c."""
     source = Path(__file__).with_name("limit.c")
@@ -199,12 +207,13 @@ def limit_contenders():
         loaded = ctypes.CDLL(str(library))
 
     def prepare(*arrays):
-        arrays = [array for (array,) in arrays]
-        size, dtype = arrays[0].size, arrays[0].dtype
-        zero = {"float32": ctypes.c_float, "float64": ctypes.c_double}[dtype.name](0)
-        pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
-        loop = getattr(loaded, f"limit_{dtype.name}")
-        return functools.partial(loop, *pointers, ctypes.c_ssize_t(size), THREADS, zero)
+        calls = [limit_call(loaded, *tensor) for tensor in zip(*arrays, strict=True)]
+
+        def step():
+            for call in calls:
+                call()
+
+        return step
 
     # A smaller step is bound by the call, not by memory.
     yield Contender(LIMIT, prepare, smallest=2**16)
