@@ -180,15 +180,13 @@ cdef class Tensors(Held):
         """Those of an earlier tensor of the same kind, or new ones."""
         cdef Py_ssize_t k
         cdef Derived *derived
+        cdef int kind = self.slots[i].kind, dtype = self.slots[i].tensor.dtype
         for k in range(space.kinds - 1, max(space.kinds - 16, 0) - 1, -1):
             derived = &space.derived[k]
-            if (
-                derived.t == t and derived.kind == self.slots[i].kind
-                and derived.dtype == self.slots[i].tensor.dtype
-            ):
+            if derived.t == t and derived.kind == kind and derived.dtype == dtype:
                 return &derived.scalars
         derived = &space.derived[space.kinds]
-        derive(derived, self.slots[i].kind, self.slots[i].tensor.dtype, t, hypers[self.slots[i].kind // 2])
+        derive(derived, kind, dtype, t, hypers[kind // 2])
         space.kinds += 1
         return &derived.scalars
 
