@@ -432,14 +432,14 @@ import signal, sys
 from fused_adamw import cli, training
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # even where a shell ignores it
-fused_step = training.FusedAdamW.step
+fused_step = training.AdamW.step
 
-def step(self, parameters, grads):
-    fused_step(self, parameters, grads)
+def step(self, grads):
+    fused_step(self, grads)
     if self.t == 3:
         print("under way", file=sys.stderr, flush=True)
 
-training.FusedAdamW.step = step
+training.AdamW.step = step
 cli.main()
 """
 

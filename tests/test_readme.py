@@ -1,10 +1,13 @@
-"""What the README shows works as it stands."""
+"""What the README and the docstrings show works as it stands."""
 
+import doctest
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fused_adamw import _core, optimizer
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
@@ -28,3 +31,10 @@ def test_the_regression_of_the_readme_finds_the_minimum():
     exec(compile(BLOCKS[0], "README.md", "exec"), names)
     solution, *_ = np.linalg.lstsq(names["X"], names["y"], rcond=None)
     np.testing.assert_allclose(names["w"], solution, atol=0.02)
+
+
+@pytest.mark.parametrize("module", [_core, optimizer], ids=lambda module: module.__name__)
+def test_the_examples_in_docstrings(module):
+    results = doctest.testmod(module)
+    assert results.attempted
+    assert not results.failed

@@ -65,10 +65,10 @@ def test_an_interrupt_ends_after_a_whole_step():
     optimizer = make_optimizer(OptimizerName.FUSED, model.parameters, 0.001)
     fused_step = optimizer.step
 
-    def step(parameters, grads):
+    def step(grads):
         if optimizer.t == 2:
             signal.raise_signal(signal.SIGINT)  # before the update, so that it could be lost
-        fused_step(parameters, grads)
+        fused_step(grads)
 
     optimizer.step = step
     run = train(model, optimizer, SENTENCE, 100)

@@ -1,6 +1,6 @@
 """The AdamW step in host memory: NumPy arrays, one pass, every core, exact to the last bit."""
 
-from .functional import fused_adamw
+from ._core import fused_adamw
 from .optimizer import AdamW, matrices_only
 from .runtime import __version__, runtime_info
 

@@ -43,16 +43,17 @@ class Tensors:
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...
 
-def step_once(
+def fused_adamw(
     params: Any,
     grads: Any,
     m: Any,
     v: Any,
     t: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    num_threads: int | None,
-    isa: str | None,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    num_threads: int | None = None,
+    isa: str | None = None,
 ) -> None: ...

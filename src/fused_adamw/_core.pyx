@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: cdivision=True, binding=False, freethreading_compatible=True
+# cython: cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True
 """The gate: every check on what the user passes, and the only caller of C.
 
     _structure.pxi   how the arrays of an argument are arranged
@@ -8,6 +9,7 @@
     _numbers.pxi     hyper-parameters, and what follows from them
     _machine.pxi     instruction sets and threads
     _tuning.pxi      whether several threads pay
+    _functional.pxi  the function fused_adamw
 
 Nothing is written before everything has been checked; after an error all buffers are as they were.
 A TypeError is about what an argument is (its kind, its dtype), a ValueError about its value.
@@ -18,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
+
+cimport cython
 
 from fused_adamw.cgroup import cpu_quota
 
@@ -98,6 +102,7 @@ cdef struct Workspace:
     Py_ssize_t kinds             # how many derived scalars there are
 
 
+@cython.no_gc
 cdef class Tensors(Held):
     """What an optimizer steps: parameters and moments, held, and the steps that each has had."""
 
@@ -230,15 +235,6 @@ cdef class Tensors(Held):
             self.slots[i].steps = steps[i]
 
 
-def step_once(params, grads, m, v, t, lr, betas, eps, weight_decay, num_threads, isa):
-    """``fused_adamw``; all of it here, since on a small array the way costs more than the step."""
-    cdef Structure structure = Structure.__new__(Structure, params)
-    cdef Tensors tensors = Tensors.__new__(Tensors, structure, params, m, v)
-    tensors.take_step(
-        grads, [(lr, betas, eps, weight_decay)], t, False, 1.0, None, False, False, num_threads, isa
-    )
-
-
 cdef int prepare(Workspace *space, Py_ssize_t count) except -1:
     cdef size_t each = sizeof(fused_adamw_tensor) + sizeof(Py_buffer) + sizeof(Derived)
     space.tensors = <fused_adamw_tensor *>allocate(count, each)
@@ -273,3 +269,6 @@ cdef double clip_factor(double norm, double most) noexcept:
     """As torch.nn.utils.clip_grad_norm_ scales gradients; a norm of NaN gives NaN."""
     cdef double factor = most / (norm + 1e-6)
     return 1 if most == 0 or factor > 1 else factor
+
+
+include "_functional.pxi"

@@ -9,6 +9,7 @@ cdef struct Slot:
     char order       # of its elements in memory: b"C" or b"F"
 
 
+@cython.no_gc
 cdef class Held:
     """Parameters and their moments, all of one ``structure``; ``v_max`` is for AMSGrad.
 

@@ -1,6 +1,7 @@
 """The structures of arguments: one array, a sequence or a mapping of arrays, or groups of these."""
 
 
+@cython.no_gc
 cdef class Structure:
     """How the arrays of a call are arranged, learnt from ``params`` and required of the rest.
 

@@ -132,12 +132,9 @@ LearningRate = Annotated[float, typer.Option(min=0, callback=finite, help="Learn
 WeightDecay = Annotated[float, typer.Option(min=0, callback=finite, help="Weight decay of AdamW.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Of parameters, gradients and optimizer state.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the first parameters, batches and sample.")]
-NumThreads = Annotated[
-    int | None,
-    typer.Option(
-        min=1, show_default="as many as the machine allows", help="Threads of the fused update."
-    ),
-]
+# NumPy's own threads spin for a while after each matrix product; a second pool would wait for them
+# longer than it could save on models of this size.
+NumThreads = Annotated[int, typer.Option(min=1, help="Threads of the fused update.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Train with SGD too, side by side.")]
 SgdRate = Annotated[
     float | None,
@@ -217,7 +214,7 @@ def train(
     weight_decay: WeightDecay = 0.01,
     dtype: Dtype = DtypeName.float64,
     seed: Seed = 42,
-    num_threads: NumThreads = None,
+    num_threads: NumThreads = 1,
     compare: Compare = False,
     sgd_lr: SgdRate = None,
     text: TextFile = None,

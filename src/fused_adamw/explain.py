@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .functional import fused_adamw
+from ._core import fused_adamw
 from .reference import adamw_update
 
 THETA, GRADIENT = 0.024634, -0.352893

@@ -1,6 +1,6 @@
 """The loop that joins a model, an optimizer and data, and measures where the time goes.
 
-An optimizer is anything with ``step(parameters, grads)``, which changes the parameters in place.
+An optimizer is anything made for some parameters, whose ``step(grads)`` changes them in place.
 Nothing here prints or parses.
 """
 
@@ -16,11 +16,11 @@ from itertools import repeat
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from .functional import fused_adamw
+from .optimizer import AdamW
 from .reference import adamw_update_list
 from .tiny_transformer import (
     PAD,
@@ -41,49 +41,23 @@ Batch: TypeAlias = tuple[Sequences, Sequences]  # tokens and their targets
 
 
 class Optimizer(Protocol):
-    def step(self, parameters: Parameters, grads: Parameters) -> None: ...
-
-
-class FusedAdamW:
-    """AdamW through the compiled kernel: all parameters in one call."""
-
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float,
-        weight_decay: float,
-        num_threads: int | None = None,
-    ) -> None:
-        self.m = {name: np.zeros_like(parameter) for name, parameter in parameters.items()}
-        self.v = {name: np.zeros_like(parameter) for name, parameter in parameters.items()}
-        self.t = 0
-        self.options: dict[str, Any] = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "num_threads": num_threads,
-        }
-        # A step on empty arrays changes nothing and refuses bad options before the training.
-        empty = {name: parameter.ravel()[:0] for name, parameter in parameters.items()}
-        fused_adamw(empty, empty, empty, empty, 1, **self.options)
-
-    def step(self, parameters: Parameters, grads: Parameters) -> None:
-        self.t += 1
-        fused_adamw(parameters, grads, self.m, self.v, self.t, **self.options)
+    def step(self, grads: Parameters) -> object: ...
 
 
 class ReferenceAdamW:
     """AdamW in pure Python, one number at a time."""
 
     def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
+        self.parameters = parameters
         self.m = {name: [0.0] * parameter.size for name, parameter in parameters.items()}
         self.v = {name: [0.0] * parameter.size for name, parameter in parameters.items()}
         self.t = 0
         self.lr = lr
         self.weight_decay = weight_decay
 
-    def step(self, parameters: Parameters, grads: Parameters) -> None:
+    def step(self, grads: Parameters) -> None:
         self.t += 1
-        for name, parameter in parameters.items():
+        for name, parameter in self.parameters.items():
             theta, self.m[name], self.v[name] = adamw_update_list(
                 parameter.ravel().tolist(),
                 grads[name].ravel().tolist(),
@@ -99,11 +73,12 @@ class ReferenceAdamW:
 class SGD:
     """Plain gradient descent: one rate for all parameters, no state."""
 
-    def __init__(self, lr: float) -> None:
+    def __init__(self, parameters: Parameters, lr: float) -> None:
+        self.parameters = parameters
         self.lr = lr
 
-    def step(self, parameters: Parameters, grads: Parameters) -> None:
-        for name, parameter in parameters.items():
+    def step(self, grads: Parameters) -> None:
+        for name, parameter in self.parameters.items():
             parameter -= self.lr * grads[name]
 
 
@@ -121,10 +96,10 @@ def make_optimizer(
     num_threads: int | None = None,
 ) -> Optimizer:
     if name is OptimizerName.SGD:
-        return SGD(lr)
+        return SGD(parameters, lr)
     if name is OptimizerName.REFERENCE:
         return ReferenceAdamW(parameters, lr, weight_decay)
-    return FusedAdamW(parameters, lr, weight_decay, num_threads)
+    return AdamW(parameters, lr, weight_decay=weight_decay, num_threads=num_threads)
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -177,7 +152,7 @@ def train(
             backward_start = perf_counter()
             grads = model.backward(cache)
             backward_end = perf_counter()
-            optimizer.step(model.parameters, grads)
+            optimizer.step(grads)
             end = perf_counter()
             run.forward_seconds += forward_end - start
             run.backward_seconds += backward_end - backward_start
@@ -217,7 +192,7 @@ def reference_step_seconds(
     seconds = []
     for _ in range(repeats):
         start = perf_counter()
-        optimizer.step(parameters, grads)
+        optimizer.step(grads)
         seconds.append(perf_counter() - start)
     return statistics.median(seconds)
 
