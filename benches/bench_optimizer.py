@@ -1,4 +1,4 @@
-"""The class AdamW beside torch's: many small tensors, clipping, and models of real size."""
+"""The class AdamW: many small tensors, clipping, steps behind products, models of real size."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import os
 import numpy as np
 from bench_step import MODEL, READ_AND_WRITTEN, draw
 from contest import Contest, time_block
-from peers import LIMIT, OURS, all_contenders
+from peers import LIMIT, OURS, THREADS, all_contenders
 
 from fused_adamw import AdamW
 
@@ -26,7 +26,7 @@ def gpt2(layers, width, vocabulary=50257, context=1024):
 
 
 def held(shapes):
-    """Parameters, two sets of gradients to take turns, and what the optimizer keeps."""
+    """Parameters, gradients, and an optimizer with the moments of a first step."""
     params, grads, _, _ = draw(shapes, np.float32)
     optimizer = AdamW(params)
     optimizer.step(grads)
@@ -51,6 +51,25 @@ def ours_with_fresh_gradients(params, grads, optimizer):
 def ours_clipped(params, grads, optimizer):
     clipping = AdamW(params, max_grad_norm=MAX_GRAD_NORM)
     return lambda: clipping.step(grads)
+
+
+def after_products(num_threads):
+    """A step where training code has it: behind matrix products, whose threads spin for a while."""
+
+    def prepare(params, grads, optimizer):
+        own = AdamW([p.copy() for p in params], num_threads=num_threads)
+        a = np.random.default_rng(0).random((512, 512), np.float32)
+
+        def step():
+            a @ a
+            a @ a
+            own.step(grads)
+
+        for _ in range(20):  # the first steps try both numbers of threads
+            step()
+        return step
+
+    return prepare
 
 
 def peer(name):
@@ -108,6 +127,13 @@ def contests():
     yield contest("1000x64", "1,000 tensors of 64", [(64,)] * 1000, against_torch)
     clipping = {f"{OURS}-no-clipping": ours, OURS: ours_clipped, **torch_clipped()}
     yield contest("clip-pow24", "2^24, clipped", [(2**24,)], clipping, moved=False)
+    products = {
+        OURS: after_products(None),
+        f"{OURS}-1-thread": after_products(1),
+        f"{OURS}-{THREADS}-threads": after_products(THREADS),
+    }
+    title = "2^20, with two products of 512 x 512 matrices before each step"
+    yield contest("products-pow20", title, [(2**20,)], products, moved=False)
     real = {OURS: ours, **fused, **peer(LIMIT)}
     yield contest("gpt2-small", "GPT-2 Small, 148 tensors", small, real)
     if memory_allows(large):
