@@ -9,7 +9,7 @@
 #endif
 
 /* What threads share out: the units [0, total), in parts that begin at multiples of `grain`. */
-typedef struct job {
+struct job {
     void (*work)(const struct job *job, ptrdiff_t begin, ptrdiff_t end);
     ptrdiff_t total;
     ptrdiff_t grain;
@@ -17,7 +17,7 @@ typedef struct job {
     const fused_adamw_isa *isa;
     const fused_adamw_tensor *tensors;
     double *room;
-} job;
+};
 
 static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 {
@@ -32,7 +32,7 @@ static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 /* Whole cache lines in every dtype. */
 #define GRAIN 64
 
-static void step_elements(const job *job, ptrdiff_t begin, ptrdiff_t end)
+static void step_elements(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 {
     for (const fused_adamw_tensor *tensor = job->tensors; begin < end; tensor++) {
         const fused_adamw_kernels *kernels = &job->isa->kernels[tensor->dtype];
@@ -61,7 +61,7 @@ ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
     return chunks;
 }
 
-static void sum_chunks(const job *job, ptrdiff_t begin, ptrdiff_t end)
+static void sum_chunks(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 {
     const fused_adamw_tensor *tensor = job->tensors;
     ptrdiff_t first = 0; /* chunk of this tensor */
@@ -81,12 +81,12 @@ static void sum_chunks(const job *job, ptrdiff_t begin, ptrdiff_t end)
 /* Fewer elements than this are not worth another thread: benches/bench_threads.py. */
 #define MIN_ELEMENTS_PER_THREAD 32768
 
-static ptrdiff_t part_begin(const job *job, int part, int parts)
+static ptrdiff_t part_begin(const struct job *job, int part, int parts)
 {
     return part == parts ? job->total : job->total / parts * part / job->grain * job->grain;
 }
 
-static void run_parallel(const job *job)
+static void run_parallel(const struct job *job)
 {
 #pragma omp parallel num_threads(job->num_threads)
     {
@@ -98,7 +98,7 @@ static void run_parallel(const job *job)
 
 #if defined(_WIN32)
 
-static int run_wherever_safe(job *job, ptrdiff_t elements)
+static int run_wherever_safe(struct job *job, ptrdiff_t elements)
 {
     (void)elements;
     run_parallel(job);
@@ -130,7 +130,7 @@ static void *run_in_thread(void *job)
     return NULL;
 }
 
-static int run_wherever_safe(job *job, ptrdiff_t elements)
+static int run_wherever_safe(struct job *job, ptrdiff_t elements)
 {
     pthread_t thread;
     if (!forked) {
@@ -156,7 +156,7 @@ int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count
 }
 
 /* Whether the job was done, on several threads. */
-static int run_on_threads(job *job, ptrdiff_t elements)
+static int run_on_threads(struct job *job, ptrdiff_t elements)
 {
     return job->num_threads > 1 && run_wherever_safe(job, elements);
 }
@@ -179,7 +179,7 @@ int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count
     return 1;
 }
 
-static int run_on_threads(job *job, ptrdiff_t elements)
+static int run_on_threads(struct job *job, ptrdiff_t elements)
 {
     (void)job, (void)elements;
     return 0;
@@ -205,8 +205,7 @@ void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tens
                       ptrdiff_t count, int num_threads)
 {
     const ptrdiff_t elements = total_size(tensors, count);
-    const int threads = fused_adamw_threads_worth(tensors, count, num_threads);
-    job job = {step_elements, elements, GRAIN, threads, isa, tensors, NULL};
+    struct job job = {step_elements, elements, GRAIN, num_threads, isa, tensors, NULL};
     if (!run_on_threads(&job, elements))
         step_elements(&job, 0, elements);
 }
@@ -215,8 +214,7 @@ double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_ten
                                ptrdiff_t count, int num_threads, double *room)
 {
     const ptrdiff_t chunks = fused_adamw_chunks(tensors, count);
-    const int threads = fused_adamw_threads_worth(tensors, count, num_threads);
-    job job = {sum_chunks, chunks, 1, threads, isa, tensors, room};
+    struct job job = {sum_chunks, chunks, 1, num_threads, isa, tensors, room};
     if (!run_on_threads(&job, total_size(tensors, count)))
         sum_chunks(&job, 0, chunks);
     double sum = 0;

@@ -68,7 +68,7 @@ int fused_adamw_has_openmp(void);
  * the affinity mask allows; 1 without OpenMP. */
 int fused_adamw_max_threads(void);
 
-/* How many of `num_threads` threads a call over these tensors would use: 1 where they are few. */
+/* How many of `num_threads` threads pay for a call over these tensors: 1 where they are small. */
 int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads);
 
 /* Updates `count` tensors with the kernels of a supported `isa`, on at most `num_threads` >= 1

@@ -7,10 +7,11 @@
 #include <math.h>
 
 /* Bit-exact results need each operation rounded to its own type, in the order written. */
-#if defined(__FAST_MATH__)
-#error "fused-adamw promises bit-exact results: build it without -ffast-math"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "fused-adamw promises bit-exact results: build it without -ffast-math and its parts"
 #endif
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+/* 16 widens _Float16 alone. */
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "float arithmetic is evaluated in a wider type here: build with SSE2 (-msse2 -mfpmath=sse)"
 #endif
 #if defined(_MSC_VER)

@@ -12,6 +12,9 @@ FORCED = os.environ.get("FUSED_ADAMW_ISA")
 ISAS = [FORCED] if FORCED else runtime_info()["available_isas"]
 
 
+PER_THREAD = 32768  # the fewest elements that another thread is used for: csrc/dispatch.c
+
+
 @pytest.fixture(params=ISAS)
 def isa(request):
     return request.param

@@ -2,6 +2,7 @@
 
 import array
 import collections
+import ctypes
 import types
 
 import numpy as np
@@ -245,6 +246,22 @@ def test_iterators_are_not_consumed(lists, role):
     assert len(list(lists[role])) == 3
 
 
+class Lying(dict):
+    """A mapping whose values are not those of its keys."""
+
+    def values(self):
+        return []
+
+
+@pytest.mark.parametrize("role", range(4))
+def test_a_mapping_is_asked_for_its_keys_alone(dicts, tensor, role):
+    expected = [{key: array.copy() for key, array in column.items()} for column in dicts]
+    call(expected)
+    dicts[role] = Lying(dicts[role])
+    call(dicts)
+    assert [snapshot(dict(column)) for column in dicts] == [snapshot(x) for x in expected]
+
+
 def test_nested(lists):
     assert_refused([[column] for column in lists], TypeError, "params[0]", "list")
 
@@ -346,6 +363,31 @@ def test_numbers_of_other_kinds(arrays, tensor):
     call(arrays, np.int64(3), lr=np.float64(0.5), betas=[0, np.float64(0.5)], eps=np.array(0.25))
     call(other, 3, lr=0.5, betas=(0.0, 0.5), eps=0.25)
     assert [a.tobytes() for a in arrays] == [a.tobytes() for a in other]
+
+
+class Interrupting:
+    def __float__(self):
+        raise KeyboardInterrupt
+
+
+def test_other_exceptions_pass_through(arrays):
+    with pytest.raises(KeyboardInterrupt):
+        call(arrays, lr=Interrupting())
+
+
+@pytest.mark.parametrize("shape", [(24,), (4, 6), (0,)])
+@pytest.mark.parametrize("role", range(4))
+def test_ctypes_arrays(tensor, role, shape):
+    """Their buffers come without strides."""
+    expected, x = tensor(shape, np.float32), tensor(shape, np.float32)
+    fused_adamw(*expected.arrays, 1)
+    arrays = list(x.arrays)
+    kind = ctypes.c_float
+    for size in reversed(shape):
+        kind = kind * size
+    arrays[role] = kind.from_buffer_copy(arrays[role].tobytes())
+    call(arrays)
+    assert [memoryview(array).tobytes() for array in arrays] == expected.bytes()
 
 
 # ---- gradients in another memory order

@@ -5,12 +5,12 @@ import mmap
 
 import numpy as np
 import pytest
-from conftest import ISAS, Tensor
+from conftest import ISAS, PER_THREAD, Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from twin import adamw_twin
 
-from fused_adamw import fused_adamw
+from fused_adamw import fused_adamw, runtime_info
 from fused_adamw._core import Structure, Tensors
 from fused_adamw.reference import adamw_update
 
@@ -18,8 +18,7 @@ from fused_adamw.reference import adamw_update
 # narrower vectors, and the 64 elements at whose multiples threads part.
 LENGTHS = [*range(36), 47, 48, 49, 63, 64, 65, 127, 128, 129, 255, 257, 1023, 1024, 1025, 4099]
 
-# A second thread joins at twice this many elements, a third at three times, and so on.
-PER_THREAD = 32768
+# A second thread joins at 2 x PER_THREAD elements, a third at 3 x, and so on.
 THREADED_LENGTHS = [
     2 * PER_THREAD - 1,
     2 * PER_THREAD,
@@ -123,7 +122,7 @@ def held_step(arrays, v_max, t, hyper, scale, num_threads, isa):
     structure = Structure(p)
     tensors = Tensors(structure, p, m, v, v_max)
     numbers = (hyper["lr"], hyper["betas"], hyper["eps"], hyper["weight_decay"])
-    tensors.take_step(g, [numbers], t, False, abs(scale), None, False, scale < 0, num_threads, isa)
+    tensors.take_step(g, [numbers], t, abs(scale), None, False, scale < 0, num_threads, isa)
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 0.37, -1e-3, 0.0])
@@ -149,6 +148,17 @@ def test_amsgrad_keeps_nan(tensor, dtype, isa, where):
     assert np.isnan(v_max[21])
     for array, twin in zip((x.p, x.m, x.v, v_max), expected, strict=True):
         np.testing.assert_array_equal(array, twin, strict=True)
+
+
+@pytest.mark.skipif(not runtime_info()["openmp"], reason="a build without OpenMP")
+@pytest.mark.parametrize(("length", "threads"), [(-1, 1), (0, 2), (PER_THREAD, 3)])
+def test_the_sizes_that_threads_join_at(tensor, length, threads):
+    """PER_THREAD is the constant of csrc/dispatch.c, so that the lengths above meet its edges."""
+    x = tensor(2 * PER_THREAD + length, np.float32)
+    tensors = Tensors(Structure(x.p), x.p, x.m, x.v)
+    numbers = (HYPER["lr"], HYPER["betas"], HYPER["eps"], HYPER["weight_decay"])
+    tensors.take_step(x.g, [numbers], 1, 1.0, None, False, False, 8, None)
+    assert tensors.threads == threads
 
 
 LANES, CHUNK = 16, 16384  # of csrc/sum_squares.inc and csrc/dispatch.c
@@ -180,7 +190,7 @@ def test_norm(tensor, dtype, isa, lengths, num_threads):
     p, g, m, v = (list(column) for column in zip(*(x.arrays for x in many), strict=True))
     tensors = Tensors(Structure(p), p, m, v)
     norm = tensors.take_step(
-        g, [(1e-3, (0.9, 0.999), 1e-8, 0.01)], 1, False, 1.0, 0.5, False, False, num_threads, isa
+        g, [(1e-3, (0.9, 0.999), 1e-8, 0.01)], 1, 1.0, 0.5, False, False, num_threads, isa
     )
     assert norm == norm_twin(g)
 

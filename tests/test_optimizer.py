@@ -1,8 +1,10 @@
 """``AdamW``: each step has the bits of the NumPy twin, and a bad call or state changes nothing."""
 
+import contextlib
 import copy
 import math
 import pickle
+import signal
 import threading
 import tracemalloc
 
@@ -782,3 +784,64 @@ def test_repr():
     for g, hyper in enumerate([HYPER, OTHER]):
         line = next(line for line in text.splitlines() if f"group {g}" in line)
         assert all(f"{name}={value!r}" in line for name, value in hyper.items())
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that signals")
+def test_an_interrupt_leaves_whole_steps():
+    """Ctrl-C that arrives within a step is raised behind it, with the step counted."""
+    opt = AdamW(np.ones(200_000), num_threads=1)
+    gradient = np.full(200_000, 0.1)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in np.linspace(1e-4, 2e-3, 100):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                while True:
+                    opt.step(gradient)
+            assert opt.t == opt.state_dict()["state"]["params"]["step"]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_changed_dict_does_not_mix_up_tensors():
+    """The optimizer keeps its own arrangement of the arrays that it was given."""
+    params = {"w": np.ones(3), "b": np.full(3, 2.0)}
+    opt = AdamW(params)
+    opt.step({"w": np.full(3, 5.0), "b": np.full(3, -7.0)})
+    params["w"] = params.pop("w")
+    params["new"] = np.ones(1)
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        for name in ("w", "b"):
+            np.testing.assert_array_equal(other.m[name], opt.m[name])
+            np.testing.assert_array_equal(other.param_groups[0]["params"][name], params[name])
+
+
+@pytest.mark.parametrize("mask", [matrices_only, [True]])
+def test_a_mask_is_asked_behind_the_checks(mask):
+    with pytest.raises(TypeError, match=r"params\[0\] is of type float"):
+        AdamW([1.0], decay_mask=mask)
+
+
+def test_flags_of_other_kinds_are_saved_as_bools():
+    opt = AdamW(np.ones(2))
+    opt.skip_nonfinite, opt.maximize = 1, np.True_
+    other = AdamW(np.ones(2))
+    other.load_state_dict(opt.state_dict())
+    assert (other.skip_nonfinite, other.maximize) == (True, True)
+
+
+def test_a_state_is_checked_at_its_own_step():
+    """A rate that the bias correction of an early step makes too large for float32."""
+    opt = AdamW(np.ones(2, np.float32))
+    state = opt.state_dict()
+    for _ in range(400):
+        opt.step(np.ones(2, np.float32))
+    state["param_groups"][0]["lr"] = 1e38
+    with pytest.raises(ValueError, match="lr is 1e\\+38"):
+        opt.load_state_dict(state)
+    assert opt.t == 400

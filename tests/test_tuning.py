@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import PER_THREAD
 from twin import adamw_twin
 
 from fused_adamw import AdamW, _core, runtime_info
@@ -29,11 +30,11 @@ class Clock:
 
 @pytest.fixture
 def optimizer(tensor):
-    return AdamW(tensor(4 * 32768, np.float32).p)
+    return AdamW(tensor(4 * PER_THREAD, np.float32).p)
 
 
 def threads_of_steps(optimizer, count):
-    gradient = np.full(4 * 32768, 0.1, np.float32)
+    gradient = np.full(4 * PER_THREAD, 0.1, np.float32)
     used = []
     for _ in range(count):
         optimizer.step(gradient)
@@ -73,7 +74,7 @@ def test_it_is_tried_again(optimizer, monkeypatch):
     assert min(threads_of_steps(optimizer, 5)) > 1
 
 
-@pytest.mark.parametrize(("size", "options"), [(100, {}), (4 * 32768, {"num_threads": 2})])
+@pytest.mark.parametrize(("size", "options"), [(100, {}), (4 * PER_THREAD, {"num_threads": 2})])
 def test_nothing_is_tried_where_there_is_no_choice(tensor, monkeypatch, size, options):
     x = tensor(size, np.float32)
     optimizer = AdamW(x.p, **options)
@@ -85,7 +86,7 @@ def test_nothing_is_tried_where_there_is_no_choice(tensor, monkeypatch, size, op
 
 
 def test_trials_do_not_change_the_result(tensor):
-    x = tensor(4 * 32768 + 3, np.float32)
+    x = tensor(4 * PER_THREAD + 3, np.float32)
     p, m, v = x.p.copy(), np.zeros_like(x.p), np.zeros_like(x.p)
     optimizer = AdamW(x.p)
     for t in range(1, TRIALS + 4):

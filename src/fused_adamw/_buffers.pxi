@@ -32,20 +32,26 @@ cdef inline int dtype_of(const Py_buffer *view) noexcept:
     return -1
 
 
-cdef inline int acquire(
+cdef int acquire(
     Py_buffer *view, Held owner, str argument, Py_ssize_t i, array
 ) except -1:
     """Borrow the memory of one array; returns its dtype. An error leaves nothing borrowed."""
     if try_get_buffer(array, view, PyBUF_FORMAT | PyBUF_STRIDES) < 0:
+        if not PyErr_ExceptionMatches((TypeError, ValueError, BufferError)):
+            return -1
         PyErr_Clear()
-        refuse_object(owner.name(argument, i), array)
+        refuse_object(owner, argument, i, array)
+    if view.strides == NULL and view.ndim > 0:  # ctypes leaves them out; a memoryview fills them in
+        PyBuffer_Release(view)
+        return acquire(view, owner, argument, i, memoryview(array))
     cdef int dtype = dtype_of(view)
     if dtype < 0:
-        refuse_dtype(owner.name(argument, i), array, view)
+        refuse_dtype(owner, argument, i, array, view)
     return dtype
 
 
-cdef int refuse_object(name, array) except -1:
+cdef int refuse_object(Held owner, str argument, Py_ssize_t i, array) except -1:
+    name = owner.name(argument, i)
     expected = "expected a NumPy array of float32 or float64"
     if not PyObject_CheckBuffer(array):
         raise TypeError(f"{name} is of type {type(array).__name__}; {expected}")
@@ -56,9 +62,12 @@ cdef int refuse_object(name, array) except -1:
     raise TypeError(f"{name} does not lend its memory as strided elements; {expected}")
 
 
-cdef int refuse_dtype(name, array, Py_buffer *view) except -1:
+cdef int refuse_dtype(
+    Held owner, str argument, Py_ssize_t i, array, Py_buffer *view
+) except -1:
     code = "B" if view.format == NULL else view.format.decode()
     PyBuffer_Release(view)
+    name = owner.name(argument, i)
     dtype = getattr(array, "dtype", f"of buffer format {code!r}")
     order = "" if getattr(dtype, "isnative", True) else " in the byte order of other machines"
     raise TypeError(f"{name} has dtype {dtype}{order}; expected float32 or float64")

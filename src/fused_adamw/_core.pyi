@@ -12,6 +12,7 @@ class Structure:
     def paths(self) -> list[tuple[Any, ...]]: ...
 
 class Tensors:
+    t: int
     threads: int
     def __init__(
         self,
@@ -20,14 +21,13 @@ class Tensors:
         m: Any,
         v: Any,
         v_max: Any = None,
-        decays: Any = None,
+        decays: list[bool] | None = None,
     ) -> None: ...
     def take_step(
         self,
         grads: Any,
         hypers: list[tuple[float, tuple[float, float], float, float]],
         t: int,
-        counting: bool,
         grad_scale: float,
         max_grad_norm: float | None,
         skip_nonfinite: bool,
@@ -39,6 +39,7 @@ class Tensors:
         self,
         hypers: list[tuple[float, tuple[float, float], float, float]],
         max_grad_norm: float | None,
+        steps: list[int],
     ) -> None: ...
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...

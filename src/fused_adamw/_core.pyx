@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: freethreading_compatible=True
 """The gate: every check on what the user passes, and the only caller of C.
@@ -33,7 +33,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_CheckBuffer,
 )
-from cpython.exc cimport PyErr_Clear, PyErr_Occurred
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
 from libc.math cimport fabs, isfinite, pow, sqrt
@@ -43,7 +43,6 @@ cdef extern from "fused_adamw.h" nogil:
     enum:
         FUSED_ADAMW_FLOAT32
         FUSED_ADAMW_FLOAT64
-        FUSED_ADAMW_DTYPES
 
     ctypedef struct fused_adamw_scalars:
         double b1, b2, c1, c2, step, rsqrt_bc2, decay, eps, scale
@@ -86,8 +85,9 @@ include "_tuning.pxi"
 
 
 cdef struct Derived:
-    # The scalars of a kind of tensors, all of which have had as many steps.
-    int kind
+    # The scalars of the tensors that agree in all of this.
+    Py_ssize_t group
+    bint decays
     int dtype
     long long t
     fused_adamw_scalars scalars
@@ -95,11 +95,11 @@ cdef struct Derived:
 
 cdef struct Workspace:
     # What one step needs, its own so that two threads may step at once.
+    Derived *derived             # first in memory, since it is what needs most alignment
     fused_adamw_tensor *tensors  # those that have a gradient
     Py_buffer *views             # of these gradients
-    Derived *derived
-    Py_ssize_t taken             # how many tensors and views there are
     Py_ssize_t kinds             # how many derived scalars there are
+    Py_ssize_t taken             # how many tensors and views there are
 
 
 @cython.no_gc
@@ -108,53 +108,56 @@ cdef class Tensors(Held):
 
     cdef Tuner tuner
     cdef readonly int threads  # that the last step asked for
+    cdef public long long t    # steps taken without a number of their own
 
     cpdef take_step(
-        self, grads, list hypers, t, bint counting, grad_scale, max_grad_norm,
-        bint skip_nonfinite, bint maximize, num_threads, isa,
+        self, grads, list hypers, long long t, grad_scale, max_grad_norm, bint skip_nonfinite,
+        bint maximize, num_threads, isa,
     ):
         """One AdamW update in place; returns the global gradient norm if it was needed, else None.
 
-        ``hypers``: one (lr, betas, eps, weight_decay) a group. ``t``: the number of this step; not
-        so when ``counting`` for each tensor the steps it has had, where a gradient may be None and
-        leaves its tensor alone."""
+        ``hypers``: one (lr, betas, eps, weight_decay) a group. ``t``: the number of this step; or 0
+        to count for each tensor the steps it has had, where a gradient may be None and leaves its
+        tensor alone."""
         self.structure.require_group_each(hypers)
         cdef tuple all_grads = self.structure.flatten("grads", grads)
         cdef int threads = resolve_threads(num_threads)
         cdef const fused_adamw_isa *chosen = find_isa(isa)
         cdef double scale = finite("grad_scale", grad_scale)
-        cdef double most = 0 if max_grad_norm is None else positive("max_grad_norm", max_grad_norm)
-        cdef long long given = 0 if counting else count_of_steps(t)
+        cdef double max_norm = positive_or_none("max_grad_norm", max_grad_norm)
+        cdef bint needs_norm = max_norm > 0 or skip_nonfinite
         cdef double factor = -1 if maximize else 1
         cdef double norm = 0, started = 0
-        cdef bint tuned
+        cdef bint tuned, trying = False
         cdef Workspace space
         prepare(&space, self.count)
         try:
-            self.take(&space, all_grads, hypers, given)
+            self.take(&space, all_grads, hypers, t)
             threads = fused_adamw_threads_worth(space.tensors, space.taken, threads)
-            tuned = counting and threads > 1 and num_threads is None
+            tuned = t == 0 and threads > 1 and num_threads is None
             if tuned:
                 threads = tuner_choice(&self.tuner, threads)
-                started = perf_counter() if tuner_is_trying(&self.tuner) else 0
+                trying = tuner_is_trying(&self.tuner)
+            if trying:
+                started = perf_counter()
             self.threads = threads
-            if most > 0 or skip_nonfinite:
+            if needs_norm:
                 norm = fabs(scale) * gradient_norm(chosen, &space, threads)
                 if skip_nonfinite and not isfinite(norm):
                     return norm
-                factor *= clip_factor(norm, most)
+                factor *= clip_factor(norm, max_norm)
             self.set_scale(&space, scale, factor)
             with nogil:
                 fused_adamw_step(chosen, space.tensors, space.taken, threads)
-            if counting:
+            if t == 0:
                 self.count_step(all_grads)
+            if trying:
+                tuner_learn(&self.tuner, threads, perf_counter() - started)
             if tuned:
-                if tuner_is_trying(&self.tuner):
-                    tuner_learn(&self.tuner, perf_counter() - started)
                 self.tuner.steps += 1
         finally:
             release(&space)
-        return norm if most > 0 or skip_nonfinite else None
+        return norm if needs_norm else None
 
     cdef int take(self, Workspace *space, tuple grads, list hypers, long long t) except -1:
         """Check every gradient and number of this step; ``t`` is 0 to count for each tensor."""
@@ -176,22 +179,26 @@ cdef class Tensors(Held):
                 space, i, hypers, t if t != 0 else self.slots[i].steps + 1
             )
         if self.count == 0:  # the numbers are checked all the same
-            derive(&space.derived[0], 0, FUSED_ADAMW_FLOAT64, max(t, 1), hypers[0])
+            derive(&space.derived[0], 0, True, FUSED_ADAMW_FLOAT64, max(t, 1), hypers[0])
         return 0
 
     cdef fused_adamw_scalars *scalars_of(
         self, Workspace *space, Py_ssize_t i, list hypers, long long t
     ) except NULL:
-        """Those of an earlier tensor of the same kind, or new ones."""
+        """Those of an earlier tensor with the same ones, or new ones. Only the last few are looked
+        at: where all tensors differ, to derive is faster than to search."""
         cdef Py_ssize_t k
         cdef Derived *derived
-        cdef int kind = self.slots[i].kind, dtype = self.slots[i].tensor.dtype
+        cdef Slot *slot = &self.slots[i]
         for k in range(space.kinds - 1, max(space.kinds - 16, 0) - 1, -1):
             derived = &space.derived[k]
-            if derived.t == t and derived.kind == kind and derived.dtype == dtype:
+            if (
+                derived.t == t and derived.group == slot.group
+                and derived.decays == slot.decays and derived.dtype == slot.tensor.dtype
+            ):
                 return &derived.scalars
         derived = &space.derived[space.kinds]
-        derive(derived, kind, dtype, t, hypers[kind // 2])
+        derive(derived, slot.group, slot.decays, slot.tensor.dtype, t, hypers[slot.group])
         space.kinds += 1
         return &derived.scalars
 
@@ -207,21 +214,23 @@ cdef class Tensors(Held):
 
     cdef int count_step(self, tuple grads) except -1:
         cdef Py_ssize_t i
+        self.t += 1
         for i in range(self.count):
             self.slots[i].steps += grads[i] is not None
         return 0
 
-    def check(self, list hypers, max_grad_norm):
-        """Raise what a step with these numbers would raise."""
+    def check(self, list hypers, max_grad_norm, list steps):
+        """Raise what a step with these numbers, after ``steps`` of each tensor, would raise."""
         cdef Derived derived
         cdef Py_ssize_t i
         self.structure.require_group_each(hypers)
-        if max_grad_norm is not None:
-            positive("max_grad_norm", max_grad_norm)
+        cdef Slot *slot
+        positive_or_none("max_grad_norm", max_grad_norm)
         for i in range(self.count):
+            slot = &self.slots[i]
             derive(
-                &derived, self.slots[i].kind, self.slots[i].tensor.dtype, self.slots[i].steps + 1,
-                hypers[self.slots[i].kind // 2],
+                &derived, slot.group, slot.decays, slot.tensor.dtype, steps[i] + 1,
+                hypers[slot.group],
             )
 
     def get_steps(self):
@@ -231,15 +240,17 @@ cdef class Tensors(Held):
     def set_steps(self, list steps):
         """``steps``: one number of steps, 0 or more, for each tensor."""
         cdef Py_ssize_t i
+        if len(steps) != self.count:
+            raise ValueError(f"steps has {len(steps)} numbers; expected {self.count}")
         for i in range(self.count):
             self.slots[i].steps = steps[i]
 
 
 cdef int prepare(Workspace *space, Py_ssize_t count) except -1:
     cdef size_t each = sizeof(fused_adamw_tensor) + sizeof(Py_buffer) + sizeof(Derived)
-    space.tensors = <fused_adamw_tensor *>allocate(count, each)
+    space.derived = <Derived *>allocate(count, each)
+    space.tensors = <fused_adamw_tensor *>(space.derived + max(count, 1))
     space.views = <Py_buffer *>(space.tensors + max(count, 1))
-    space.derived = <Derived *>(space.views + max(count, 1))
     space.taken = 0
     space.kinds = 0
     return 0
@@ -249,7 +260,7 @@ cdef int release(Workspace *space) except -1:
     cdef Py_ssize_t k
     for k in range(space.taken):
         PyBuffer_Release(&space.views[k])
-    PyMem_Free(space.tensors)
+    PyMem_Free(space.derived)
     return 0
 
 
@@ -265,10 +276,10 @@ cdef double gradient_norm(const fused_adamw_isa *isa, Workspace *space, int thre
     return sqrt(square)
 
 
-cdef double clip_factor(double norm, double most) noexcept:
+cdef double clip_factor(double norm, double max_norm) noexcept:
     """As torch.nn.utils.clip_grad_norm_ scales gradients; a norm of NaN gives NaN."""
-    cdef double factor = most / (norm + 1e-6)
-    return 1 if most == 0 or factor > 1 else factor
+    cdef double factor = max_norm / (norm + 1e-6)
+    return 1 if max_norm == 0 or factor > 1 else factor
 
 
 include "_functional.pxi"

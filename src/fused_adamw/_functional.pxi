@@ -57,8 +57,9 @@ def fused_adamw(
         >>> w
         array([0.99899, 1.00099, 0.99999])
     """
+    cdef long long step = count_of_steps(t)
     cdef Structure structure = Structure.__new__(Structure, params)
     cdef Tensors tensors = Tensors.__new__(Tensors, structure, params, m, v)
     tensors.take_step(
-        grads, [(lr, betas, eps, weight_decay)], t, False, 1.0, None, False, False, num_threads, isa
+        grads, [(lr, betas, eps, weight_decay)], step, 1.0, None, False, False, num_threads, isa
     )

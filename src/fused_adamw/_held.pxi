@@ -4,9 +4,10 @@ cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max")
 
 cdef struct Slot:
     fused_adamw_tensor tensor
-    long long steps  # that it has had
-    int kind         # 2 * group + whether weight decay applies
-    char order       # of its elements in memory: b"C" or b"F"
+    long long steps   # that it has had
+    Py_ssize_t group  # whose hyper-parameters it takes
+    bint decays       # whether weight decay applies to it
+    char order        # of its elements in memory: b"C" or b"F"
 
 
 @cython.no_gc
@@ -24,7 +25,7 @@ cdef class Held:
     cdef Interval *written       # the views that are not empty, by address
     cdef Py_ssize_t intervals    # how many of those there are
 
-    def __cinit__(self, Structure structure, params, m, v, v_max=None, decays=None):
+    def __cinit__(self, Structure structure not None, params, m, v, v_max=None, list decays=None):
         cdef tuple all_params = structure.flatten("params", params)
         cdef tuple all_m = structure.flatten("m", m)
         cdef tuple all_v = structure.flatten("v", v)
@@ -38,21 +39,32 @@ cdef class Held:
         for i in range(count):
             self.count += 1
             self.slots[i].steps = 0
-            self.slots[i].kind = 1
+            self.slots[i].group = 0
+            self.slots[i].decays = True
             self.hold_params(i, all_params[i])
             self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
             self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
             self.slots[i].tensor.v_max = NULL
             if v_max is not None:
                 self.slots[i].tensor.v_max = self.hold_moment(i, all_v_max[i])
-        if structure.grouped or decays is not None:
-            self.set_kinds(structure.group_indices(), decays)
+        if structure.grouped:
+            self.set_groups(structure.group_indices())
+        if decays is not None:
+            self.set_decays(decays)
         self.refuse_overlaps()
 
-    cdef int set_kinds(self, list groups, decays) except -1:
+    cdef int set_groups(self, list groups) except -1:
         cdef Py_ssize_t i
         for i in range(self.count):
-            self.slots[i].kind = 2 * groups[i] + (decays is None or decays[i])
+            self.slots[i].group = groups[i]
+        return 0
+
+    cdef int set_decays(self, list decays) except -1:
+        cdef Py_ssize_t i
+        if len(decays) != self.count:
+            raise ValueError(f"decays has {len(decays)} items; expected {self.count}")
+        for i in range(self.count):
+            self.slots[i].decays = bool(decays[i])
         return 0
 
     def __dealloc__(self):
@@ -151,6 +163,7 @@ cdef class Held:
                 array = np.array(array, order=chr(self.slots[i].order), copy=True)
                 PyBuffer_Release(view)
                 acquire(view, self, "grads", i, array)
+                self.require_like_params("grads", i, view)
         if overlaps_any(interval_of(view), self.written, self.intervals):
             self.report_gradient_overlap(i, view)
         return 0

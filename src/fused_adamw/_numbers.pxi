@@ -21,6 +21,8 @@ cdef integer(str name, value):
 cdef double real(str name, value) except? -1:
     cdef double number = try_real(value)
     if number == -1 and PyErr_Occurred():
+        if not PyErr_ExceptionMatches((TypeError, ValueError, OverflowError)):
+            return -1
         PyErr_Clear()
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a real number")
     return number
@@ -40,7 +42,10 @@ cdef double not_negative(str name, value) except? -1:
     return number
 
 
-cdef double positive(str name, value) except? -1:
+cdef double positive_or_none(str name, value) except? -1:
+    """0 stands for None."""
+    if value is None:
+        return 0
     cdef double number = real(name, value)
     if not (number > 0 and isfinite(number)):
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
@@ -79,7 +84,9 @@ cdef double rounded_beta(int dtype, str name, value) except? -1:
     return beta
 
 
-cdef int derive(Derived *derived, int kind, int dtype, long long t, hyper) except -1:
+cdef int derive(
+    Derived *derived, Py_ssize_t group, bint decays, int dtype, long long t, hyper
+) except -1:
     """Everything follows in double from the rounded betas, each expression evaluated as Python
     evaluates it, and is then rounded once."""
     lr, betas, eps, weight_decay = hyper
@@ -93,7 +100,8 @@ cdef int derive(Derived *derived, int kind, int dtype, long long t, hyper) excep
     cdef double decay = rate * not_negative("weight_decay", weight_decay)
     cdef double b1 = rounded_beta(dtype, "betas[0]", beta1)
     cdef double b2 = rounded_beta(dtype, "betas[1]", beta2)
-    derived.kind = kind
+    derived.group = group
+    derived.decays = decays
     derived.dtype = dtype
     derived.t = t
     scalars.b1 = b1
@@ -102,8 +110,6 @@ cdef int derive(Derived *derived, int kind, int dtype, long long t, hyper) excep
     scalars.c2 = rounded(dtype, 1 - b2)
     scalars.step = rounded_finite(dtype, rate / (1 - pow(b1, steps)), "lr", lr)
     scalars.rsqrt_bc2 = rounded(dtype, 1 / sqrt(1 - pow(b2, steps)))
-    scalars.decay = rounded_finite(dtype, decay, "weight_decay", weight_decay)
+    scalars.decay = rounded_finite(dtype, decay if decays else 0, "weight_decay", weight_decay)
     scalars.eps = rounded_finite(dtype, not_negative("eps", eps), "eps", eps)
-    if kind % 2 == 0:
-        scalars.decay = 0
     return 0

@@ -39,7 +39,7 @@ cdef class Structure:
             )
         return 0
 
-    def group_indices(self):
+    cdef list group_indices(self):
         """The group of each tensor."""
         if not self.grouped:
             return [0] * size_of(self.keys)
@@ -120,12 +120,15 @@ cdef tuple from_mapping(str argument, arrays, list keys):
             f"{argument} is of type {type(arrays).__name__}; expected a mapping of arrays, like "
             "params"
         )
-    if list(arrays) == keys:
-        return tuple(arrays.values())
+    cdef tuple found
+    if type(arrays) is dict and list(arrays) == keys:  # the usual case, and the fastest way
+        found = tuple(arrays.values())
+        if len(found) == len(keys):
+            return found
+    if len(arrays) == len(keys) and all([key in arrays for key in keys]):
+        return tuple([arrays[key] for key in keys])
     missing = [key for key in keys if key not in arrays]
-    extra = [key for key in arrays if key not in keys]
-    if missing or extra:
-        raise ValueError(
-            f"{argument} has not the keys of params: missing {missing}, unexpected {extra}"
-        )
-    return tuple([arrays[key] for key in keys])
+    extra = sorted(set(arrays).difference(keys), key=str)
+    raise ValueError(
+        f"{argument} has not the keys of params: missing {missing}, unexpected {extra}"
+    )

@@ -26,10 +26,12 @@ cdef int tuner_choice(Tuner *tuner, int threads) noexcept:
     return threads if median_trial(tuner.parallel) <= median_trial(tuner.serial) else 1
 
 
-cdef void tuner_learn(Tuner *tuner, double seconds) noexcept:
+cdef void tuner_learn(Tuner *tuner, int threads, double seconds) noexcept:
     """Take note of what the last step took, which was a trial."""
-    cdef Py_ssize_t trial = tuner.steps % PERIOD // 2
-    if tuner.steps % 2 == 0:
+    cdef long long trial = tuner.steps % PERIOD // 2
+    if trial >= TRIALS:  # where two threads step at once, the other one took the last trial
+        return
+    if threads > 1:
         tuner.parallel[trial] = seconds
     else:
         tuner.serial[trial] = seconds

@@ -1,5 +1,6 @@
 """How many processors the control groups of Linux grant this process."""
 
+import os
 from pathlib import Path
 
 
@@ -17,14 +18,15 @@ def cpu_quota(root: str = "/") -> int | None:
 def _folders(root: Path) -> list[Path]:
     """The folders that may hold a quota for this process."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return []
     folders = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        fields = line.split(":", 2)
+        if len(fields) != 3 or not {"", "cpu"} & set(fields[1].split(",")):
             continue
+        _, controllers, path = fields
         mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         own = mount / path.lstrip("/")
         folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(mount)]

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +23,7 @@ OPTIONS = ("maximize", "max_grad_norm", "skip_nonfinite")
 def matrices_only(name: str, array: Any) -> bool:
     """A ``decay_mask`` that exempts biases and the scales and shifts of norms from weight decay:
     it decays arrays of two or more dimensions, as is usual for transformers."""
-    return bool(array.ndim >= 2)
+    return bool(np.ndim(array) >= 2)
 
 
 class AdamW:
@@ -97,7 +96,6 @@ class AdamW:
         if state_dtype is not None:
             raise ValueError(f"state_dtype is {state_dtype!r}; expected None")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.t = 0
         self.maximize = bool(maximize)
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = bool(skip_nonfinite)
@@ -109,11 +107,20 @@ class AdamW:
         if not arrays:
             raise ValueError("params holds no array")
         self._require_names_that_differ()
+        # Our own arrangement of the arrays: a dict of the caller's may change.
+        own = self._structure.unflatten(arrays)
+        for group, params_of_group in zip(
+            self.param_groups, own if grouped else [own], strict=True
+        ):
+            group["params"] = params_of_group
         roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
-        self._state = {role: [np.zeros_like(array) for array in arrays] for role in roles}
-        self._decays = self._asked_decays(decay_mask, arrays)
+        self._state = {role: [np.zeros_like(a, subok=False) for a in arrays] for role in roles}
+        self._decays = [True] * len(arrays)
         self._hold()
-        self._tensors.check(_hypers(self.param_groups, 1), max_grad_norm)
+        if decay_mask is not None:  # asked behind the checks of the arrays
+            self._decays = self._asked_decays(decay_mask, arrays)
+            self._hold()
+        self._tensors.check(_hypers(self.param_groups, 1), max_grad_norm, [0] * len(arrays))
         resolve_threads(num_threads)
 
     def step(self, grads: Any, grad_scale: float = 1.0) -> float | None:
@@ -128,12 +135,10 @@ class AdamW:
         Returns the global norm of the gradients, times ``grad_scale``, where it was needed (for
         ``max_grad_norm`` or ``skip_nonfinite``), else None.
         """
-        t = self.t + 1
-        norm = self._tensors.take_step(
+        return self._tensors.take_step(
             grads,
-            _hypers(self.param_groups, t),
+            _hypers(self.param_groups, self.t + 1),
             0,
-            True,
             grad_scale,
             self.max_grad_norm,
             self.skip_nonfinite,
@@ -141,11 +146,12 @@ class AdamW:
             self.num_threads,
             None,
         )
-        if norm is None or isfinite(norm) or not self.skip_nonfinite:
-            self.t = t
-        return norm
 
     # ---- state
+
+    @property
+    def t(self) -> int:
+        return self._tensors.t
 
     @property
     def m(self) -> Any:
@@ -180,7 +186,9 @@ class AdamW:
                 {**{name: group[name] for name in HYPER_PARAMETERS}, "betas": tuple(group["betas"])}
                 for group in self.param_groups
             ],
-            **{option: getattr(self, option) for option in OPTIONS},
+            "maximize": bool(self.maximize),
+            "max_grad_norm": self.max_grad_norm,
+            "skip_nonfinite": bool(self.skip_nonfinite),
             "state": {
                 name: {"step": step, **{role: a[i].copy("K") for role, a in self._state.items()}}
                 for i, (name, step) in enumerate(
@@ -199,7 +207,7 @@ class AdamW:
             group.update(saved)
         for option in OPTIONS:
             setattr(self, option, state_dict[option])
-        self.t = state_dict["t"]
+        self._tensors.t = state_dict["t"]
         self._tensors.set_steps(steps)
         for i, name in enumerate(self.names):
             for role, arrays in self._state.items():
@@ -212,14 +220,15 @@ class AdamW:
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: x for name, x in vars(self).items() if name not in _REBUILT}
-        return attributes | {"steps": self._tensors.get_steps(), "grouped": self._grouped}
+        counts = {"t": self.t, "steps": self._tensors.get_steps(), "grouped": self._grouped}
+        return attributes | counts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        steps = state.pop("steps")
-        grouped = state.pop("grouped")
+        t, steps, grouped = (state.pop(name) for name in ("t", "steps", "grouped"))
         vars(self).update(state)
         self._arrange(grouped)
         self._hold()
+        self._tensors.t = t
         self._tensors.set_steps(steps)
 
     def __repr__(self) -> str:
@@ -248,9 +257,7 @@ class AdamW:
         state = {role: self._structure.unflatten(arrays) for role, arrays in self._state.items()}
         self._tensors = Tensors(self._structure, self._params(), **state, decays=self._decays)
 
-    def _asked_decays(self, mask: DecayMask | None, arrays: tuple[Any, ...]) -> list[bool]:
-        if mask is None:
-            return [True] * len(arrays)
+    def _asked_decays(self, mask: DecayMask, arrays: tuple[Any, ...]) -> list[bool]:
         if callable(mask):
             return [bool(mask(name, a)) for name, a in zip(self.names, arrays, strict=True)]
         return [bool(decays) for decays in self._structure.flatten("decay_mask", mask)]
@@ -276,11 +283,12 @@ class AdamW:
             )
         for g, group in enumerate(groups):
             _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
-        self._tensors.check(_hypers(groups, saved["t"] + 1), saved["max_grad_norm"])
         _require_keys("state_dict['state']", saved["state"], set(self.names))
         for i, name in enumerate(self.names):
             self._require_entry(f"state_dict['state'][{name!r}]", saved["state"][name], i)
-        return groups, [saved["state"][name]["step"] for name in self.names]
+        steps = [saved["state"][name]["step"] for name in self.names]
+        self._tensors.check(_hypers(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
+        return groups, steps
 
     def _require_entry(self, where: str, entry: Mapping[str, Any], i: int) -> None:
         _require_keys(where, entry, {"step", *self._state})
@@ -339,5 +347,5 @@ def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
 
 
 def _require_count(where: str, count: Any) -> None:
-    if not isinstance(count, int) or not 0 <= count < 2**63 - 1:  # the next one is counted too
+    if not isinstance(count, int) or not 0 <= count < 2**63 - 2**32:  # with room to count on
         raise ValueError(f"{where} is {count!r}; expected a number of steps, 0 or more")
