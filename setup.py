@@ -2,9 +2,9 @@
 
 import os
 import subprocess
+import sys
 import sysconfig
 import tempfile
-from glob import glob
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -42,20 +42,29 @@ def exact_flags(compiler_type: str) -> list[str]:
     """Optimise, but keep every rounding of the formula where it is written."""
     if compiler_type == "msvc":
         return ["/O2", "/fp:precise", "/std:c11"]
-    return ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    # The first takes back what CFLAGS may say.
+    return [
+        "-fno-fast-math",
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+    ]
 
 
 def openmp_flags(compiler_type: str) -> list[tuple[list[str], list[str]]]:
     """(compile, link) flags, to be tried in turn."""
     if compiler_type == "msvc":
         return [(["/openmp"], [])]
-    # Apple's clang has neither the driver option nor the library, and Homebrew keeps its libomp out
-    # of the search path.
-    folders = [Path(p) for p in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")]
-    kegs = [folder for folder in folders if folder.is_dir()]
-    apple_compile = ["-Xpreprocessor", "-fopenmp", *(f"-I{keg}/include" for keg in kegs)]
-    apple_link = [*(f"-L{keg}/lib" for keg in kegs), "-lomp"]
-    return [(["-fopenmp"], ["-fopenmp"]), (apple_compile, apple_link)]
+    flags = [(["-fopenmp"], ["-fopenmp"])]
+    if sys.platform == "darwin":
+        # Apple's clang has neither the driver option nor the library, and Homebrew keeps its libomp
+        # out of the search path.
+        folders = [Path(p) for p in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")]
+        kegs = [folder for folder in folders if folder.is_dir()]
+        compile_flags = ["-Xpreprocessor", "-fopenmp", *(f"-I{keg}/include" for keg in kegs)]
+        flags.append((compile_flags, [*(f"-L{keg}/lib" for keg in kegs), "-lomp"]))
+    return flags
 
 
 class BuildExt(build_ext):
@@ -94,12 +103,6 @@ class BuildExt(build_ext):
 core = Extension(
     "fused_adamw._core",
     sources=["src/fused_adamw/_core.pyx", "csrc/dispatch.c", "csrc/isas.c"],
-    depends=[
-        *glob("src/fused_adamw/*.pxi"),
-        "csrc/fused_adamw.h",
-        "csrc/kernels.inc",
-        "csrc/adamw.inc",
-    ],
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
     py_limited_api=ABI3,

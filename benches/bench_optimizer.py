@@ -27,7 +27,7 @@ def gpt2(layers, width, vocabulary=50257, context=1024):
 
 def held(shapes):
     """Parameters, gradients, and an optimizer with the moments of a first step."""
-    params, grads, _, _ = draw(shapes, np.float32)
+    params, grads = draw(shapes, np.float32)[:2]
     optimizer = AdamW(params)
     optimizer.step(grads)
     return params, grads, optimizer

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import os
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_nothing_around_a_buffer_changes(tensor, dtype, isa, length):
         assert (room[-256:] == 0xA5).all()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no mprotect here")
 @pytest.mark.parametrize("length", [1, 3, 16, 17, 100, 1024])
 @pytest.mark.parametrize("side", ["begin", "end"])
 def test_nothing_around_a_buffer_is_touched(tensor, dtype, isa, length, side):

@@ -315,6 +315,8 @@ def _remove_leftovers(target: Path) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Make a renaming last: without it, a power cut may bring the old file back."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -48,7 +48,8 @@ class AdamW:
         maximize: ascend.
         max_grad_norm: scale the gradients of a step by min(1, max_grad_norm / (norm + 1e-6)) where
             norm is their global Euclidean norm (Pascanu, Mikolov & Bengio 2013), as
-            ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed.
+            ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed. A NaN
+            among them reaches all parameters this way, an infinity makes the factor 0.
         skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
             float64, changes nothing.
         state_dtype: None, for moments in the dtype of their parameters.
@@ -66,7 +67,8 @@ class AdamW:
             changed between steps.
         max_grad_norm, skip_nonfinite, maximize, num_threads: may be changed between steps.
 
-    Raises TypeError or ValueError, naming the argument, as ``fused_adamw`` does.
+    Raises TypeError or ValueError, naming the argument, as ``fused_adamw`` does. Two threads may
+    step two optimizers at once, but not one.
 
     Example:
         >>> import numpy as np
@@ -128,12 +130,16 @@ class AdamW:
 
         Args:
             grads: the gradients, in the structure of ``params`` (for groups: a list with one such
-                structure for each). None for a tensor leaves it, its moments and its count alone.
+                structure for each), of the shapes and dtypes of the parameters, in any memory
+                order; only read. None for a tensor leaves it, its moments and its count alone.
             grad_scale: a factor of all gradients, such as 1 / loss scale, or 1 / number of
                 accumulated batches.
 
         Returns the global norm of the gradients, times ``grad_scale``, where it was needed (for
         ``max_grad_norm`` or ``skip_nonfinite``), else None.
+
+        Raises TypeError or ValueError, naming the argument, with nothing changed, ``t`` included.
+        An interrupt (Ctrl-C) is raised behind the step that it arrives in.
         """
         return self._tensors.take_step(
             grads,

@@ -40,6 +40,7 @@ def adamw_update(
     """Return (theta, m, v) after AdamW step number t, which counts from 1.
 
     The formula, its sources and the convention of the weight decay stand at the top of this file.
+    Raises ValueError if t is less than 1.
 
     >>> theta, m, v = adamw_update(0.024634, -0.352893, m=0.0, v=0.0, t=1)
     >>> print(f"{theta:.6f} {m:.7f} {v:.9f}")
@@ -88,6 +89,8 @@ def adamw_update_list(
 ) -> tuple[list[float], list[float], list[float]]:
     """`adamw_update` on every entry of flat lists; returns three new lists (theta, m, v).
 
+    Raises ValueError, naming the argument, if the lists differ in length or t is less than 1.
+
     >>> theta, m, v = adamw_update_list([1.0, 1.0], [0.5, -5.0], [0.0, 0.0], [0.0, 0.0], t=1, wd=0)
     >>> [round(value, 6) for value in theta]
     [0.999, 1.001]
@@ -109,6 +112,8 @@ def sgd_update_list(
     theta: Sequence[float], gradient: Sequence[float], lr: float = 0.001
 ) -> list[float]:
     """`sgd_update` on every entry of flat lists; returns a new list.
+
+    Raises ValueError if the lists differ in length.
 
     >>> sgd_update_list([1.0, 2.0], [4.0, -4.0], lr=0.25)
     [0.0, 3.0]

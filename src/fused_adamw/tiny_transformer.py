@@ -228,6 +228,18 @@ Cache: TypeAlias = tuple[Activations, tuple[FloatArray, NDArray[np.bool_], int]]
 class TinyTransformer:
     """One transformer block that predicts the next token.
 
+    Attention as of Vaswani et al. 2017 (arXiv:1706.03762), causal; GELU in its tanh form, Hendrycks
+    & Gimpel 2016 (arXiv:1606.08415); layer normalization of Ba et al. 2016 (arXiv:1607.06450).
+
+    Args:
+        seed: of the draws from N(0, 0.1^2), in the order of `parameters`.
+        dtype: float32 or float64, of parameters, activations and gradients.
+        vocab_size, d_model, n_heads, d_ff, max_length: sizes, 1 or more; d_model is a multiple of
+            n_heads, and no sequence is longer than max_length.
+
+    Raises TypeError or ValueError, naming the argument, for sizes, dtypes, tokens and targets that
+    do not fit.
+
     Tokens and targets are one sequence of integers, or a batch: a 2-D array, or a list of
     sequences, which may differ in length and are padded on the right. Targets may be shorter than
     their tokens; the positions left over predict nothing. A target PAD is not counted in the
