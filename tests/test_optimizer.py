@@ -268,9 +268,10 @@ def test_norm_is_of_the_gradients_that_there_are():
 NORMS = """
 import hashlib, numpy as np
 from fused_adamw import AdamW
-rng = np.random.default_rng(5)
-for dtype in (np.float32, np.float64):
-    p, g = ([rng.standard_normal(n).astype(dtype) for n in (199_999, 0, 33, 65_536)] for _ in "pg")
+sizes = (199_999, 0, 33, 65_536)
+for seed in range(12):
+    rng, dtype = np.random.default_rng(seed), (np.float32, np.float64)[seed % 2]
+    p, g = ([rng.standard_normal(n, dtype) for n in sizes] for _ in "pg")
     for threads in (1, 2, 3, 7):
         copies = [x.copy() for x in p]
         norm = AdamW(copies, max_grad_norm=1.0, num_threads=threads).step(g, 0.3)
@@ -279,11 +280,12 @@ for dtype in (np.float32, np.float64):
 
 
 def test_norm_and_step_have_the_same_bits_everywhere():
-    for isa in ISAS:
-        lines = run_python(NORMS, FUSED_ADAMW_ISA=isa).stdout.splitlines()
-        assert len(lines) == 8
-        assert len(set(lines[:4])) == len(set(lines[4:])) == 1
-        assert lines == run_python(NORMS, FUSED_ADAMW_ISA=ISAS[-1]).stdout.splitlines()
+    """Of several gradients, as a root can hide the last bit of a sum."""
+    printed = [run_python(NORMS, FUSED_ADAMW_ISA=isa).stdout for isa in ISAS]
+    lines = printed[0].splitlines()
+    assert printed == printed[:1] * len(ISAS)
+    assert lines[::4] == lines[1::4] == lines[2::4] == lines[3::4]
+    assert len(set(lines)) == 12
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -342,6 +344,8 @@ def test_without_skipping_they_follow_ieee(dtype, value, max_grad_norm, amsgrad)
     (p,), (g,) = draw([40], dtype), draw([40], dtype, seed=1)
     opt = AdamW(p, **HYPER, max_grad_norm=max_grad_norm, amsgrad=amsgrad)
     twins = Twins([p], amsgrad)
+    if amsgrad:  # a NaN here is the largest, whatever v is
+        opt.v_max[3] = twins.tensors[0][3][3] = math.nan
     for gradient in (g, np.where(np.arange(40) == 7, dtype(value), g), g):
         norm = opt.step(gradient)
         exact = math.sqrt(math.fsum(float(x) ** 2 for x in gradient))
@@ -379,7 +383,8 @@ GROUPED = {
 def test_structures_and_missing_gradients(name, absent):
     """A tensor without a gradient is left alone, and its bias correction with it."""
     arrange = PLAIN.get(name) or GROUPED[name]
-    arrays = draw(SHAPES)
+    dtypes = [np.float32, np.float64, np.float64, np.float32, np.float64]
+    arrays = [p.astype(dtype) for p, dtype in zip(draw(SHAPES), dtypes, strict=True)]
     params = arrange(arrays)
     hypers = [HYPER] * 5
     if name in GROUPED:
@@ -388,7 +393,8 @@ def test_structures_and_missing_gradients(name, absent):
         params = group_params(params)
     opt, twins = AdamW(params, **HYPER), Twins(arrays)
     for t in range(1, 6):
-        grads = [None if t > 1 and i in absent else g for i, g in enumerate(draw(SHAPES, seed=t))]
+        drawn = [g.astype(dtype) for g, dtype in zip(draw(SHAPES, seed=t), dtypes, strict=True)]
+        grads = [None if t > 1 and i in absent else g for i, g in enumerate(drawn)]
         opt.step(arrange(grads))
         twins.step(grads, hypers)
     twins.assert_equal(opt)

@@ -80,6 +80,42 @@ def test_an_interrupt_ends_after_a_whole_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("name", OptimizerName)
+@pytest.mark.parametrize("stop", [0, 1, 7, 20])
+def test_a_training_goes_on_where_it_stopped(corpus, name, stop):
+    task = training.text_task(corpus, 8, 4, seed=1, d_model=8, n_heads=2, d_ff=16)
+    runs, models = [], []
+    for parts in ((20,), (stop, 20)):
+        model = TinyTransformer(0, **task.sizes)
+        optimizer = make_optimizer(name, model.parameters, 0.01)
+        run = training.Run()
+        for steps in parts:
+            assert train(model, optimizer, task.batches(), steps, run=run) is run
+        runs.append(run)
+        models.append(model)
+    assert runs[0].losses == runs[1].losses
+    assert len(runs[1].losses) == 21
+    assert_same(models[0].parameters, models[1].parameters)
+
+
+def test_the_last_call_of_on_step_knows_that_it_is_the_last():
+    model = TinyTransformer()
+    optimizer = make_optimizer(OptimizerName.SGD, model.parameters, 0.1)
+    calls = []
+
+    def on_step(run):
+        calls.append((run.steps, run.interrupted))
+        if run.steps == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    run = train(model, optimizer, SENTENCE, 100, on_step)
+    assert calls == [(0, False), (1, False), (2, False), (3, True)]
+    # It may be too late for one more.
+    optimizer = make_optimizer(OptimizerName.SGD, model.parameters, 0.1)
+    run = train(model, optimizer, SENTENCE, 2, on_step)
+    assert (run.steps, run.interrupted) == (2, True)
+
+
 def test_training_in_a_thread_leaves_signals_alone():
     runs = []
     thread = threading.Thread(target=lambda: runs.append(trained(steps=2)[1]))
@@ -164,6 +200,23 @@ def test_bad_options_are_refused_before_the_training(options, message):
     assert_same(parameters, TinyTransformer().parameters)
 
 
+def test_a_constant_rate_is_a_plain_number():
+    model = TinyTransformer()
+    schedule = training.make_schedule(training.ScheduleName.CONSTANT, 0.1, 0, 10)
+    optimizer = make_optimizer(OptimizerName.FUSED, model.parameters, 0.1, schedule=schedule)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("name", training.ScheduleName)
+@pytest.mark.parametrize("warmup", [1, 4, 9])
+def test_schedules_rise_to_the_rate_and_never_above(name, warmup):
+    schedule = training.make_schedule(name, 0.1, warmup, 10)
+    rates = [schedule(t) for t in range(1, 11)]
+    assert rates[warmup - 1] == rates[warmup] == max(rates) == 0.1
+    assert rates[:warmup] == pytest.approx([0.1 * t / warmup for t in range(1, warmup + 1)])
+    assert schedule(11) == (0.1 if name is training.ScheduleName.CONSTANT else 0)
+
+
 def test_timing_the_reference_changes_nothing():
     model = TinyTransformer()
     assert training.reference_step_seconds(model, (TOKENS, TARGETS), 0.1, 0.1, repeats=1) > 0
@@ -193,6 +246,21 @@ def test_characters(corpus):
     everything = np.concatenate((corpus.train, corpus.held_out))
     assert corpus.decode(everything) == "the cat sat on the mat. " * 100
     assert PAD not in everything
+
+
+def test_the_digest_of_a_text(tmp_path):
+    path = tmp_path / "text.txt"
+
+    def digest(text, level=Level.CHARS):
+        path.write_text(text, encoding="utf-8")
+        return training.read_text(path, level, context=2).digest
+
+    text = "the cat sat on the mat. " * 10
+    others = {digest(text), digest(text, Level.WORDS), digest(text.replace("c", "b"))}
+    others |= {digest(text[:-2] + "! "), digest(text[2:] + text[:2]), digest(text[:-1])}
+    assert len(others) == 6
+    # On other machines, too: it is in files that may be moved there.
+    assert digest(text) == "BLAKE2b 69fe75f44a7b8529"
 
 
 def test_words(tmp_path):

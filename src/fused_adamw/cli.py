@@ -4,20 +4,24 @@ import io
 import json as json_format
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from . import explain as worked
 from . import training
+from .optimizer import AdamW
 from .runtime import __version__, runtime_info
 from .tiny_transformer import TinyTransformer
-from .training import Level, OptimizerName
+from .training import Level, OptimizerName, Run, ScheduleName
+
+if TYPE_CHECKING:
+    from .resuming import TrainingFile
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses: of usage errors, of a shell after SIGINT
-SAMPLE_LENGTH = {Level.CHARS: 300, Level.WORDS: 60}
 
 
 def without_extra(missing: ModuleNotFoundError) -> SystemExit:
@@ -33,6 +37,7 @@ try:
     import typer
 
     from . import report
+    from .summary import Outcome, Trainee, record, summary, title, trainee_label
 except ModuleNotFoundError as missing:
     raise without_extra(missing) from None
 
@@ -63,8 +68,8 @@ def main() -> NoReturn:
         status = INTERRUPTED
     except ModuleNotFoundError as missing:  # Matplotlib is imported late
         raise without_extra(missing) from None
-    except OSError as error:  # standard output is full, or gone
-        print(f"error: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # standard output is full, or gone; a checkpoint cannot be saved
+        print(f"error: {reason(error)}", file=sys.stderr)
         status = 1
     sys.exit(status)
 
@@ -74,12 +79,16 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(BAD_INPUT)
 
 
+def reason(error: OSError) -> object:
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+
+
 @contextmanager
 def bad_input_reported() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+        fail(reason(error))
     except ValueError as error:
         fail(error)
 
@@ -117,8 +126,9 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
-TEXT, OUTPUT = "With --text", "Output"
+TEXT, CHECKPOINT, OUTPUT = "With --text", "Checkpoint", "Output"
 SIZE: dict[str, Any] = {"min": 1, "rich_help_panel": TEXT}
+WRITTEN: dict[str, Any] = {"dir_okay": False, "readable": False, "show_default": False}
 
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
@@ -130,11 +140,25 @@ Optimizer = Annotated[
 Steps = Annotated[int, typer.Option(min=1, help="How many updates.")]
 LearningRate = Annotated[float, typer.Option(min=0, callback=finite, help="Learning rate.")]
 WeightDecay = Annotated[float, typer.Option(min=0, callback=finite, help="Weight decay of AdamW.")]
+Schedule = Annotated[
+    ScheduleName,
+    typer.Option(help="The learning rate after the warm-up: as it is, or down to 0 at --steps."),
+]
+Warmup = Annotated[
+    int, typer.Option(min=0, help="Over so many first steps the learning rate rises to --lr.")
+]
+MaxGradNorm = Annotated[
+    float | None,
+    typer.Option(
+        min=0, callback=finite, show_default=False, help="Clip gradients to this global norm."
+    ),
+]
 Dtype = Annotated[DtypeName, typer.Option(help="Of parameters, gradients and optimizer state.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the first parameters, batches and sample.")]
-# NumPy's own threads spin for a while after each matrix product; a second pool would wait for them
-# longer than it could save on models of this size.
-NumThreads = Annotated[int, typer.Option(min=1, help="Threads of the fused update.")]
+NumThreads = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="what is found faster", help="Threads of the fused update."),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Train with SGD too, side by side.")]
 SgdRate = Annotated[
     float | None,
@@ -158,14 +182,40 @@ BatchSize = Annotated[int, typer.Option(help="Windows in a batch.", **SIZE)]
 DModel = Annotated[int, typer.Option(help="Width of the model.", **SIZE)]
 NHeads = Annotated[int, typer.Option(help="Heads of the attention.", **SIZE)]
 DFf = Annotated[int, typer.Option(help="Width of the feed-forward layer.", **SIZE)]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=CHECKPOINT,
+        help="Save model and optimizer into this file (.safetensors) at the end, also after "
+        "Ctrl-C. At most a million --steps.",
+        **WRITTEN,
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default=False,
+        rich_help_panel=CHECKPOINT,
+        help="Save after each so many steps, too.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        rich_help_panel=CHECKPOINT,
+        help="Go on from the --checkpoint, up to --steps in all; where it has them, only show it. "
+        "It ends with the bits of a training that never stopped. Options have to be as they were; "
+        "--steps may be more where the schedule is constant.",
+    ),
+]
 Plot = Annotated[
     Path | None,
     typer.Option(
-        dir_okay=False,
-        readable=False,  # it need not be
-        show_default=False,
         rich_help_panel=OUTPUT,
         help="Draw the loss curves into this file (.png, .svg, .pdf).",
+        **WRITTEN,
     ),
 ]
 Json = Annotated[
@@ -191,18 +241,11 @@ def common(version: Version = False) -> None:
 # ---------------------------------------------------------------------------- train
 
 
-class Trainee(NamedTuple):
-    """A model and the optimizer that trains it, ready to start."""
-
-    name: OptimizerName
-    lr: float
-    model: TinyTransformer
-    optimizer: training.Optimizer
-
-
-class Outcome(NamedTuple):
-    trainee: Trainee
-    curve: report.Curve
+# What the parameters after a number of steps follow from, beside the text.
+DEFINING = (
+    *("lr", "weight_decay", "schedule", "warmup", "max_grad_norm", "dtype", "seed"),
+    *("level", "context", "batch_size", "d_model", "n_heads", "d_ff"),
+)
 
 
 @app.command()
@@ -212,9 +255,12 @@ def train(
     steps: Steps = 500,
     lr: LearningRate = 0.001,
     weight_decay: WeightDecay = 0.01,
+    schedule: Schedule = ScheduleName.CONSTANT,
+    warmup: Warmup = 0,
+    max_grad_norm: MaxGradNorm = None,
     dtype: Dtype = DtypeName.float64,
     seed: Seed = 42,
-    num_threads: NumThreads = 1,
+    num_threads: NumThreads = None,
     compare: Compare = False,
     sgd_lr: SgdRate = None,
     text: TextFile = None,
@@ -224,17 +270,14 @@ def train(
     d_model: DModel = 32,
     n_heads: NHeads = 2,
     d_ff: DFf = 128,
+    checkpoint: Checkpoint = None,
+    every: Every = None,
+    resume: Resume = False,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
     """Train the tiny transformer; see what it learns and where the time goes."""
-    is_adamw, is_fused = optimizer is not OptimizerName.SGD, optimizer is OptimizerName.FUSED
-    sizes = {"d_model": d_model, "n_heads": n_heads, "d_ff": d_ff}
-    refuse_idle(ctx, "--text", text is not None, "level", "context", "batch_size", *sizes)
-    refuse_idle(ctx, "--compare", compare, "sgd_lr")
-    refuse_idle(ctx, "AdamW", is_adamw, "weight_decay", "compare")
-    refuse_idle(ctx, "--optimizer fused", is_fused, "num_threads")
-
+    refuse_contradictions(ctx)
     with bad_input_reported():
         if plot is not None:
             report.check_plot_path(plot)
@@ -242,20 +285,33 @@ def train(
             task = training.sentence_task()
         else:
             corpus = training.read_text(text, level, context)
+            sizes = {"d_model": d_model, "n_heads": n_heads, "d_ff": d_ff}
             task = training.text_task(corpus, context, batch_size, seed, **sizes)
+        rates = training.make_schedule(schedule, lr, warmup, steps)
+        file = training_file(ctx, checkpoint, task) if checkpoint is not None else None
+        run = file.read() if file is not None and resume else Run()
 
-        def prepared(name: OptimizerName, rate: float) -> Trainee:
+        def prepared(name: OptimizerName, rate: float, run: Run) -> Trainee:
             model = TinyTransformer(seed, dtype.value, **task.sizes)
-            made = training.make_optimizer(name, model.parameters, rate, weight_decay, num_threads)
-            return Trainee(name, rate, model, made)
+            made = training.make_optimizer(
+                name, model.parameters, rate, weight_decay, num_threads, rates, max_grad_norm
+            )
+            return Trainee(name, rate, model, made, held_out_loss(model, task), run)
 
-        trainees = [prepared(optimizer, lr)]
+        trainees = [prepared(optimizer, lr, run)]
         if compare:
-            trainees.append(prepared(OptimizerName.SGD, lr if sgd_lr is None else sgd_lr))
+            rate = lr if sgd_lr is None else sgd_lr
+            trainees.append(prepared(OptimizerName.SGD, rate, Run()))
+        save = attached(file, trainees[0]) if file is not None else None
 
-    outcomes = run_all(trainees, task, steps, quiet=json)
-    show = print_record if json else print_summary
-    show(outcomes, task, seed, reference_seconds(outcomes[0], task, weight_decay))
+    outcomes = run_all(trainees, task, steps, save, quiet=json)
+    shown = outcomes, task, seed, reference_seconds(outcomes[0], task, weight_decay)
+    if json:
+        print_json(record(*shown))
+    else:
+        console = report.console()
+        for part in summary(*shown):
+            console.print(part)
     warn_of_divergence(outcomes)
     if plot is not None:
         draw_losses(plot, outcomes)
@@ -263,45 +319,82 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
-def run_all(trainees: list[Trainee], task: training.Task, steps: int, quiet: bool) -> list[Outcome]:
+def refuse_contradictions(ctx: typer.Context) -> None:
+    given = ctx.params
+    is_adamw = given["optimizer"] != OptimizerName.SGD
+    is_fused = given["optimizer"] == OptimizerName.FUSED
+    has_text, saved = given["text"] is not None, given["checkpoint"] is not None
+    refuse_idle(ctx, "--text", has_text, "level", "context", "batch_size")
+    refuse_idle(ctx, "--text", has_text, "d_model", "n_heads", "d_ff")
+    refuse_idle(ctx, "--compare", given["compare"], "sgd_lr")
+    refuse_idle(ctx, "AdamW", is_adamw, "weight_decay", "compare")
+    refuse_idle(ctx, "--optimizer fused", is_fused, "num_threads", "schedule", "warmup")
+    refuse_idle(ctx, "--optimizer fused", is_fused, "max_grad_norm", "checkpoint")
+    refuse_idle(ctx, "--checkpoint", saved, "every", "resume")
+    if saved and given["compare"]:
+        fail("--checkpoint holds one training, --compare makes two")
+
+
+def training_file(ctx: typer.Context, path: Path, task: training.Task) -> "TrainingFile":
+    """The checkpoint, which can be written, and exists if and only if it is to be resumed."""
+    try:
+        from .resuming import TrainingFile
+    except ImportError as error:  # says what to install
+        fail(error)
+    given = ctx.params
+    if path.exists() and not given["resume"]:
+        raise ValueError(f"{path} exists; --resume goes on from it")
+    report.check_output_path(path, replaced=True)
+    definition = {name: given[name] for name in DEFINING}
+    definition["text"] = None if task.corpus is None else task.corpus.digest
+    open_ended = given["schedule"] == ScheduleName.CONSTANT
+    return TrainingFile(path, definition, given["steps"], open_ended, given["every"])
+
+
+Save = Callable[[Run], None]
+
+
+def attached(file: "TrainingFile", trainee: Trainee) -> Save:
+    """Bring the trainee to where its record ends; what saves it, at each step where that is due."""
+    optimizer = trainee.optimizer
+    assert isinstance(optimizer, AdamW)
+    if trainee.run.resumed_from is not None:
+        file.load(optimizer)
+    return partial(file.save_when_due, optimizer)
+
+
+def run_all(
+    trainees: list[Trainee], task: training.Task, steps: int, save: Save | None, quiet: bool
+) -> list[Outcome]:
     """Train one after the other, until Ctrl-C."""
     outcomes = []
     for trainee in trainees:
         label = trainee_label(trainee, with_lr=len(trainees) > 1)
-        before = held_out_loss(trainee, task)
-        with report.progress_bar(label, steps, quiet) as on_step:
-            run = training.train(trainee.model, trainee.optimizer, task.batches(), steps, on_step)
-        after = held_out_loss(trainee, task)
-        held_out = None if before is None or after is None else (before, after)
-        outcomes.append(Outcome(trainee, report.Curve(label, run, held_out)))
-        if run.interrupted:
+        outcomes.append(run_one(trainee, label, task, steps, save, quiet))
+        if trainee.run.interrupted:
             break
     return outcomes
 
 
-def trainee_label(trainee: Trainee, with_lr: bool) -> str:
-    labels = {
-        OptimizerName.FUSED: "AdamW",
-        OptimizerName.REFERENCE: "AdamW in pure Python",
-        OptimizerName.SGD: "SGD",
-    }
-    label = labels[trainee.name]
-    return f"{label}, lr {trainee.lr:g}" if with_lr else label
+def run_one(
+    trainee: Trainee, label: str, task: training.Task, steps: int, save: Save | None, quiet: bool
+) -> Outcome:
+    model, run = trainee.model, trainee.run
+    with report.progress_bar(label, run.resumed_from or 0, steps, quiet) as show:
+
+        def on_step(run: Run) -> None:
+            show(run)
+            if save is not None:
+                save(run)
+
+        training.train(model, trainee.optimizer, task.batches(), steps, on_step, run)
+    before, after = trainee.held_out_loss, held_out_loss(model, task)
+    held_out = None if before is None or after is None else (before, after)
+    return Outcome(trainee, report.Curve(label, run, held_out))
 
 
-def held_out_loss(trainee: Trainee, task: training.Task) -> float | None:
-    if task.corpus is None:
-        return None
-    return training.mean_loss(trainee.model, task.corpus.held_out)
-
-
-def text_sample(outcome: Outcome, task: training.Task, seed: int) -> str | None:
-    """What the trained model writes; nothing where its probabilities are no numbers."""
-    if task.corpus is None or not math.isfinite(outcome.curve.run.losses[-1]):
-        return None
-    start = task.corpus.held_out[:1].tolist()
-    length = SAMPLE_LENGTH[task.corpus.level]
-    return task.corpus.decode(training.sample(outcome.trainee.model, start, length, seed))
+def held_out_loss(model: TinyTransformer, task: training.Task) -> float | None:
+    return None if task.corpus is None else training.mean_loss(model, task.corpus.held_out)
 
 
 def reference_seconds(outcome: Outcome, task: training.Task, weight_decay: float) -> float | None:
@@ -311,84 +404,6 @@ def reference_seconds(outcome: Outcome, task: training.Task, weight_decay: float
         return None
     batch = next(task.batches())
     return training.reference_step_seconds(trainee.model, batch, trainee.lr, weight_decay)
-
-
-def title(outcome: Outcome) -> str:
-    model = outcome.trainee.model
-    return f"Tiny transformer, {model.n_parameters:,} parameters, {model.dtype}"
-
-
-def print_summary(
-    outcomes: list[Outcome], task: training.Task, seed: int, pure_python: float | None
-) -> None:
-    console = report.console()
-    first = outcomes[0]
-    curves = [curve for _, curve in outcomes]
-    console.print(report.heading(f"{title(first)}, seed {seed}"))
-    if task.corpus is not None:
-        console.print(report.paragraph(corpus_facts(task.corpus)))
-    label, run, _ = curves[-1]
-    if run.interrupted:
-        console.print(report.paragraph(f"Interrupted: {label} after {run.steps:,} steps."))
-    rows = training.predictions(first.trainee.model, task)
-    console.print(
-        report.predictions_table(rows, f" What it predicts after {first.curve.run.steps:,} steps")
-    )
-    console.print(report.losses_table(curves, len(task.vocabulary)))
-    for label, run, _ in curves:
-        console.print(report.time_table(label, run))
-    if pure_python is not None:
-        console.print(report.reference_comparison(first.curve.run, pure_python))
-    written = text_sample(first, task, seed)
-    if written is not None:
-        console.print(report.sample_panel(written))
-
-
-def corpus_facts(corpus: training.Corpus) -> str:
-    return (
-        f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out, "
-        f"{len(corpus.vocabulary):,} distinct with <PAD>"
-    )
-
-
-def print_record(
-    outcomes: list[Outcome], task: training.Task, seed: int, pure_python: float | None
-) -> None:
-    first = outcomes[0]
-    record = run_record(first) | {
-        "seed": seed,
-        "dtype": str(first.trainee.model.dtype),
-        "reference_step_seconds": pure_python,
-        "predictions": [row._asdict() for row in training.predictions(first.trainee.model, task)],
-    }
-    if task.corpus is not None:
-        record["sample"] = text_sample(first, task, seed)
-    for other in outcomes[1:]:
-        record[other.trainee.name.value] = run_record(other)
-    record["interrupted"] = outcomes[-1].curve.run.interrupted
-    print_json(record)
-
-
-def run_record(outcome: Outcome) -> dict[str, Any]:
-    trainee, (_, run, held_out) = outcome
-    initial, final = run.losses[0], run.losses[-1]
-    record: dict[str, Any] = {
-        "optimizer": trainee.name.value,
-        "lr": trainee.lr,
-        "parameters": trainee.model.n_parameters,
-        "steps": run.steps,
-        "initial_loss": initial,
-        "final_loss": final,
-        "initial_perplexity": report.perplexity(initial),
-        "final_perplexity": report.perplexity(final),
-        "seconds": run.seconds,
-        "forward_seconds": run.forward_seconds,
-        "backward_seconds": run.backward_seconds,
-        "optimizer_seconds": run.optimizer_seconds,
-    }
-    if held_out is not None:
-        record["initial_held_out_loss"], record["final_held_out_loss"] = held_out
-    return record
 
 
 def warn_of_divergence(outcomes: list[Outcome]) -> None:

@@ -1,7 +1,7 @@
 """What a reader sees: tables, a progress bar and the picture of the loss curves."""
 
 import math
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def perplexity(loss: float) -> float:
 
 
 @contextmanager
-def progress_bar(label: str, steps: int, quiet: bool) -> Iterator[Callable[[Run], None]]:
+def progress_bar(label: str, done: int, steps: int, quiet: bool) -> Iterator[Callable[[Run], None]]:
     """A bar on standard error, where that is a terminal; yields what `train` calls at each step."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -58,7 +58,7 @@ def progress_bar(label: str, steps: int, quiet: bool) -> Iterator[Callable[[Run]
         auto_refresh=False,
     )
     bar.disable = quiet or not bar.console.is_terminal
-    task = bar.add_task(label, total=steps, loss=math.nan)
+    task = bar.add_task(label, completed=done, total=steps, loss=math.nan)
     drawn = -math.inf
 
     def on_step(run: Run) -> None:
@@ -230,6 +230,28 @@ def paragraph(text: str) -> Padding:
     return Padding(Text(text), (0, 0, 0, 1), expand=False)
 
 
+# ---------------------------------------------------------------------------- files
+
+
+def check_output_path(path: Path, replaced: bool = False) -> None:
+    """Raise ValueError unless a file can be written there, or replaced; leave no trace."""
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {target.parent}")
+    if replaced:
+        # Not it, but its folder is written to, and a name as long as that of a checkpoint in the
+        # making has to be allowed.
+        target = target.with_name(f".{target.name}.{'0' * 16}.tmp")
+    try:
+        if target.exists():
+            target.open("ab").close()
+        else:
+            target.touch(exist_ok=False)
+            target.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
 # ---------------------------------------------------------------------------- the plot
 
 
@@ -240,16 +262,7 @@ def check_plot_path(path: Path) -> None:
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ValueError(f"{path}: no picture has the suffix {path.suffix!r}; try .png")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"{path}: there is no folder {folder}")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+    check_output_path(path)
 
 
 def save_plot(path: Path, curves: Sequence[Curve], vocab_size: int, title: str) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import repeat
+from hashlib import blake2b
+from itertools import islice, repeat
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +21,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from .optimizer import AdamW
+from .optimizer import AdamW, Schedule
 from .reference import adamw_update_list
+from .schedules import CosineDecay, LinearDecay, LinearWarmup
 from .tiny_transformer import (
     PAD,
     TARGETS,
@@ -94,12 +96,45 @@ def make_optimizer(
     lr: float,
     weight_decay: float = 0.01,
     num_threads: int | None = None,
+    schedule: Schedule | None = None,
+    max_grad_norm: float | None = None,
 ) -> Optimizer:
+    """A schedule, whose highest rate is `lr`, and clipping are for the fused AdamW alone."""
     if name is OptimizerName.SGD:
         return SGD(parameters, lr)
     if name is OptimizerName.REFERENCE:
         return ReferenceAdamW(parameters, lr, weight_decay)
-    return AdamW(parameters, lr, weight_decay=weight_decay, num_threads=num_threads)
+    optimizer = AdamW(
+        parameters,
+        lr,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        num_threads=num_threads,
+    )
+    if schedule is not None:
+        # Only now: of a schedule AdamW would check the first rate, which may not be the highest.
+        optimizer.param_groups[0]["lr"] = schedule
+    return optimizer
+
+
+class ScheduleName(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+def make_schedule(name: ScheduleName, lr: float, warmup: int, steps: int) -> Schedule | None:
+    """Up to `lr` over the first `warmup` steps, then the same or, over the rest of `steps`, down
+    to 0; None where the rate is the same at all steps."""
+    if name is ScheduleName.CONSTANT:
+        return LinearWarmup(lr, warmup) if warmup else None
+    if warmup >= steps:
+        raise ValueError(
+            f"warmup is {warmup}; expected fewer than the {steps} steps, to decay after"
+        )
+    kind = LinearDecay if name is ScheduleName.LINEAR else CosineDecay
+    decay = kind(lr, steps - warmup)
+    return LinearWarmup(lr, warmup).then(decay) if warmup else decay
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -114,6 +149,7 @@ class Run:
     backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     interrupted: bool = False
+    resumed_from: int | None = None  # the number of updates before, of an earlier process
 
     @property
     def steps(self) -> int:
@@ -131,23 +167,32 @@ def train(
     batches: Iterable[Batch],
     steps: int,
     on_step: Callable[[Run], None] | None = None,
+    run: Run | None = None,
 ) -> Run:
     """Train for `steps` updates, or until Ctrl-C; the parameters never hold half an update.
 
     It takes one batch more than updates: the last gives the loss after the last update. `on_step`
-    gets the record after every forward pass, so that its last loss belongs to `run.steps`.
+    gets the record after every forward pass, so that its last loss belongs to `run.steps`
+    and the parameters are those after so many updates. At the last call `run.steps` is `steps`, or
+    `run.interrupted` is set.
+
+    Given the record of a training that stopped, `run`, with the model and the optimizer as they
+    were then, it goes on up to `steps` updates in all; `batches` are those from the very start.
     """
-    run = Run()
+    run = Run() if run is None else run
+    # The last forward pass is taken again: the next update needs its gradients.
+    del run.losses[-1:]
     # Where a loss diverges, the losses themselves say it.
     with interrupts_held() as interrupt, np.errstate(over="ignore", invalid="ignore"):
-        for tokens, targets in batches:
+        for tokens, targets in islice(batches, len(run.losses), None):
             start = perf_counter()
             loss, cache = model.forward(tokens, targets)
             forward_end = perf_counter()
             run.losses.append(loss)
+            run.interrupted = interrupt.is_set()
             if on_step is not None:
                 on_step(run)
-            if run.steps == steps or interrupt.is_set():
+            if run.steps == steps or run.interrupted:
                 break
             backward_start = perf_counter()
             grads = model.backward(cache)
@@ -223,6 +268,14 @@ class Corpus:
         if self.level is Level.CHARS:
             return "".join(words)
         return re.sub(r" ([.,;:!?)\]])", r"\1", " ".join(words))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same tokens of the same vocabulary, on every machine."""
+        digest = blake2b(repr(self.vocabulary).encode(), digest_size=8)
+        for tokens in (self.train, self.held_out):
+            digest.update(tokens.astype("<i8").tobytes())
+        return f"BLAKE2b {digest.hexdigest()}"
 
 
 def read_text(path: Path, level: Level, context: int) -> Corpus:
