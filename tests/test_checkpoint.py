@@ -29,6 +29,7 @@ from fused_adamw.checkpoint import (
     MismatchedCheckpointError,
     NewerCheckpointError,
     load_checkpoint,
+    read_extra,
     save_checkpoint,
 )
 from fused_adamw.schedules import CosineDecay, LinearWarmup
@@ -202,6 +203,7 @@ def test_hyper_parameters_of_other_types(path):
 def test_extra(path, extra):
     optimizer = trained(mapping())
     save_checkpoint(path, optimizer, extra=extra)
+    assert read_extra(path) == extra
     assert load_checkpoint(path, optimizer) == extra
 
 

@@ -138,6 +138,16 @@ def load_checkpoint(path: FilePath, optimizer: AdamW) -> dict[str, Any]:
     return extra
 
 
+def read_extra(path: FilePath) -> dict[str, Any]:
+    """The ``extra`` of a file, which ``load_checkpoint`` would return; nothing is loaded.
+
+    Raises as ``load_checkpoint`` does, but for a file of another model.
+    """
+    _, metadata = _read(path)
+    extra: dict[str, Any] = json.loads(metadata["extra"])
+    return extra
+
+
 # ---- what is saved of an optimizer
 
 

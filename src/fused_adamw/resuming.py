@@ -4,14 +4,13 @@ Beside parameters and optimizer the file holds, as its `extra`, what defines the
 no other one goes on from it, and the record so far.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import _read, load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, read_extra, save_checkpoint
 from .optimizer import AdamW
 from .training import Run
 
@@ -48,9 +47,9 @@ class TrainingFile:
         """The record so far. Raises ValueError where the file is not of this training."""
         if not self.path.is_file():
             raise ValueError(f"{self.path}: there is no such file to resume from")
-        _, metadata = _read(self.path)
+        extra = read_extra(self.path)
         try:
-            saved = json.loads(metadata["extra"])["training"]
+            saved = extra["training"]
             definition = dict(saved["definition"])
             run = Run(**saved["run"])
         except (KeyError, TypeError, ValueError):
