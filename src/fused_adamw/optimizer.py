@@ -133,7 +133,7 @@ class AdamW:
                 structure for each), of the shapes and dtypes of the parameters, in any memory
                 order; only read. None for a tensor leaves it, its moments and its count alone.
             grad_scale: a factor of all gradients, such as 1 / loss scale, or 1 / number of
-                accumulated batches.
+                accumulated batches. It counts as a part of the gradient for ``max_grad_norm``.
 
         Returns the global norm of the gradients, times ``grad_scale``, where it was needed (for
         ``max_grad_norm`` or ``skip_nonfinite``), else None.

@@ -1,0 +1,263 @@
+"""``AdamW``: structures, masks, arguments; a bad one is named, and changes nothing."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from test_optimizer import EVERYTHING, HYPER, OTHER, SHAPES, Twins, draw, leaves, snapshot, steps_of
+from test_runtime import run_python
+
+from fused_adamw import AdamW, matrices_only
+
+# ---- structures
+
+
+def group_params(structures):
+    return [{"params": x, **(OTHER if g else {})} for g, x in enumerate(structures)]
+
+
+PLAIN = {
+    "sequence": list,
+    "tuple": tuple,
+    "mapping": lambda a: dict(zip("wbsev", a, strict=True)),
+}
+GROUPED = {
+    "mappings": lambda a: [{"w": a[0], "b": a[1]}, {"w": a[2], "b": a[3], "e": a[4]}],
+    "sequences": lambda a: [list(a[:2]), tuple(a[2:])],
+    "arrays": list,
+    "mixed": lambda a: ({0: a[0]}, [a[1], a[2]], a[3], {"w": a[4]}),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *GROUPED])
+@pytest.mark.parametrize("absent", [{}, {1}, {0, 2, 4}, {0, 1, 2, 3, 4}], ids=str)
+def test_structures_and_missing_gradients(name, absent):
+    """A tensor without a gradient is left alone, and its bias correction with it."""
+    arrange = PLAIN.get(name) or GROUPED[name]
+    dtypes = [np.float32, np.float64, np.float64, np.float32, np.float64]
+    arrays = [p.astype(dtype) for p, dtype in zip(draw(SHAPES), dtypes, strict=True)]
+    params = arrange(arrays)
+    hypers = [HYPER] * 5
+    if name in GROUPED:
+        sizes = [len(leaves([x])) for x in params]
+        hypers = [OTHER if g else HYPER for g, n in enumerate(sizes) for _ in range(n)]
+        params = group_params(params)
+    opt, twins = AdamW(params, **HYPER), Twins(arrays)
+    for t in range(1, 6):
+        drawn = [g.astype(dtype) for g, dtype in zip(draw(SHAPES, seed=t), dtypes, strict=True)]
+        grads = [None if t > 1 and i in absent else g for i, g in enumerate(drawn)]
+        opt.step(arrange(grads))
+        twins.step(grads, hypers)
+    twins.assert_equal(opt)
+    assert opt.t == 5
+    assert [m.shape for m in leaves(opt.m)] == SHAPES
+
+
+def test_one_array():
+    (p,), (g,) = draw([(3, 2)]), draw([(3, 2)], seed=1)
+    opt, twins = AdamW(p, **HYPER), Twins([p])
+    opt.step(None)
+    opt.step(g)
+    twins.step([g], HYPER)
+    twins.assert_equal(opt)
+    assert (opt.t, steps_of(opt), opt.names) == (2, [1], ["params"])
+
+
+def test_keys_in_another_order():
+    arrays, grads = draw([2, 2]), draw([2, 2], seed=1)
+    opt, twins = AdamW({"a": arrays[0], "b": arrays[1]}, **HYPER), Twins(arrays)
+    opt.step({"b": grads[1], "a": grads[0]})
+    twins.step(grads, HYPER)
+    twins.assert_equal(opt)
+
+
+def grouped_optimizer(seed=0, **options):
+    """Two groups in two dtypes and memory orders; the last tensor has no gradient in one step."""
+    w, b, last = draw([(4, 3), (3,), (5,)], seed=seed)
+    groups = group_params([{"w": np.asfortranarray(w, np.float32), "b": b}, {"w": last}])
+    opt = AdamW(groups, **HYPER, **options)
+    for t in range(3):
+        grads = draw([(4, 3), (3,), (5,)], seed=10 + t)
+        opt.step(group_grads([*grads[:2], None if t == 1 else grads[2]]))
+    return opt
+
+
+def group_grads(grads):
+    return [{"w": grads[0].astype(np.float32), "b": grads[1]}, {"w": grads[2]}]
+
+
+BAD_GRADS = {
+    "missing key": (lambda g, p: [g[0], {}], ValueError, ["grads[1]", "missing ['w']"]),
+    "extra key": (lambda g, p: [g[0], g[1] | {"x": 1}], ValueError, ["grads[1]", "['x']"]),
+    "another key": (lambda g, p: [{"w": 1, "c": 1}, g[1]], ValueError, ["grads[0]", "'b'", "'c'"]),
+    "too few groups": (lambda g, p: g[:1], ValueError, ["grads has 1", "expected 2"]),
+    "too many groups": (lambda g, p: [*g, g[1]], ValueError, ["grads has 3", "expected 2"]),
+    "no groups": (lambda g, p: g[0], TypeError, ["grads is of type dict"]),
+    "a list": (lambda g, p: [[1, 2], g[1]], TypeError, ["grads[0]", "list"]),
+    "no group": (lambda g, p: [g[0], None], TypeError, ["grads[1]", "NoneType"]),
+    "nothing": (lambda g, p: None, TypeError, ["grads", "NoneType"]),
+    "shape": (lambda g, p: [g[0], {"w": np.ones(4)}], ValueError, ["grads[1]['w']", "(4,)"]),
+    "dtype": (
+        lambda g, p: [g[0], {"w": np.ones(5, np.float32)}],
+        TypeError,
+        ["grads[1]['w']", "float32", "float64"],
+    ),
+    "no array": (lambda g, p: [g[0], {"w": "text"}], TypeError, ["grads[1]['w']", "str"]),
+    "shared": (lambda g, p: [g[0], {"w": p}], ValueError, ["grads[1]['w']", "share memory"]),
+}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("case", BAD_GRADS)
+def test_bad_gradients_are_named_and_nothing_changes(case, options):
+    change, error, words = BAD_GRADS[case]
+    opt = grouped_optimizer(**options)
+    before = snapshot(opt)
+    grads = group_grads(draw([(4, 3), (3,), (5,)]))
+    with pytest.raises(error) as caught:
+        opt.step(change(grads, opt.param_groups[1]["params"]["w"]))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert snapshot(opt) == before
+
+
+def raising(t):
+    raise OSError("rate unknown")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "error"),
+    [
+        ("step", "grad_scale", "1", TypeError),
+        ("step", "grad_scale", math.inf, ValueError),
+        ("step", "grad_scale", 1e39, ValueError),  # too large for float32
+        ("group", "lr", -1.0, ValueError),
+        ("group", "lr", lambda t: math.nan, ValueError),
+        ("group", "lr", raising, OSError),
+        ("group", "betas", (0.9, 1.0), ValueError),
+        ("group", "eps", None, TypeError),
+        ("group", "weight_decay", -0.1, ValueError),
+        ("option", "max_grad_norm", 0.0, ValueError),
+        ("option", "num_threads", 0, ValueError),
+    ],
+)
+def test_a_bad_number_changes_nothing(where, name, value, error):
+    opt = grouped_optimizer()
+    if where == "group":
+        opt.param_groups[1][name] = value
+    elif where == "option":
+        setattr(opt, name, value)
+    before = snapshot(opt)
+    with pytest.raises(error, match="rate unknown" if error is OSError else name):
+        opt.step(
+            group_grads(draw([(4, 3), (3,), (5,)])), **{name: value} if where == "step" else {}
+        )
+    assert snapshot(opt) == before
+
+
+# ---- the constructor
+
+vector, matrix, room = np.ones(3), np.ones((2, 2)), np.ones(4)
+BAD_ARGUMENTS = [
+    ([], {}, ValueError, ["params", "no array"]),
+    ([{"params": []}], {}, ValueError, ["params", "no array"]),
+    ("text", {}, TypeError, ["params", "str"]),
+    (iter([vector]), {}, TypeError, ["params", "iterator"]),
+    ([vector, 1.0], {}, TypeError, ["params[1]", "float"]),
+    ([vector, np.ones(2, int)], {}, TypeError, ["params[1]", "int64"]),
+    ([vector[::2]], {}, ValueError, ["params[0]", "not dense"]),
+    ([{"params": vector}, matrix], {}, TypeError, ["groups and arrays"]),
+    ([{"lr": 1.0}], {}, ValueError, ["params[0]", "'params'"]),
+    ([{"params": vector, "momentum": 0.9}], {}, ValueError, ["params[0]", "'momentum'"]),
+    ([{"params": vector}, {"params": matrix, "lr": -1}], {}, ValueError, ["lr is -1"]),
+    (
+        [{"params": {"w": room}}, {"params": [room[3:]]}],
+        {},
+        ValueError,
+        ["params[0]['w']", "params[1][0]", "share memory"],
+    ),
+    (vector, {"lr": -1e-9}, ValueError, ["lr"]),
+    (vector, {"lr": "fast"}, TypeError, ["lr"]),
+    (vector, {"lr": lambda t: -t}, ValueError, ["lr is -1"]),
+    (vector, {"betas": 0.9}, TypeError, ["betas"]),
+    (vector, {"betas": (0.9, 1.0)}, ValueError, ["betas[1]"]),
+    (vector, {"eps": math.nan}, ValueError, ["eps"]),
+    (vector, {"weight_decay": math.inf}, ValueError, ["weight_decay"]),
+    (vector, {"max_grad_norm": 0}, ValueError, ["max_grad_norm"]),
+    (vector, {"max_grad_norm": -1.0}, ValueError, ["max_grad_norm"]),
+    (vector, {"max_grad_norm": "1"}, TypeError, ["max_grad_norm"]),
+    (vector, {"state_dtype": "float32"}, ValueError, ["state_dtype", "float32"]),
+    (vector, {"num_threads": 0}, ValueError, ["num_threads"]),
+    ({"w": vector}, {"decay_mask": {"b": True}}, ValueError, ["decay_mask", "['w']", "['b']"]),
+    ([vector, matrix], {"decay_mask": [True]}, ValueError, ["decay_mask has 1", "expected 2"]),
+    ({1: vector, "1": matrix}, {}, ValueError, ["params", "'1'"]),  # one name for two tensors
+]
+
+
+@pytest.mark.parametrize(("params", "options", "error", "words"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(params, options, error, words):
+    with pytest.raises(error) as caught:
+        AdamW(params, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["clear", "pop", "append"])
+def test_groups_can_be_neither_added_nor_removed(change):
+    """In a process of its own: the core must not look for the numbers of a group that is gone."""
+    code = (
+        "import numpy as np; from fused_adamw import AdamW\n"
+        "opt = AdamW([{'params': np.ones(2)}, {'params': np.ones(2)}])\n"
+        f"opt.param_groups.{change}(" + ("{**opt.param_groups[0]}" if change == "append" else "")
+    )
+    printed = run_python(
+        code + ")\ntry: opt.step([np.ones(2), np.ones(2)])\n"
+        "except ValueError as error: print(error, opt.t)"
+    )
+    assert "param_groups" in printed.stdout, printed
+    assert printed.stdout.strip().endswith(" 0")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"w": True, "b": False, "u": True},
+        matrices_only,
+        lambda name, array: not name.endswith("b") and array.ndim == 2,
+    ],
+    ids=["booleans", "matrices_only", "predicate"],
+)
+def test_decay_mask(grouped, mask):
+    """A tensor that it exempts steps as with weight_decay=0, in copies of the optimizer too."""
+    shapes = [(3, 2), (2,), (2, 2)]
+    arrays, grads = draw(shapes), dict(zip("wbu", draw(shapes, seed=1), strict=True))
+    params = dict(zip("wbu", arrays, strict=True))
+    twins = Twins(arrays)
+    twins.step(grads.values(), [HYPER, HYPER | {"weight_decay": 0.0}, HYPER])
+    if grouped:
+        params, grads = [{"params": params}], [grads]
+        mask = [mask] if isinstance(mask, dict) else mask
+    first = AdamW(params, **HYPER, decay_mask=mask)
+    for opt in (copy.deepcopy(first), first):
+        opt.step(grads)
+        twins.assert_equal(opt)
+
+
+@pytest.mark.parametrize(("grouped", "prefix"), [(False, ""), (True, "0.")])
+def test_a_mask_gets_the_names_of_state_dict(grouped, prefix):
+    seen = []
+    params = dict(zip("wb", draw([2, 3]), strict=True))
+
+    def mask(name, array):
+        seen.append((name, array is params[name[-1]]))
+        return True
+
+    opt = AdamW([{"params": params}] if grouped else params, decay_mask=mask)
+    assert seen == [(prefix + "w", True), (prefix + "b", True)]
+    assert opt.names == list(opt.state_dict()["state"]) == [name for name, _ in seen]
+
+
+@pytest.mark.parametrize("mask", [matrices_only, [True]])
+def test_a_mask_is_asked_behind_the_checks(mask):
+    with pytest.raises(TypeError, match=r"params\[0\] is of type float"):
+        AdamW([1.0], decay_mask=mask)
