@@ -415,7 +415,7 @@ def test_the_plot_of_a_text_and_of_a_diverging_training(run, text):
         ("--checkpoint missing/run", "there is no folder"),
         ("--checkpoint long.txt/run", "there is no folder"),
         # That a folder cannot be written to is found by trying: this one not even by root.
-        ("--checkpoint /proc/run", "/proc"),
+        ("--checkpoint /proc/run", "proc"),
         # Its own name would do, but not that of the file which a save writes first.
         (f"--checkpoint {'x' * 240}", "x cannot be written"),
     ],

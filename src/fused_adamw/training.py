@@ -192,7 +192,7 @@ def train(
             run.interrupted = interrupt.is_set()
             if on_step is not None:
                 on_step(run)
-            if run.steps == steps or run.interrupted:
+            if run.steps >= steps or run.interrupted:
                 break
             backward_start = perf_counter()
             grads = model.backward(cache)
