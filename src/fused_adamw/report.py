@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +21,10 @@ from .training import Prediction, Run
 
 FIGURE_SIZE = (7.2, 4.0)  # inches
 COLOURS = ("#1f6feb", "#d9730d")
+
+
+Part: TypeAlias = RenderableType
+"""Anything here that a console prints."""
 
 
 class Curve(NamedTuple):

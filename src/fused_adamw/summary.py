@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rich.console import RenderableType
-
 from . import report, training
 from .tiny_transformer import TinyTransformer
 from .training import Level, OptimizerName
@@ -58,7 +56,7 @@ def text_sample(outcome: Outcome, task: training.Task, seed: int) -> str | None:
 
 def summary(
     outcomes: list[Outcome], task: training.Task, seed: int, pure_python: float | None
-) -> Iterator[RenderableType]:
+) -> Iterator[report.Part]:
     """What to print, part by part; `pure_python` is the time of a step of the reference."""
     first = outcomes[0]
     curves = [curve for _, curve in outcomes]

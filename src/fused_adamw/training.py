@@ -4,6 +4,7 @@ An optimizer is anything made for some parameters, whose ``step(grads)`` changes
 Nothing here prints or parses.
 """
 
+import json
 import re
 import signal
 import statistics
@@ -172,9 +173,8 @@ def train(
     """Train for `steps` updates, or until Ctrl-C; the parameters never hold half an update.
 
     It takes one batch more than updates: the last gives the loss after the last update. `on_step`
-    gets the record after every forward pass, so that its last loss belongs to `run.steps`
-    and the parameters are those after so many updates. At the last call `run.steps` is `steps`, or
-    `run.interrupted` is set.
+    gets the record after every forward pass, so that its last loss and the parameters belong to
+    `run.steps`. At the last call that is `steps`, or `run.interrupted` is set.
 
     Given the record of a training that stopped, `run`, with the model and the optimizer as they
     were then, it goes on up to `steps` updates in all; `batches` are those from the very start.
@@ -272,7 +272,7 @@ class Corpus:
     @property
     def digest(self) -> str:
         """The same for the same tokens of the same vocabulary, on every machine."""
-        digest = blake2b(repr(self.vocabulary).encode(), digest_size=8)
+        digest = blake2b(json.dumps(self.vocabulary).encode(), digest_size=8)
         for tokens in (self.train, self.held_out):
             digest.update(tokens.astype("<i8").tobytes())
         return f"BLAKE2b {digest.hexdigest()}"
