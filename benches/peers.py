@@ -54,9 +54,12 @@ class Contender(NamedTuple):
 def ours(**how):
     def prepare(*arrays):
         # As a user would: one array as such, and HYPER, being the defaults, left out.
-        arguments = [role[0] if len(role) == 1 else role for role in arrays]
-        steps = itertools.count(1)
-        return lambda: fused_adamw(*arguments, next(steps), **how)
+        p, g, m, v = (role[0] if len(role) == 1 else role for role in arrays)
+        step, count = (
+            functools.partial(fused_adamw, **how) if how else fused_adamw,
+            itertools.count(1),
+        )
+        return lambda: step(p, g, m, v, next(count))
 
     return prepare
 

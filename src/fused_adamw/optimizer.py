@@ -141,9 +141,10 @@ class AdamW:
         Raises TypeError or ValueError, naming the argument, with nothing changed, ``t`` included.
         An interrupt (Ctrl-C) is raised behind the step that it arrives in.
         """
-        return self._tensors.take_step(
+        tensors = self._tensors
+        return tensors.take_step(
             grads,
-            _hypers(self.param_groups, self.t + 1),
+            _hypers(self.param_groups, tensors.t + 1),
             0,
             grad_scale,
             self.max_grad_norm,
@@ -333,15 +334,12 @@ def _checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any
 
 def _hypers(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
     """The hyper-parameters of step t, by group."""
-    return [
-        (
-            group["lr"](t) if callable(group["lr"]) else group["lr"],
-            group["betas"],
-            group["eps"],
-            group["weight_decay"],
-        )
-        for group in groups
-    ]
+    hypers = []
+    for group in groups:
+        lr = group["lr"]
+        rate = lr(t) if callable(lr) else lr
+        hypers.append((rate, group["betas"], group["eps"], group["weight_decay"]))
+    return hypers
 
 
 def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
