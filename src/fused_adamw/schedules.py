@@ -87,7 +87,32 @@ class LinearWarmup(_Schedule):
 
 
 @dataclass(frozen=True)
-class LinearDecay(_Schedule):
+class _Decay(_Schedule):
+    """From ``start`` at the first step down to ``end`` behind the last."""
+
+    start: float
+    steps: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _accept_rate(self, "start")
+        _accept_rate(self, "end")
+        _require_steps(self.steps)
+        if self.end > self.start:
+            raise ValueError(f"end is {self.end!r}; expected at most start, {self.start!r}")
+
+    def _rate(self, t: int) -> float:
+        if t > self.steps:
+            return self.end
+        return _between(self.start, self.end, self._part((t - 1) / self.steps))
+
+    def _part(self, elapsed: float) -> float:
+        """The part of the way down that is behind at this part of the steps."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinearDecay(_Decay):
     """Down by the same amount each step::
 
         lr(t) = start + (end - start) (t - 1) / steps    for t <= steps, then end
@@ -97,21 +122,12 @@ class LinearDecay(_Schedule):
     Why and How Much? Adaptive Learning Rate Scheduling by Refinement", arXiv:2310.07831.
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _accept_decay(self, self.steps)
-
-    def _rate(self, t: int) -> float:
-        if t > self.steps:
-            return self.end
-        return _between(self.start, self.end, (t - 1) / self.steps)
+    def _part(self, elapsed: float) -> float:
+        return elapsed
 
 
 @dataclass(frozen=True)
-class CosineDecay(_Schedule):
+class CosineDecay(_Decay):
     """Down along half a period of a cosine::
 
         lr(t) = end + (start - end) (1 + cos(pi (t - 1) / steps)) / 2    for t <= steps, then end
@@ -120,18 +136,9 @@ class CosineDecay(_Schedule):
     Restarts", equation 5, arXiv:1608.03983). Restarts are such schedules, joined.
     """
 
-    start: float
-    steps: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _accept_decay(self, self.steps)
-
-    def _rate(self, t: int) -> float:
-        if t > self.steps:
-            return self.end
+    def _part(self, elapsed: float) -> float:
         # The formula, turned round so that the first rate is exactly start.
-        return _between(self.start, self.end, (1 - math.cos(math.pi * (t - 1) / self.steps)) / 2)
+        return (1 - math.cos(math.pi * elapsed)) / 2
 
 
 @dataclass(frozen=True)
@@ -167,14 +174,6 @@ class Joined(_Schedule):
 
 def _between(start: float, end: float, part: float) -> float:
     return start + (end - start) * part
-
-
-def _accept_decay(schedule: LinearDecay | CosineDecay, steps: int) -> None:
-    _accept_rate(schedule, "start")
-    _accept_rate(schedule, "end")
-    _require_steps(steps)
-    if schedule.end > schedule.start:
-        raise ValueError(f"end is {schedule.end!r}; expected at most start, {schedule.start!r}")
 
 
 def _accept_rate(schedule: _Schedule, name: str) -> None:
