@@ -58,3 +58,23 @@ def fused_adamw(
     num_threads: int | None = None,
     isa: str | None = None,
 ) -> None: ...
+
+class Lender:
+    def __init__(self, *types: type) -> None: ...
+
+class Loan:
+    refused: list[int]
+    def __init__(
+        self,
+        lender: Lender,
+        params: list[Any],
+        grads: list[Any],
+        m: list[Any],
+        v: list[Any],
+        v_max: list[Any],
+        steps: list[Any],
+        hyper: tuple[float, tuple[float, float], float, float],
+        maximize: bool,
+        num_threads: int | None,
+    ) -> None: ...
+    def step(self) -> None: ...

@@ -9,6 +9,7 @@
     _numbers.pxi     hyper-parameters, and what follows from them
     _machine.pxi     instruction sets and threads
     _tuning.pxi      whether several threads pay
+    _lent.pxi        tensors of PyTorch, borrowed for one step
     _functional.pxi  the function fused_adamw
 
 Nothing is written before everything has been checked; after an error all buffers are as they were.
@@ -36,7 +37,9 @@ from cpython.buffer cimport (
 from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
-from libc.math cimport fabs, isfinite, pow, sqrt
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from libc.math cimport fabs, floor, isfinite, pow, sqrt
 
 
 cdef extern from "fused_adamw.h" nogil:
@@ -97,9 +100,10 @@ cdef struct Workspace:
     # What one step needs, its own so that two threads may step at once.
     Derived *derived             # first in memory, since it is what needs most alignment
     fused_adamw_tensor *tensors  # those that have a gradient
-    Py_buffer *views             # of these gradients
+    Py_buffer *views             # of these gradients, where they are borrowed as buffers
     Py_ssize_t kinds             # how many derived scalars there are
-    Py_ssize_t taken             # how many tensors and views there are
+    Py_ssize_t taken             # how many tensors there are
+    Py_ssize_t borrowed          # how many views there are
 
 
 @cython.no_gc
@@ -146,7 +150,7 @@ cdef class Tensors(Held):
                 if skip_nonfinite and not isfinite(norm):
                     return norm
                 factor *= clip_factor(norm, max_norm)
-            self.set_scale(&space, scale, factor)
+            set_scale(&space, scale, factor)
             with nogil:
                 fused_adamw_step(chosen, space.tensors, space.taken, threads)
             if t == 0:
@@ -164,6 +168,7 @@ cdef class Tensors(Held):
         cdef Py_ssize_t i
         cdef fused_adamw_tensor *tensor
         cdef Py_buffer *view
+        cdef Slot *slot
         for i in range(self.count):
             array = grads[i]
             if array is None and t == 0:
@@ -171,45 +176,18 @@ cdef class Tensors(Held):
             tensor = &space.tensors[space.taken]
             view = &space.views[space.taken]
             acquire(view, self, "grads", i, array)
-            space.taken += 1
+            space.borrowed += 1
             self.accept_gradient(i, view, array)
-            tensor[0] = self.slots[i].tensor
+            slot = &self.slots[i]
+            tensor[0] = slot.tensor
             tensor.grads = view.buf
-            tensor.scalars = self.scalars_of(
-                space, i, hypers, t if t != 0 else self.slots[i].steps + 1
+            tensor.scalars = scalars_of(
+                space, slot.group, slot.decays, tensor.dtype, t if t != 0 else slot.steps + 1,
+                hypers[slot.group],
             )
+            space.taken += 1
         if self.count == 0:  # the numbers are checked all the same
             derive(&space.derived[0], 0, True, FUSED_ADAMW_FLOAT64, max(t, 1), hypers[0])
-        return 0
-
-    cdef fused_adamw_scalars *scalars_of(
-        self, Workspace *space, Py_ssize_t i, list hypers, long long t
-    ) except NULL:
-        """Those of an earlier tensor with the same ones, or new ones. Only the last few are looked
-        at: where all tensors differ, to derive is faster than to search."""
-        cdef Py_ssize_t k
-        cdef Derived *derived
-        cdef Slot *slot = &self.slots[i]
-        for k in range(space.kinds - 1, max(space.kinds - 16, 0) - 1, -1):
-            derived = &space.derived[k]
-            if (
-                derived.t == t and derived.group == slot.group
-                and derived.decays == slot.decays and derived.dtype == slot.tensor.dtype
-            ):
-                return &derived.scalars
-        derived = &space.derived[space.kinds]
-        derive(derived, slot.group, slot.decays, slot.tensor.dtype, t, hypers[slot.group])
-        space.kinds += 1
-        return &derived.scalars
-
-    cdef int set_scale(self, Workspace *space, double grad_scale, double factor) except -1:
-        """``factor``: of the user's ``grad_scale``, or NaN where the norm that it clips by is."""
-        cdef Py_ssize_t k
-        cdef Derived *derived
-        for k in range(space.kinds):
-            derived = &space.derived[k]
-            rounded_finite(derived.dtype, grad_scale, "grad_scale", grad_scale)
-            derived.scalars.scale = rounded(derived.dtype, grad_scale * factor)
         return 0
 
     cdef int count_step(self, tuple grads) except -1:
@@ -246,19 +224,51 @@ cdef class Tensors(Held):
             self.slots[i].steps = steps[i]
 
 
+cdef fused_adamw_scalars *scalars_of(
+    Workspace *space, Py_ssize_t group, bint decays, int dtype, long long t, hyper
+) except NULL:
+    """Those of an earlier tensor with the same ones, or new ones. Only the last few are looked at:
+    where all tensors differ, to derive is faster than to search."""
+    cdef Py_ssize_t k
+    cdef Derived *derived
+    for k in range(space.kinds - 1, max(space.kinds - 16, 0) - 1, -1):
+        derived = &space.derived[k]
+        if (
+            derived.t == t and derived.group == group
+            and derived.decays == decays and derived.dtype == dtype
+        ):
+            return &derived.scalars
+    derived = &space.derived[space.kinds]
+    derive(derived, group, decays, dtype, t, hyper)
+    space.kinds += 1
+    return &derived.scalars
+
+
+cdef int set_scale(Workspace *space, double grad_scale, double factor) except -1:
+    """``factor``: of the user's ``grad_scale``, or NaN where the norm that it clips by is."""
+    cdef Py_ssize_t k
+    cdef Derived *derived
+    for k in range(space.kinds):
+        derived = &space.derived[k]
+        rounded_finite(derived.dtype, grad_scale, "grad_scale", grad_scale)
+        derived.scalars.scale = rounded(derived.dtype, grad_scale * factor)
+    return 0
+
+
 cdef int prepare(Workspace *space, Py_ssize_t count) except -1:
     cdef size_t each = sizeof(fused_adamw_tensor) + sizeof(Py_buffer) + sizeof(Derived)
     space.derived = <Derived *>allocate(count, each)
     space.tensors = <fused_adamw_tensor *>(space.derived + max(count, 1))
     space.views = <Py_buffer *>(space.tensors + max(count, 1))
     space.taken = 0
+    space.borrowed = 0
     space.kinds = 0
     return 0
 
 
 cdef int release(Workspace *space) except -1:
     cdef Py_ssize_t k
-    for k in range(space.taken):
+    for k in range(space.borrowed):
         PyBuffer_Release(&space.views[k])
     PyMem_Free(space.derived)
     return 0
@@ -283,3 +293,4 @@ cdef double clip_factor(double norm, double max_norm) noexcept:
 
 
 include "_functional.pxi"
+include "_lent.pxi"

@@ -1,0 +1,269 @@
+"""Tensors that lend their memory for one step, by DLPack: those of PyTorch.
+
+Nothing is held between steps: what is stepped is the state that the optimizer has at that moment,
+even if it was loaded, moved or replaced. Tensors that the kernels do not serve are told apart and
+left alone; their own library can step them.
+
+The structures are those of version 1 of https://github.com/dmlc/dlpack (its exchange API)."""
+
+cdef enum:
+    DLPACK_MAJOR = 1
+    DLPACK_CPU = 1
+    DLPACK_FLOAT = 2
+
+cdef double MOST_STEPS = 2.0**53  # that a double counts
+
+
+cdef struct DLTensor:
+    char *data
+    int device
+    int device_index
+    int ndim
+    unsigned char code        # of the dtype, beside its bits and lanes
+    unsigned char bits
+    unsigned short lanes
+    const long long *shape
+    const long long *strides  # in elements
+    unsigned long long byte_offset
+
+
+cdef struct DLPackExchange:
+    unsigned int major
+    unsigned int minor
+    void *older
+    void *allocator
+    void *managed_from_object
+    void *managed_to_object
+    int (*tensor_from_object)(PyObject *, DLTensor *)  # valid as long as the object is
+    void *current_stream
+
+
+cdef struct Counter:
+    void *address  # of the one number
+    int dtype      # of it
+    long long t    # the step to be taken
+
+
+@cython.no_gc
+cdef class Lender:
+    """The types whose objects lend memory as the first of them does: ``torch.Tensor``, for one. An
+    object of another type is not served, even of one derived from these: its memory may have
+    another meaning."""
+
+    cdef const DLPackExchange *exchange
+    cdef tuple types
+
+    def __cinit__(self, *types):
+        capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
+        if capsule is None:
+            raise TypeError(f"{types[0].__name__} has no exchange API of DLPack")
+        self.exchange = <const DLPackExchange *>PyCapsule_GetPointer(
+            capsule, b"dlpack_exchange_api"
+        )
+        if self.exchange.major != DLPACK_MAJOR or self.exchange.tensor_from_object == NULL:
+            raise TypeError(
+                f"{types[0].__name__} has the exchange API of DLPack {self.exchange.major}; "
+                f"expected that of {DLPACK_MAJOR}"
+            )
+        self.types = types
+
+    cdef bint lend(self, tensor, DLTensor *lent):
+        """Whether the tensor has memory here, described in ``lent`` then."""
+        if type(tensor) not in self.types:
+            return False
+        if self.exchange.tensor_from_object(<PyObject *>tensor, lent) != 0:
+            PyErr_Clear()
+            return False
+        if lent.data == NULL:
+            return dense_size(lent) == 0
+        lent.data += lent.byte_offset
+        return lent.device == DLPACK_CPU
+
+    cdef bint lend_alike(self, tensor, const DLTensor *like, void **data):
+        """Whether the tensor has dtype, shape and strides of another one; its ``data`` then."""
+        cdef DLTensor lent
+        if not (self.lend(tensor, &lent) and alike(&lent, like)):
+            return False
+        data[0] = lent.data
+        return True
+
+    cdef bint lend_counter(self, tensor, Counter *counter):
+        """Whether the tensor is one number that counts steps."""
+        cdef DLTensor lent
+        if not self.lend(tensor, &lent) or dense_size(&lent) != 1:
+            return False
+        cdef int dtype = dtype_lent(&lent)
+        if dtype < 0:
+            return False
+        cdef double steps = (
+            (<float *>lent.data)[0] if dtype == FUSED_ADAMW_FLOAT32 else (<double *>lent.data)[0]
+        )
+        if not 0 <= steps < MOST_STEPS or steps != floor(steps):
+            return False
+        counter.address, counter.dtype, counter.t = lent.data, dtype, <long long>steps + 1
+        return True
+
+
+@cython.no_gc
+cdef class Loan:
+    """What the tensors of one group lend for one step, checked, and the numbers of that step.
+
+    Lists of one length; ``v_max`` is empty without AMSGrad; ``steps`` are tensors of one number,
+    the steps so far. ``hyper``: lr, betas, eps, weight_decay. ``refused``: the indices of what is
+    not served, which stays as it is."""
+
+    cdef list params, grads, m, v, v_max, steps
+    cdef readonly list refused
+    cdef int threads
+    cdef Workspace space
+    cdef Counter *counters    # of the tensors that are served
+    cdef Interval *intervals  # of all that is written
+    cdef Py_ssize_t held      # how many of those there are
+
+    def __cinit__(
+        self, Lender lender not None, list params not None, list grads not None, list m not None,
+        list v not None, list v_max not None, list steps not None, hyper, bint maximize,
+        num_threads,
+    ):
+        cdef Py_ssize_t i, count = len(params)
+        self.params, self.grads, self.m, self.v = params, grads, m, v
+        self.v_max, self.steps = v_max, steps
+        self.refused = []
+        self.threads = resolve_threads(num_threads)
+        prepare(&self.space, count)
+        self.counters = <Counter *>allocate(count, sizeof(Counter))
+        self.intervals = <Interval *>allocate(2 * 4 * count, sizeof(Interval))
+        for i in range(count):
+            if not self.take(lender, i):
+                self.refused.append(i)
+        if self.overlaps():
+            self.refused = list(range(count))
+            self.space.taken = 0
+        self.set_numbers(hyper, maximize)
+
+    def __dealloc__(self):
+        release(&self.space)
+        PyMem_Free(self.counters)
+        PyMem_Free(self.intervals)
+
+    cdef bint take(self, Lender lender, Py_ssize_t i):
+        """Borrow the tensors of one parameter, where the kernels serve them."""
+        cdef fused_adamw_tensor *tensor = &self.space.tensors[self.space.taken]
+        cdef DLTensor params
+        if not lender.lend(self.params[i], &params):
+            return False
+        tensor.params = params.data
+        tensor.v_max = NULL
+        tensor.size = dense_size(&params)
+        tensor.dtype = dtype_lent(&params)
+        if not (
+            tensor.size >= 0 and tensor.dtype >= 0
+            and lender.lend_alike(self.grads[i], &params, <void **>&tensor.grads)
+            and lender.lend_alike(self.m[i], &params, &tensor.m)
+            and lender.lend_alike(self.v[i], &params, &tensor.v)
+            and (
+                not self.v_max
+                or lender.lend_alike(self.v_max[i], &params, &tensor.v_max)
+            )
+            and lender.lend_counter(self.steps[i], &self.counters[self.space.taken])
+        ):
+            return False
+        self.space.taken += 1
+        return True
+
+    cdef bint overlaps(self):
+        """Whether memory that is written is also another tensor's."""
+        cdef Py_ssize_t k
+        cdef fused_adamw_tensor *tensor
+        for k in range(self.space.taken):
+            tensor = &self.space.tensors[k]
+            self.note_written(tensor, tensor.params)
+            self.note_written(tensor, tensor.m)
+            self.note_written(tensor, tensor.v)
+            self.note_written(tensor, tensor.v_max)
+        sort_intervals(self.intervals, self.intervals + self.held, self.held)
+        for k in range(1, self.held):
+            if self.intervals[k].begin < self.intervals[k - 1].end:
+                return True
+        for k in range(self.space.taken):
+            tensor = &self.space.tensors[k]
+            if overlaps_any(memory_of(tensor, tensor.grads), self.intervals, self.held):
+                return True
+        return False
+
+    cdef int note_written(self, const fused_adamw_tensor *tensor, const void *data) except -1:
+        if tensor.size > 0 and data != NULL:
+            self.intervals[self.held] = memory_of(tensor, data)
+            self.held += 1
+        return 0
+
+    cdef int set_numbers(self, hyper, bint maximize) except -1:
+        cdef Py_ssize_t k
+        cdef fused_adamw_tensor *tensor
+        for k in range(self.space.taken):
+            tensor = &self.space.tensors[k]
+            tensor.scalars = scalars_of(
+                &self.space, 0, True, tensor.dtype, self.counters[k].t, hyper
+            )
+        return set_scale(&self.space, 1, -1 if maximize else 1)
+
+    def step(self):
+        """Update in place all that is served, and its counters. To be called once."""
+        cdef Py_ssize_t k, count = self.space.taken
+        cdef const fused_adamw_isa *isa = find_isa(None)
+        cdef fused_adamw_tensor *tensors = self.space.tensors
+        cdef int threads = fused_adamw_threads_worth(tensors, count, self.threads)
+        with nogil:
+            fused_adamw_step(isa, tensors, count, threads)
+        for k in range(count):
+            write_counter(&self.counters[k])
+
+
+cdef int write_counter(const Counter *counter) except -1:
+    if counter.dtype == FUSED_ADAMW_FLOAT32:
+        (<float *>counter.address)[0] = counter.t
+    else:
+        (<double *>counter.address)[0] = counter.t
+    return 0
+
+
+cdef Interval memory_of(const fused_adamw_tensor *tensor, const void *data) noexcept:
+    cdef Py_ssize_t size = 4 if tensor.dtype == FUSED_ADAMW_FLOAT32 else 8
+    return Interval(<const char *>data, <const char *>data + tensor.size * size)
+
+
+cdef int dtype_lent(const DLTensor *lent) noexcept:
+    """The dtype of its elements, or -1 for one that has no kernel."""
+    if lent.code != DLPACK_FLOAT or lent.lanes != 1:
+        return -1
+    if lent.bits == 32:
+        return FUSED_ADAMW_FLOAT32
+    return FUSED_ADAMW_FLOAT64 if lent.bits == 64 else -1
+
+
+cdef bint alike(const DLTensor *a, const DLTensor *b) noexcept:
+    """Whether dtype, shape and strides are the same; that of one element has no meaning."""
+    cdef int i
+    if a.ndim != b.ndim or a.code != b.code or a.bits != b.bits or a.lanes != b.lanes:
+        return False
+    for i in range(a.ndim):
+        if a.shape[i] != b.shape[i] or (a.shape[i] > 1 and a.strides[i] != b.strides[i]):
+            return False
+    return True
+
+
+cdef Py_ssize_t dense_size(const DLTensor *lent) noexcept:
+    """The number of elements, or -1 where they leave gaps or share memory. Their order in memory
+    may be any permutation of the dimensions: channels_last, for one."""
+    cdef Py_ssize_t size = 1, within = 1
+    cdef int i
+    for i in range(lent.ndim):
+        size *= lent.shape[i]
+    while within < size:  # look for the dimension whose steps are as long as what lies within
+        for i in range(lent.ndim):
+            if lent.shape[i] > 1 and lent.strides[i] == within:
+                within *= lent.shape[i]
+                break
+        else:
+            return -1
+    return size
