@@ -2,39 +2,18 @@
 
 import itertools
 import math
-import os
 
 import numpy as np
-from bench_step import MODEL, READ_AND_WRITTEN, draw
-from contest import Contest, time_block
-from peers import LIMIT, OURS, THREADS, all_contenders
+from bench_step import MODEL, contenders_for
 
 from fused_adamw import AdamW
+from fused_adamw.bench.cases import GPT2_LARGE, GPT2_SMALL, READ_AND_WRITTEN, held
+from fused_adamw.bench.contest import Contest
+from fused_adamw.bench.machine import memory_allows
+from fused_adamw.bench.peers import LIMIT, OURS, threads
+from fused_adamw.bench.race import on_held_moments, our_class
 
 MAX_GRAD_NORM = 1.0
-
-
-def gpt2(layers, width, vocabulary=50257, context=1024):
-    """The shapes of GPT-2's tensors (Radford et al. 2019)."""
-    block = [
-        *[(width,), (width,)],
-        *[(width, 3 * width), (3 * width,), (width, width), (width,)],
-        *[(width,), (width,)],
-        *[(width, 4 * width), (4 * width,), (4 * width, width), (width,)],
-    ]
-    return [(vocabulary, width), (context, width), *(block * layers), (width,), (width,)]
-
-
-def held(shapes):
-    """Parameters, gradients, and an optimizer with the moments of a first step."""
-    params, grads = draw(shapes, np.float32)[:2]
-    optimizer = AdamW(params)
-    optimizer.step(grads)
-    return params, grads, optimizer
-
-
-def ours(params, grads, optimizer):
-    return lambda: optimizer.step(grads)
 
 
 def ours_with_fresh_gradients(params, grads, optimizer):
@@ -68,11 +47,9 @@ def after_products(num_threads):
 
 
 def peer(name):
-    """One of peers.py, on the moments that our optimizer keeps."""
-    contender = next((c for c in all_contenders() if c.name == name), None)
-    if contender is None:
-        return {}
-    return {name: lambda params, grads, opt: contender.prepare(params, grads, opt.m, opt.v)}
+    """One of the peers, on the moments that our optimizer keeps."""
+    prepare = contenders_for(2**16).get(name)
+    return {name: on_held_moments(prepare)} if prepare else {}
 
 
 def torch_clipped():
@@ -102,38 +79,31 @@ def contest(name, title, shapes, contenders, moved=True):
         f"optimizer-{name}",
         f"AdamW on {title}, float32: {size:,} parameters",
         contenders,
-        lambda: held(shapes),
+        lambda: held(shapes, np.float32),
         size,
         READ_AND_WRITTEN * 4 * size if moved else None,
     )
 
 
-def memory_allows(shapes):
-    """Whether parameters, gradients and both moments leave a fifth of the memory free."""
-    needed = 4 * 4 * sum(map(math.prod, shapes))
-    return needed < 0.8 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def contests():
-    small, large = gpt2(12, 768), gpt2(36, 1280)
     fused = peer("torch-fused")
     against_torch = {OURS: ours_with_fresh_gradients, **fused}
     yield contest("model", "13 tensors of the tiny transformer", MODEL, against_torch)
     yield contest("1000x64", "1,000 tensors of 64", [(64,)] * 1000, against_torch)
-    clipping = {f"{OURS}-no-clipping": ours, OURS: ours_clipped, **torch_clipped()}
+    clipping = {f"{OURS}-no-clipping": our_class, OURS: ours_clipped, **torch_clipped()}
     yield contest("clip-pow24", "2^24, clipped", [(2**24,)], clipping, moved=False)
     products = {
         OURS: after_products(None),
         f"{OURS}-1-thread": after_products(1),
-        f"{OURS}-{THREADS}-threads": after_products(THREADS),
+        f"{OURS}-{threads()}-threads": after_products(threads()),
     }
     title = "2^20, with two products of 512 x 512 matrices before each step"
     yield contest("products-pow20", title, [(2**20,)], products, moved=False)
-    real = {OURS: ours, **fused, **peer(LIMIT)}
-    yield contest("gpt2-small", "GPT-2 Small, 148 tensors", small, real)
-    if memory_allows(large):
-        yield contest("gpt2-large", "GPT-2 Large, 436 tensors", large, real)
+    real = {OURS: our_class, **fused, **peer(LIMIT)}
+    yield contest("gpt2-small", "GPT-2 Small, 148 tensors", GPT2_SMALL, real)
+    if memory_allows(4 * 4 * sum(map(math.prod, GPT2_LARGE))):
+        yield contest("gpt2-large", "GPT-2 Large, 436 tensors", GPT2_LARGE, real)
 
 
 def bench_optimizer(benchmark, results, contest, turn, contender):
-    results.add_block(contest, contender, turn, time_block(benchmark, contest.step(contender)))
+    results.time_block(benchmark, contest, turn, contender)

@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-from contest import Contest, time_block
-from peers import contenders_for
 
-from fused_adamw.tiny_transformer import TinyTransformer
+from fused_adamw.bench.cases import READ_AND_WRITTEN, draw, tiny_transformer
+from fused_adamw.bench.contest import Contest
+from fused_adamw.bench.peers import CONTENDERS, LIMIT, OURS, loaded, our_variants
 
-MODEL = [parameter.shape for parameter in TinyTransformer().parameters.values()]
+MODEL = tiny_transformer()
 
 CASES = {  # id: (what, shapes)
     "model": ("13 tensors of the tiny transformer", MODEL),
@@ -16,28 +16,14 @@ CASES = {  # id: (what, shapes)
     **{f"pow{k}": (f"2^{k}", [(2**k,)]) for k in (16, 20, 24, 26)},
 }
 
-CACHE_LINE = 64
-READ_AND_WRITTEN = 4 + 3  # arrays
+PEERS = ("pure-python", "numpy", "torch-fused", "torch-foreach", "numba", "optax", LIMIT)
 
 
-def aligned(array):
-    """A copy that starts a cache line, as the arrays of torch and jax do. NumPy's start anywhere,
-    which costs every contender the same few percent and would vary from run to run."""
-    memory = np.empty(array.nbytes + CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def draw(shapes, dtype):
-    """params, grads, m and v, as after some steps of training."""
-    rng = np.random.default_rng(0)
-
-    def arrays(low, high):
-        return [aligned(rng.random(s, dtype) * dtype(high - low) + dtype(low)) for s in shapes]
-
-    return arrays(-1, 1), arrays(-0.1, 0.1), arrays(-0.01, 0.01), arrays(1e-4, 1e-3)
+def contenders_for(parameters):
+    """{name: prepare} of ours, in each variant, and of the peers that suit this number."""
+    ours = next(c for c in CONTENDERS if c.name == OURS)
+    peers = [c for c in CONTENDERS if c.name in PEERS and c.suits(parameters, "float32")]
+    return {c.name: step for c in (ours, *our_variants(), *peers) if (step := loaded(c))}
 
 
 def contests():
@@ -55,4 +41,4 @@ def contests():
 
 
 def bench_step(benchmark, results, contest, turn, contender):
-    results.add_block(contest, contender, turn, time_block(benchmark, contest.step(contender)))
+    results.time_block(benchmark, contest, turn, contender)

@@ -69,9 +69,9 @@ def measure():
 
 def seconds_by_size():
     import numpy as np
-    from contest import quick_median
 
     from fused_adamw import fused_adamw
+    from fused_adamw.bench.contest import time_block
 
     seconds = {}
     for size in SIZES:
@@ -80,7 +80,7 @@ def seconds_by_size():
             lambda threads=threads, arrays=arrays: fused_adamw(*arrays, t=9, num_threads=threads)
             for threads in (1, 2)
         ]
-        seconds[size] = [[quick_median(step) for step in steps] for _ in range(ROUNDS)]
+        seconds[size] = [[time_block(step) for step in steps] for _ in range(ROUNDS)]
     return seconds
 
 

@@ -6,10 +6,11 @@ model gains nothing from several threads, so PyTorch also runs on one."""
 import itertools
 
 import numpy as np
-from contest import Contest, time_block
-from peers import HYPER, OURS, THREADS, contenders_for
+from bench_step import contenders_for
 
 from fused_adamw import fused_adamw
+from fused_adamw.bench.contest import Contest
+from fused_adamw.bench.peers import HYPER, OURS, threads
 from fused_adamw.tiny_transformer import LAYERNORM_EPS, PAD, TARGETS, TOKENS, TinyTransformer
 
 
@@ -64,12 +65,12 @@ def torch_training(dtype):
 def torch_training_on_one_thread(dtype):
     import torch
 
-    on_all_threads = torch_training(dtype)
+    on_all_threads, all_threads = torch_training(dtype), threads()
 
     def step():
         torch.set_num_threads(1)  # takes 0.2 µs
         loss = on_all_threads()
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(all_threads)
         return loss
 
     return step
@@ -95,7 +96,7 @@ def contests():
 
 
 def bench_training(benchmark, results, contest, turn, contender):
-    results.add_block(contest, contender, turn, time_block(benchmark, contest.step(contender)))
+    results.time_block(benchmark, contest, turn, contender)
 
 
 def bench_same_model():

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from . import explain as worked
 from . import training
+from .bench import race
+from .bench.cases import CASES
 from .optimizer import AdamW
 from .runtime import __version__, runtime_info
 from .tiny_transformer import TinyTransformer
@@ -37,6 +39,7 @@ try:
     import typer
 
     from . import report
+    from .bench import summary as race_summary
     from .summary import Outcome, Trainee, record, summary, title, trainee_label
 except ModuleNotFoundError as missing:
     raise without_extra(missing) from None
@@ -182,6 +185,25 @@ BatchSize = Annotated[int, typer.Option(help="Windows in a batch.", **SIZE)]
 DModel = Annotated[int, typer.Option(help="Width of the model.", **SIZE)]
 NHeads = Annotated[int, typer.Option(help="Heads of the attention.", **SIZE)]
 DFf = Annotated[int, typer.Option(help="Width of the feed-forward layer.", **SIZE)]
+Rounds = Annotated[int, typer.Option(min=1, help="Turns of each contender.")]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--case",
+        metavar="NAME",
+        show_default="all that memory allows",
+        help=f"What to take steps on, repeatable: {', '.join(CASES)}.",
+    ),
+]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peer",
+        metavar="NAME",
+        show_default="all",
+        help=f"Whom to race {race.BASE} with, repeatable: {', '.join(race.PEERS)}.",
+    ),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
@@ -215,6 +237,15 @@ Plot = Annotated[
     typer.Option(
         rich_help_panel=OUTPUT,
         help="Draw the loss curves into this file (.png, .svg, .pdf).",
+        **WRITTEN,
+    ),
+]
+Chart = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        rich_help_panel=OUTPUT,
+        help="Draw ns per parameter over the size into this file (.png, .svg, .pdf).",
         **WRITTEN,
     ),
 ]
@@ -421,6 +452,42 @@ def draw_losses(path: Path, outcomes: list[Outcome]) -> None:
     curves = [curve for _, curve in outcomes]
     with bad_input_reported():
         report.save_plot(path, curves, outcomes[0].trainee.model.vocab_size, title(outcomes[0]))
+
+
+# ---------------------------------------------------------------------------- bench
+
+
+@app.command()
+def bench(
+    ctx: typer.Context,
+    rounds: Rounds = 5,
+    case: Cases = None,
+    peer: Peers = None,
+    dtype: Dtype = DtypeName.float32,
+    plot: Chart = None,
+    json: Json = False,
+) -> None:
+    """Race AdamW against every other implementation that is installed here."""
+    with bad_input_reported():
+        if plot is not None:
+            report.check_plot_path(plot)
+        arranged = race.arranged(case, peer, dtype.value, rounds)
+    drawn = [name for name, case in CASES.items() if case.drawn]
+    refuse_idle(ctx, f"a --case of {', '.join(drawn)}", race.is_drawn(arranged), "plot")
+    with report.race_bar(quiet=json) as show:
+        results = race.run(arranged, show)
+    if json:
+        print_json(race_summary.record(results))
+    else:
+        console = report.console()
+        for part in race_summary.summary(results):
+            console.print(part)
+    lines, *texts = race_summary.chart(results)
+    if plot is not None and lines:
+        with bad_input_reported():
+            report.save_chart(plot, lines, *texts)
+    if results.interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
 # ---------------------------------------------------------------------------- explain

@@ -1,26 +1,51 @@
-"""What a reader sees: tables, a progress bar and the picture of the loss curves."""
+"""What a reader sees: tables, progress bars, the pictures of loss curves and of races."""
 
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum, auto
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from rich import box
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from .training import Prediction, Run
 
-FIGURE_SIZE = (7.2, 4.0)  # inches
+FIGURE_SIZE, CHART_SIZE = (7.2, 4.0), (10.0, 5.6)  # inches
 COLOURS = ("#1f6feb", "#d9730d")
+
+
+# Of the contenders of a race; after Okabe & Ito, whose colours the colour-blind tell apart.
+RACE_COLOURS = (
+    *("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#5d4a9c", "#b8a800"),
+)
+RACE_MARKERS = "sv^DPXdp"
+
+
+class Role(Enum):
+    """How a contender is drawn."""
+
+    OURS = auto()
+    ALSO_OURS = auto()
+    PEER = auto()
+    LIMIT = auto()
 
 
 Part: TypeAlias = RenderableType
@@ -33,6 +58,21 @@ class Curve(NamedTuple):
     label: str
     run: Run
     held_out: tuple[float, float] | None  # losses before and after
+
+
+class Point(NamedTuple):
+    parameters: int
+    ns_per_parameter: float
+    low: float  # quartiles
+    high: float
+
+
+class Line(NamedTuple):
+    """A contender of a race, from size to size."""
+
+    label: str
+    role: Role
+    points: Sequence[Point]
 
 
 def console() -> Console:
@@ -51,17 +91,7 @@ def perplexity(loss: float) -> float:
 @contextmanager
 def progress_bar(label: str, done: int, steps: int, quiet: bool) -> Iterator[Callable[[Run], None]]:
     """A bar on standard error, where that is a terminal; yields what `train` calls at each step."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-        # A thread that redraws would take its time from the steps that are measured.
-        auto_refresh=False,
-    )
-    bar.disable = quiet or not bar.console.is_terminal
+    bar = still_bar(quiet, TextColumn("loss {task.fields[loss]:.4f}"))
     task = bar.add_task(label, completed=done, total=steps, loss=math.nan)
     drawn = -math.inf
 
@@ -76,6 +106,33 @@ def progress_bar(label: str, done: int, steps: int, quiet: bool) -> Iterator[Cal
         yield on_step
     if not bar.disable:
         bar.console.print()
+
+
+@contextmanager
+def race_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """The same of a race; yields what is called between two blocks, never within one."""
+    bar = still_bar(quiet)
+    task = bar.add_task("")
+    with bar:
+        yield lambda text, done, total: bar.update(
+            task, description=f"{text:<30}", completed=done, total=total, refresh=True
+        )
+
+
+def still_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
+    """A bar that is drawn when it is told to: a thread that redraws would take its time from the
+    steps that are measured."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        *columns,
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+        auto_refresh=False,
+    )
+    bar.disable = quiet or not bar.console.is_terminal
+    return bar
 
 
 # ---------------------------------------------------------------------------- tables
@@ -217,6 +274,18 @@ def parameters_table(shapes: Mapping[str, tuple[int, ...]]) -> Table:
     return table
 
 
+def race_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ours: str
+) -> Table:
+    table = plain_table(*columns, title=f"\n {title}")
+    table.padding = 0, 1, 0, 0
+    for column in table.columns:
+        column.no_wrap = True
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] == ours else "")
+    return table
+
+
 def facts_table(facts: Mapping[str, str]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="dim")
@@ -307,3 +376,53 @@ def save_plot(path: Path, curves: Sequence[Curve], vocab_size: int, title: str) 
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def save_chart(path: Path, lines: Sequence[Line], title: str, caption: str) -> None:
+    """ns per parameter over the number of parameters, a line for each contender."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=CHART_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    # The slowest at the smallest size is on top there, and in the legend.
+    for line, style in sorted(zip(lines, line_styles(lines), strict=True), key=slowest_first):
+        x, y, low, high = zip(*line.points, strict=True)
+        spread = (
+            [a - b for a, b in zip(y, low, strict=True)],
+            [b - a for a, b in zip(y, high, strict=True)],
+        )
+        axes.errorbar(x, y, yerr=spread, label=line.label, elinewidth=0.8, capsize=2, **style)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("ns per parameter")
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.supxlabel(caption, fontsize="x-small", color="0.4")
+    figure.savefig(path, dpi=200)
+
+
+def slowest_first(styled: tuple[Line, dict[str, Any]]) -> tuple[int, float]:
+    first = styled[0].points[0]
+    return first.parameters, -first.ns_per_parameter
+
+
+def line_styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+    ours = {"color": COLOURS[0], "marker": "o", "zorder": 4}
+    peers = zip(cycle(RACE_COLOURS), cycle(RACE_MARKERS), strict=False)
+    dashes = cycle(((0, (6, 2)), (0, (2, 1))))
+    for line in lines:
+        if line.role is Role.OURS:
+            yield ours | {"linewidth": 3.5, "markersize": 7}
+        elif line.role is Role.ALSO_OURS:
+            yield ours | {"linewidth": 1.5, "markersize": 4, "linestyle": next(dashes)}
+        elif line.role is Role.LIMIT:
+            yield {"color": "0.15", "linestyle": "--", "linewidth": 1.5, "zorder": 5}
+        else:
+            colour, marker = next(peers)
+            yield {"color": colour, "marker": marker, "linewidth": 1.3, "markersize": 5}

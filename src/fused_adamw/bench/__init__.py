@@ -1,0 +1,1 @@
+"""The race of AdamW implementations: what `fused-adamw bench` and `benches/` share."""
