@@ -34,7 +34,7 @@ cdef struct DLPackExchange:
     void *allocator
     void *managed_from_object
     void *managed_to_object
-    int (*tensor_from_object)(PyObject *, DLTensor *)  # valid as long as the object is
+    int (*tensor_from_object)(PyObject *, DLTensor *) noexcept  # valid as long as the object is
     void *current_stream
 
 
@@ -132,7 +132,7 @@ cdef class Loan:
         self.threads = resolve_threads(num_threads)
         prepare(&self.space, count)
         self.counters = <Counter *>allocate(count, sizeof(Counter))
-        self.intervals = <Interval *>allocate(2 * 4 * count, sizeof(Interval))
+        self.intervals = <Interval *>allocate(2 * 5 * count, sizeof(Interval))
         for i in range(count):
             if not self.take(lender, i):
                 self.refused.append(i)
@@ -181,6 +181,8 @@ cdef class Loan:
             self.note_written(tensor, tensor.m)
             self.note_written(tensor, tensor.v)
             self.note_written(tensor, tensor.v_max)
+            self.intervals[self.held] = counter_memory(&self.counters[k])
+            self.held += 1
         sort_intervals(self.intervals, self.intervals + self.held, self.held)
         for k in range(1, self.held):
             if self.intervals[k].begin < self.intervals[k - 1].end:
@@ -217,6 +219,11 @@ cdef class Loan:
             fused_adamw_step(isa, tensors, count, threads)
         for k in range(count):
             write_counter(&self.counters[k])
+
+
+cdef Interval counter_memory(const Counter *counter) noexcept:
+    cdef const char *begin = <const char *>counter.address
+    return Interval(begin, begin + (4 if counter.dtype == FUSED_ADAMW_FLOAT32 else 8))
 
 
 cdef int write_counter(const Counter *counter) except -1:
