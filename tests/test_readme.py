@@ -17,6 +17,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8")
 def test_the_examples_run(code, tmp_path, monkeypatch, capsys):
     if "checkpoint" in code:
         pytest.importorskip("safetensors")
+    if "torch" in code:
+        pytest.importorskip("torch", minversion="2.10")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
