@@ -79,9 +79,8 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            with torch.set_grad_enabled(self.defaults["differentiable"]):
-                for group in self.param_groups:
-                    self._update(group, self._gather(group))
+            for group in self.param_groups:
+                self._update(group, self._gather(group))
         return loss
 
     def _gather(self, group: dict[str, Any]) -> Gathered:
@@ -146,20 +145,22 @@ class AdamW(torch.optim.AdamW):
         fused = gathered.only([i for i in everything if fusible[i]])
         others = gathered.only([i for i in everything if not fusible[i]])
         scale = getattr(self, "grad_scale", None)  # of float16, in more precision than it has
-        _adam(group, fused, foreach=False, fused=True, grad_scale=scale)
-        self._unscale(others.grads)
-        if group["fused"]:
-            _adam(group, others, foreach=False, fused=False)
-        else:
-            _adam(group, others, foreach=group["foreach"], fused=group["fused"])
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            _adam(group, fused, foreach=False, fused=True, grad_scale=scale)
+            self._unscale(others.grads)
+            if group["fused"]:
+                _adam(group, others, foreach=False, fused=False)
+            else:
+                _adam(group, others, foreach=group["foreach"], fused=group["fused"])
 
     def _unscale(self, grads: Iterable[Tensor]) -> None:
         """In place, as PyTorch's fused update does."""
         grad_scale = getattr(self, "grad_scale", None)
         if grad_scale is not None:
             factor = grad_scale.item()
-            for grad in grads:
-                grad.div_(factor)
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                for grad in grads:
+                    grad.div_(factor)
 
 
 def _storage(tensor: Tensor) -> int:
