@@ -32,13 +32,27 @@ static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 /* Whole cache lines in every dtype. */
 #define GRAIN 64
 
+static int kernels_of(const fused_adamw_tensor *tensor)
+{
+    const int plain = tensor->dtype <= FUSED_ADAMW_FLOAT64 && tensor->state_dtype == tensor->dtype;
+    return plain ? tensor->dtype : FUSED_ADAMW_COMPRESSED;
+}
+
+/* Blocks are stepped as a whole, by the thread that has their beginning... */
+static ptrdiff_t whole_blocks(const fused_adamw_tensor *tensor, ptrdiff_t end)
+{
+    if (kernels_of(tensor) == FUSED_ADAMW_COMPRESSED)
+        end = (end + FUSED_ADAMW_BLOCK - 1) / FUSED_ADAMW_BLOCK * FUSED_ADAMW_BLOCK;
+    return end < tensor->size ? end : tensor->size;
+}
+
 static void step_elements(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 {
     for (const fused_adamw_tensor *tensor = job->tensors; begin < end; tensor++) {
-        const fused_adamw_kernels *kernels = &job->isa->kernels[tensor->dtype];
-        const ptrdiff_t stop = end < tensor->size ? end : tensor->size;
-        if (begin < stop)
-            (tensor->v_max ? kernels->amsgrad : kernels->adamw)(tensor, begin, stop);
+        const fused_adamw_kernels *kernels = &job->isa->kernels[kernels_of(tensor)];
+        const ptrdiff_t start = whole_blocks(tensor, begin), stop = whole_blocks(tensor, end);
+        if (start < stop)
+            (tensor->v_max ? kernels->amsgrad : kernels->adamw)(tensor, start, stop);
         begin = begin > tensor->size ? begin - tensor->size : 0;
         end -= tensor->size;
     }
@@ -69,7 +83,7 @@ static void sum_chunks(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
         while (chunk - first >= chunks_of(tensor))
             first += chunks_of(tensor++);
         const ptrdiff_t from = (chunk - first) * CHUNK, left = tensor->size - from;
-        job->isa->kernels[tensor->dtype].sum_squares(
+        job->isa->kernels[kernels_of(tensor)].sum_squares(
             tensor, from, from + (left < CHUNK ? left : CHUNK), &job->room[chunk]);
     }
 }

@@ -7,9 +7,23 @@
 #define FUSED_ADAMW_H
 
 #include <stddef.h>
+#include <stdint.h>
 
-/* The dtype of a tensor's buffers, and the index of its kernels in fused_adamw_isa.kernels. */
-enum { FUSED_ADAMW_FLOAT32, FUSED_ADAMW_FLOAT64, FUSED_ADAMW_DTYPES };
+/* The dtype of a tensor's buffers. */
+enum {
+    FUSED_ADAMW_FLOAT32,
+    FUSED_ADAMW_FLOAT64,
+    FUSED_ADAMW_BFLOAT16,
+    FUSED_ADAMW_FLOAT16,
+    FUSED_ADAMW_8BIT /* of moments alone: compressed.inc */
+};
+
+/* The index of a tensor's kernels in fused_adamw_isa.kernels: its dtype where that is float32 or
+ * float64 for all its buffers, else this one. */
+enum { FUSED_ADAMW_COMPRESSED = FUSED_ADAMW_FLOAT64 + 1, FUSED_ADAMW_KERNELS };
+
+/* Elements that share a scale in 8-bit state. */
+enum { FUSED_ADAMW_BLOCK = 256 };
 
 /* What a step multiplies and divides by, the same for every element of a tensor. The values are
  * already rounded to the tensor's dtype, so that converting them to it changes nothing.
@@ -22,6 +36,8 @@ typedef struct {
     double decay;     /* lr * weight_decay */
     double eps;
     double scale; /* of the gradient: loss scaling, clipping, -1 to maximize */
+    int stochastic;     /* rounding of what is kept in fewer bits; else to the nearest */
+    uint32_t dither[3]; /* of this step, for v, m and params; 2^31 to the nearest */
 } fused_adamw_scalars;
 
 /* One tensor: dense buffers of `size` elements in the same order, at any alignment. None
@@ -34,7 +50,13 @@ typedef struct {
     void *v;           /* updated */
     void *v_max;       /* updated: AMSGrad; or NULL */
     ptrdiff_t size;
-    int dtype;
+    int dtype;         /* of params and grads */
+    int state_dtype;   /* of m, v and v_max */
+    float *m_scale;    /* of 8-bit state: one a block */
+    uint32_t *v_scale; /* the same */
+    float *master;     /* updated: the exact params, in float32; or NULL */
+    uint32_t key;      /* of the random numbers */
+    ptrdiff_t first;   /* the index of element 0 to them: a multiple of FUSED_ADAMW_BLOCK */
     const fused_adamw_scalars *scalars;
 } fused_adamw_tensor;
 

@@ -1,6 +1,7 @@
 /* The instruction sets: one block and one row of the table each. A block names the set, says which
  * features the compiler may use, and compiles the one plain-C formula for them; no intrinsics, so
  * whatever vectorises C serves. */
+#include "codes.h"
 #include "fused_adamw.h"
 
 #include <float.h>
@@ -29,11 +30,18 @@
 #if defined(__GNUC__)
 typedef float float_unaligned __attribute__((aligned(1)));
 typedef double double_unaligned __attribute__((aligned(1)));
+typedef uint16_t uint16_t_unaligned __attribute__((aligned(1)));
 #else
 typedef float float_unaligned;
 typedef double double_unaligned;
+typedef uint16_t uint16_t_unaligned;
 #endif
 #define UNALIGNED(type) JOIN(type, _unaligned)
+
+/* The largest shift of 8-bit codes: 8 of them an octave. */
+#define COARSEST 20
+/* The bits of 2^-100: where all m / s of a block are less, they become 0. 127 / 2^-100 is finite. */
+#define SMALLEST 0x0d800000
 
 /* The baseline: what the compiler may use without being told. */
 #define ISA baseline
@@ -67,13 +75,13 @@ static int has_avx2(void)
 #define WIDEST_FEATURE ",prefer-vector-width=512"
 #endif
 #define ISA avx512
-#define TARGET WIDEST __attribute__((target("avx512f,avx512vl,avx512dq" WIDEST_FEATURE)))
+#define TARGET WIDEST __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw" WIDEST_FEATURE)))
 #include "kernels.inc"
 
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
 #endif
 

@@ -48,3 +48,10 @@ class Tensor:
 @pytest.fixture
 def tensor():
     return Tensor
+
+
+def dtype_named(name):
+    """A dtype of NumPy; or bfloat16, without which a test is skipped."""
+    if name == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(name)

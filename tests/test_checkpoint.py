@@ -555,14 +555,14 @@ def test_what_is_loaded_does_not_hold_the_file(path, small):
 def test_the_file_is_read_not_mapped(path, small, monkeypatch):
     maps = []
 
-    def load(data):
+    def deserialize(data):
         with open("/proc/self/maps") as file:
             maps.append(file.read())
-        return safetensors.numpy.load(data)
+        return safetensors.deserialize(data)
 
     if not os.path.exists("/proc/self/maps"):
         pytest.skip("needs /proc")
-    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(checkpoint, "deserialize", deserialize)
     load_checkpoint(path, small[0])
     assert len(maps) == 1
     assert path.name not in maps[0]
@@ -764,10 +764,10 @@ def interrupting(optimizer, monkeypatch, moment):
     """Let SIGINT arrive while the state is written."""
     load_state_dict = optimizer.load_state_dict
 
-    def interrupted(state):
+    def interrupted(*arguments):
         if moment == "before":
             signal.raise_signal(signal.SIGINT)
-        load_state_dict(state)
+        load_state_dict(*arguments)
         if moment == "after":
             signal.raise_signal(signal.SIGINT)
 

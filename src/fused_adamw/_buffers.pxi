@@ -29,6 +29,10 @@ cdef inline int dtype_of(const Py_buffer *view) noexcept:
         return FUSED_ADAMW_FLOAT32
     if code[0] == b"d":
         return FUSED_ADAMW_FLOAT64
+    if code[0] == b"e":
+        return FUSED_ADAMW_FLOAT16
+    if code[0] == b"H":  # how an array of bfloat16, which has no format, is borrowed
+        return FUSED_ADAMW_BFLOAT16
     return -1
 
 
@@ -40,19 +44,28 @@ cdef int acquire(
         if not PyErr_ExceptionMatches((TypeError, ValueError, BufferError)):
             return -1
         PyErr_Clear()
-        refuse_object(owner, argument, i, array)
+        if not is_bfloat16(array):
+            refuse_object(owner, argument, i, array)
+        PyObject_GetBuffer(array.view(np.uint16), view, PyBUF_FORMAT | PyBUF_STRIDES)
+        return FUSED_ADAMW_BFLOAT16
     if view.strides == NULL and view.ndim > 0:  # ctypes leaves them out; a memoryview fills them in
         PyBuffer_Release(view)
         return acquire(view, owner, argument, i, memoryview(array))
     cdef int dtype = dtype_of(view)
-    if dtype < 0:
+    if dtype < 0 or dtype == FUSED_ADAMW_BFLOAT16:
         refuse_dtype(owner, argument, i, array, view)
     return dtype
 
 
+cdef bint is_bfloat16(array):
+    """Whether this is an array of ml_dtypes.bfloat16, which need not be installed."""
+    dtype = getattr(array, "dtype", None)
+    return isinstance(array, np.ndarray) and dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
 cdef int refuse_object(Held owner, str argument, Py_ssize_t i, array) except -1:
     name = owner.name(argument, i)
-    expected = "expected a NumPy array of float32 or float64"
+    expected = f"expected a NumPy array of {owner.dtypes_taken()}"
     if not PyObject_CheckBuffer(array):
         raise TypeError(f"{name} is of type {type(array).__name__}; {expected}")
     try:
@@ -70,7 +83,7 @@ cdef int refuse_dtype(
     name = owner.name(argument, i)
     dtype = getattr(array, "dtype", f"of buffer format {code!r}")
     order = "" if getattr(dtype, "isnative", True) else " in the byte order of other machines"
-    raise TypeError(f"{name} has dtype {dtype}{order}; expected float32 or float64")
+    raise TypeError(f"{name} has dtype {dtype}{order}; expected {owner.dtypes_taken()}")
 
 
 cdef inline bint same_layout(const Py_buffer *a, const Py_buffer *b) noexcept:

@@ -7,6 +7,7 @@
     _buffers.pxi     the memory that an array lends
     _held.pxi        the arrays that steps write: checked, and held
     _numbers.pxi     hyper-parameters, and what follows from them
+    _rounding.pxi    what stochastic rounding draws from
     _machine.pxi     instruction sets and threads
     _tuning.pxi      whether several threads pay
     _lent.pxi        tensors of PyTorch, borrowed for one step
@@ -33,6 +34,7 @@ from cpython.buffer cimport (
     PyBuffer_IsContiguous,
     PyBuffer_Release,
     PyObject_CheckBuffer,
+    PyObject_GetBuffer,
 )
 from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -40,15 +42,25 @@ from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport PyObject
 from libc.math cimport fabs, floor, isfinite, pow, sqrt
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
 
 
 cdef extern from "fused_adamw.h" nogil:
     enum:
         FUSED_ADAMW_FLOAT32
         FUSED_ADAMW_FLOAT64
+        FUSED_ADAMW_BFLOAT16
+        FUSED_ADAMW_FLOAT16
+        FUSED_ADAMW_8BIT
+
+    enum:
+        FUSED_ADAMW_BLOCK
 
     ctypedef struct fused_adamw_scalars:
         double b1, b2, c1, c2, step, rsqrt_bc2, decay, eps, scale
+        int stochastic
+        uint32_t[3] dither
 
     ctypedef struct fused_adamw_tensor:
         void *params
@@ -58,6 +70,12 @@ cdef extern from "fused_adamw.h" nogil:
         void *v_max
         ptrdiff_t size
         int dtype
+        int state_dtype
+        float *m_scale
+        uint32_t *v_scale
+        float *master
+        uint32_t key
+        ptrdiff_t first
         const fused_adamw_scalars *scalars
 
     ctypedef struct fused_adamw_isa:
@@ -77,14 +95,28 @@ cdef extern from "fused_adamw.h" nogil:
                                    ptrdiff_t count, int num_threads, double *room)
 
 
-cdef dict DTYPE_NAMES = {FUSED_ADAMW_FLOAT32: "float32", FUSED_ADAMW_FLOAT64: "float64"}
+cdef extern from "codes.h" nogil:
+    uint32_t random_bits(uint32_t key, uint32_t index)
+
+
+cdef dict DTYPE_NAMES = {
+    FUSED_ADAMW_FLOAT32: "float32",
+    FUSED_ADAMW_FLOAT64: "float64",
+    FUSED_ADAMW_BFLOAT16: "bfloat16",
+    FUSED_ADAMW_FLOAT16: "float16",
+    FUSED_ADAMW_8BIT: "8bit",
+}
 
 include "_numbers.pxi"
+include "_rounding.pxi"
 include "_machine.pxi"
 include "_structure.pxi"
 include "_buffers.pxi"
 include "_held.pxi"
 include "_tuning.pxi"
+
+
+cdef tuple NO_STEP = (0.0, (0.0, 0.0), 0.0, 0.0)
 
 
 cdef struct Derived:
@@ -151,6 +183,7 @@ cdef class Tensors(Held):
                     return norm
                 factor *= clip_factor(norm, max_norm)
             set_scale(&space, scale, factor)
+            set_dither(&space, self.stochastic)
             with nogil:
                 fused_adamw_step(chosen, space.tensors, space.taken, threads)
             if t == 0:
@@ -182,8 +215,8 @@ cdef class Tensors(Held):
             tensor[0] = slot.tensor
             tensor.grads = view.buf
             tensor.scalars = scalars_of(
-                space, slot.group, slot.decays, tensor.dtype, t if t != 0 else slot.steps + 1,
-                hypers[slot.group],
+                space, slot.group, slot.decays, computed_in(tensor.dtype),
+                t if t != 0 else slot.steps + 1, hypers[slot.group],
             )
             space.taken += 1
         if self.count == 0:  # the numbers are checked all the same
@@ -197,6 +230,26 @@ cdef class Tensors(Held):
             self.slots[i].steps += grads[i] is not None
         return 0
 
+    def sums_of_squares(self, grads, num_threads=None):
+        """Of each chunk of the gradients, in their order: added up one after the other they are
+        the square of the norm that ``take_step`` clips by. A float64 array."""
+        cdef tuple all_grads = self.structure.flatten("grads", grads)
+        cdef int threads = resolve_threads(num_threads)
+        cdef const fused_adamw_isa *chosen = find_isa(None)
+        cdef Workspace space
+        cdef double *room
+        prepare(&space, self.count)
+        try:
+            self.take(&space, all_grads, [NO_STEP] * self.structure.groups(), 0)
+            sums = np.empty(fused_adamw_chunks(space.tensors, space.taken))
+            room = <double *>address_of(sums)
+            threads = fused_adamw_threads_worth(space.tensors, space.taken, threads)
+            with nogil:
+                fused_adamw_sum_squares(chosen, space.tensors, space.taken, threads, room)
+        finally:
+            release(&space)
+        return sums
+
     def check(self, list hypers, max_grad_norm, list steps):
         """Raise what a step with these numbers, after ``steps`` of each tensor, would raise."""
         cdef Derived derived
@@ -207,7 +260,7 @@ cdef class Tensors(Held):
         for i in range(self.count):
             slot = &self.slots[i]
             derive(
-                &derived, slot.group, slot.decays, slot.tensor.dtype, steps[i] + 1,
+                &derived, slot.group, slot.decays, computed_in(slot.tensor.dtype), steps[i] + 1,
                 hypers[slot.group],
             )
 

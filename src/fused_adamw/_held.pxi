@@ -1,11 +1,13 @@
 """The arrays that steps write: checked once, and held."""
 
 cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max")
+cdef dict STATE_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 cdef struct Slot:
     fused_adamw_tensor tensor
     long long steps   # that it has had
     Py_ssize_t group  # whose hyper-parameters it takes
+    Py_ssize_t place  # among all tensors: of this optimizer, or of that which it has a part of
     bint decays       # whether weight decay applies to it
     char order        # of its elements in memory: b"C" or b"F"
 
@@ -14,7 +16,9 @@ cdef struct Slot:
 cdef class Held:
     """Parameters and their moments, all of one ``structure``; ``v_max`` is for AMSGrad.
 
-    ``decays``: for each tensor, whether weight decay applies to it; None where it does to all."""
+    ``decays``: for each tensor, whether weight decay applies to it; None where it does to all.
+    ``packed``: for each tensor, None or its ``Packed`` state (state.py); then ``m``, ``v`` and
+    ``v_max`` have None in its place. ``seed``: of stochastic rounding; None rounds to nearest."""
 
     cdef Structure structure
     cdef Py_ssize_t count        # of tensors
@@ -24,14 +28,20 @@ cdef class Held:
     cdef Py_ssize_t held         # how many of them are borrowed
     cdef Interval *written       # the views that are not empty, by address
     cdef Py_ssize_t intervals    # how many of those there are
+    cdef list packed             # the states that are packed, or None
+    cdef bint stochastic
 
-    def __cinit__(self, Structure structure not None, params, m, v, v_max=None, list decays=None):
+    def __cinit__(
+        self, Structure structure not None, params, m, v, v_max=None, list decays=None,
+        list packed=None, seed=None,
+    ):
         cdef tuple all_params = structure.flatten("params", params)
         cdef tuple all_m = structure.flatten("m", m)
         cdef tuple all_v = structure.flatten("v", v)
         cdef tuple all_v_max = None if v_max is None else structure.flatten("v_max", v_max)
         cdef Py_ssize_t i, count = len(all_params)
         self.structure = structure
+        self.packed = packed
         self.roles = 3 if v_max is None else 4
         self.slots = <Slot *>allocate(count, sizeof(Slot))
         self.views = <Py_buffer *>allocate(self.roles * count, sizeof(Py_buffer))
@@ -40,18 +50,42 @@ cdef class Held:
             self.count += 1
             self.slots[i].steps = 0
             self.slots[i].group = 0
+            self.slots[i].place = i
             self.slots[i].decays = True
             self.hold_params(i, all_params[i])
-            self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
-            self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
-            self.slots[i].tensor.v_max = NULL
-            if v_max is not None:
-                self.slots[i].tensor.v_max = self.hold_moment(i, all_v_max[i])
+            if packed is not None and packed[i] is not None:
+                self.hold_packed(i, packed[i])
+            else:
+                self.refuse_16_bits(i, all_params[i])
+                self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
+                self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
+                if v_max is not None:
+                    self.slots[i].tensor.v_max = self.hold_moment(i, all_v_max[i])
+        self.set_seed(seed)
         if structure.grouped:
             self.set_groups(structure.group_indices())
         if decays is not None:
             self.set_decays(decays)
         self.refuse_overlaps()
+
+    cdef int set_keys(self, uint32_t seed) except -1:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.slots[i].tensor.key = key_of(seed, self.slots[i].place)
+        return 0
+
+    def set_places(self, list places, list firsts, seed):
+        """Where these tensors are parts of others: their places among those, and the index in those
+        of their first element, a multiple of the block's size."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.slots[i].place = places[i]
+            self.slots[i].tensor.first = firsts[i]
+        self.set_seed(seed)
+
+    def set_seed(self, seed):
+        self.set_keys(seed_of(seed))
+        self.stochastic = seed is not None
 
     cdef int set_groups(self, list groups) except -1:
         cdef Py_ssize_t i
@@ -81,6 +115,12 @@ cdef class Held:
         cdef Py_buffer *view = &self.views[self.held]
         self.slots[i].tensor.dtype = acquire(view, self, "params", i, array)
         self.held += 1
+        self.slots[i].tensor.state_dtype = self.slots[i].tensor.dtype
+        self.slots[i].tensor.m_scale = NULL
+        self.slots[i].tensor.v_scale = NULL
+        self.slots[i].tensor.master = NULL
+        self.slots[i].tensor.v_max = NULL
+        self.slots[i].tensor.first = 0
         self.slots[i].tensor.params = view.buf
         self.slots[i].tensor.size = view.len // view.itemsize
         self.slots[i].order = order_of(view)
@@ -101,6 +141,32 @@ cdef class Held:
         if view.readonly:
             self.refuse_layout(argument, i, view)
         return view.buf
+
+    cdef int hold_packed(self, Py_ssize_t i, packed) except -1:
+        """Point to the arrays of a packed state, which are ours: they are not checked."""
+        cdef fused_adamw_tensor *tensor = &self.slots[i].tensor
+        tensor.state_dtype = STATE_DTYPES[packed.state_dtype]
+        tensor.m = address_of(packed.m)
+        tensor.v = address_of(packed.v)
+        tensor.v_max = address_of(packed.v_max)
+        tensor.m_scale = <float *>address_of(packed.m_scale)
+        tensor.v_scale = <uint32_t *>address_of(packed.v_scale)
+        tensor.master = <float *>address_of(packed.master)
+        while self.held % self.roles:  # nothing to borrow in these places, nor to return
+            memset(&self.views[self.held], 0, sizeof(Py_buffer))
+            self.held += 1
+        return 0
+
+    cdef int refuse_16_bits(self, Py_ssize_t i, array) except -1:
+        if self.slots[i].tensor.dtype in (FUSED_ADAMW_BFLOAT16, FUSED_ADAMW_FLOAT16):
+            raise TypeError(
+                f"{self.name('params', i)} has dtype {array.dtype}; expected {self.dtypes_taken()}"
+            )
+
+    cdef str dtypes_taken(self):
+        if self.packed is None:
+            return "float32 or float64"
+        return "float32, float64, float16 or bfloat16"
 
     cdef int require_like_params(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
         cdef Py_buffer *params = &self.views[self.roles * i]
@@ -185,3 +251,8 @@ cdef class Held:
 
     cdef view_name(self, Py_ssize_t k):
         return self.name(ROLE_NAMES[k % self.roles], k // self.roles)
+
+
+cdef void *address_of(array) except? NULL:
+    """Of an array's memory; NULL for None."""
+    return NULL if array is None else <void *><size_t>array.ctypes.data

@@ -9,7 +9,10 @@ The structures are those of version 1 of https://github.com/dmlc/dlpack (its exc
 cdef enum:
     DLPACK_MAJOR = 1
     DLPACK_CPU = 1
+    DLPACK_INT = 0
+    DLPACK_UINT = 1
     DLPACK_FLOAT = 2
+    DLPACK_BFLOAT = 4
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -79,10 +82,23 @@ cdef class Lender:
         lent.data += lent.byte_offset
         return lent.device == DLPACK_CPU
 
-    cdef bint lend_alike(self, tensor, const DLTensor *like, void **data):
-        """Whether the tensor has dtype, shape and strides of another one; its ``data`` then."""
+    cdef bint lend_alike(
+        self, tensor, const DLTensor *like, int code, int bits, void **data
+    ):
+        """Whether the tensor has this dtype, and shape and strides of another one; its ``data``
+        then."""
         cdef DLTensor lent
-        if not (self.lend(tensor, &lent) and alike(&lent, like)):
+        if not (self.lend(tensor, &lent) and has_dtype(&lent, code, bits) and alike(&lent, like)):
+            return False
+        data[0] = lent.data
+        return True
+
+    cdef bint lend_scales(self, tensor, int code, Py_ssize_t blocks, void **data):
+        """Whether the tensor has one dense number of 32 bits a block; its ``data`` then."""
+        cdef DLTensor lent
+        if not (
+            self.lend(tensor, &lent) and has_dtype(&lent, code, 32) and dense_size(&lent) == blocks
+        ):
             return False
         data[0] = lent.data
         return True
@@ -93,7 +109,7 @@ cdef class Lender:
         if not self.lend(tensor, &lent) or dense_size(&lent) != 1:
             return False
         cdef int dtype = dtype_lent(&lent)
-        if dtype < 0:
+        if dtype != FUSED_ADAMW_FLOAT32 and dtype != FUSED_ADAMW_FLOAT64:
             return False
         cdef double steps = (
             (<float *>lent.data)[0] if dtype == FUSED_ADAMW_FLOAT32 else (<double *>lent.data)[0]
@@ -110,9 +126,14 @@ cdef class Loan:
 
     Lists of one length; ``v_max`` is empty without AMSGrad; ``steps`` are tensors of one number,
     the steps so far. ``hyper``: lr, betas, eps, weight_decay. ``refused``: the indices of what is
-    not served, which stays as it is."""
+    not served, which stays as it is. ``compressed``: None, or how the state is kept in fewer bits:
+    (state_dtype, m_scale, v_scale, places, seed), with lists of the scales of 8-bit state and of
+    the places of the tensors among all of the optimizer."""
 
     cdef list params, grads, m, v, v_max, steps
+    cdef int state_dtype      # -1 for that of the parameters
+    cdef list m_scale, v_scale, places
+    cdef object seed
     cdef readonly list refused
     cdef int threads
     cdef Workspace space
@@ -123,11 +144,15 @@ cdef class Loan:
     def __cinit__(
         self, Lender lender not None, list params not None, list grads not None, list m not None,
         list v not None, list v_max not None, list steps not None, hyper, bint maximize,
-        num_threads,
+        num_threads, tuple compressed=None,
     ):
         cdef Py_ssize_t i, count = len(params)
         self.params, self.grads, self.m, self.v = params, grads, m, v
         self.v_max, self.steps = v_max, steps
+        self.state_dtype = -1
+        if compressed is not None:
+            name, self.m_scale, self.v_scale, self.places, self.seed = compressed
+            self.state_dtype = STATE_DTYPES[name]
         self.refused = []
         self.threads = resolve_threads(num_threads)
         prepare(&self.space, count)
@@ -152,35 +177,69 @@ cdef class Loan:
         cdef DLTensor params
         if not lender.lend(self.params[i], &params):
             return False
+        memset(tensor, 0, sizeof(fused_adamw_tensor))
         tensor.params = params.data
-        tensor.v_max = NULL
         tensor.size = dense_size(&params)
         tensor.dtype = dtype_lent(&params)
+        tensor.state_dtype = tensor.dtype if self.state_dtype < 0 else self.state_dtype
         if not (
-            tensor.size >= 0 and tensor.dtype >= 0
-            and lender.lend_alike(self.grads[i], &params, <void **>&tensor.grads)
-            and lender.lend_alike(self.m[i], &params, &tensor.m)
-            and lender.lend_alike(self.v[i], &params, &tensor.v)
-            and (
-                not self.v_max
-                or lender.lend_alike(self.v_max[i], &params, &tensor.v_max)
+            tensor.size >= 0 and self.serves(tensor.dtype)
+            and lender.lend_alike(
+                self.grads[i], &params, params.code, params.bits, <void **>&tensor.grads
             )
+            and self.take_moments(lender, i, tensor, &params)
             and lender.lend_counter(self.steps[i], &self.counters[self.space.taken])
         ):
             return False
         self.space.taken += 1
         return True
 
+    cdef bint serves(self, int dtype):
+        """Whether there is a kernel: beside plain state for the dtypes of compressed.inc."""
+        if self.state_dtype < 0:
+            return dtype == FUSED_ADAMW_FLOAT32 or dtype == FUSED_ADAMW_FLOAT64
+        return dtype >= 0 and dtype != FUSED_ADAMW_FLOAT64
+
+    cdef bint take_moments(
+        self, Lender lender, Py_ssize_t i, fused_adamw_tensor *tensor, const DLTensor *params
+    ):
+        cdef int code = params.code, bits = params.bits
+        cdef Py_ssize_t blocks = (tensor.size + FUSED_ADAMW_BLOCK - 1) // FUSED_ADAMW_BLOCK
+        if self.state_dtype == FUSED_ADAMW_8BIT:
+            tensor.key = key_of(seed_of(self.seed), self.places[i])
+            return (
+                lender.lend_alike(self.m[i], params, DLPACK_INT, 8, &tensor.m)
+                and lender.lend_alike(self.v[i], params, DLPACK_UINT, 8, &tensor.v)
+                and lender.lend_scales(
+                    self.m_scale[i], DLPACK_FLOAT, blocks, <void **>&tensor.m_scale
+                )
+                and lender.lend_scales(
+                    self.v_scale[i], DLPACK_INT, blocks, <void **>&tensor.v_scale
+                )
+            )
+        if self.state_dtype == FUSED_ADAMW_BFLOAT16:
+            tensor.key = key_of(seed_of(self.seed), self.places[i])
+            code, bits = DLPACK_BFLOAT, 16
+        return (
+            lender.lend_alike(self.m[i], params, code, bits, &tensor.m)
+            and lender.lend_alike(self.v[i], params, code, bits, &tensor.v)
+            and (
+                not self.v_max
+                or lender.lend_alike(self.v_max[i], params, code, bits, &tensor.v_max)
+            )
+        )
+
     cdef bint overlaps(self):
         """Whether memory that is written is also another tensor's."""
         cdef Py_ssize_t k
         cdef fused_adamw_tensor *tensor
+        cdef Interval grads
         for k in range(self.space.taken):
             tensor = &self.space.tensors[k]
-            self.note_written(tensor, tensor.params)
-            self.note_written(tensor, tensor.m)
-            self.note_written(tensor, tensor.v)
-            self.note_written(tensor, tensor.v_max)
+            self.note_written(tensor, tensor.params, tensor.dtype)
+            self.note_written(tensor, tensor.m, tensor.state_dtype)
+            self.note_written(tensor, tensor.v, tensor.state_dtype)
+            self.note_written(tensor, tensor.v_max, tensor.state_dtype)
             self.intervals[self.held] = counter_memory(&self.counters[k])
             self.held += 1
         sort_intervals(self.intervals, self.intervals + self.held, self.held)
@@ -189,13 +248,16 @@ cdef class Loan:
                 return True
         for k in range(self.space.taken):
             tensor = &self.space.tensors[k]
-            if overlaps_any(memory_of(tensor, tensor.grads), self.intervals, self.held):
+            grads = memory_of(tensor, tensor.grads, tensor.dtype)
+            if overlaps_any(grads, self.intervals, self.held):
                 return True
         return False
 
-    cdef int note_written(self, const fused_adamw_tensor *tensor, const void *data) except -1:
+    cdef int note_written(
+        self, const fused_adamw_tensor *tensor, const void *data, int dtype
+    ) except -1:
         if tensor.size > 0 and data != NULL:
-            self.intervals[self.held] = memory_of(tensor, data)
+            self.intervals[self.held] = memory_of(tensor, data, dtype)
             self.held += 1
         return 0
 
@@ -205,8 +267,9 @@ cdef class Loan:
         for k in range(self.space.taken):
             tensor = &self.space.tensors[k]
             tensor.scalars = scalars_of(
-                &self.space, 0, True, tensor.dtype, self.counters[k].t, hyper
+                &self.space, 0, True, computed_in(tensor.dtype), self.counters[k].t, hyper
             )
+        set_dither(&self.space, self.seed is not None)
         return set_scale(&self.space, 1, -1 if maximize else 1)
 
     def step(self):
@@ -234,24 +297,40 @@ cdef int write_counter(const Counter *counter) except -1:
     return 0
 
 
-cdef Interval memory_of(const fused_adamw_tensor *tensor, const void *data) noexcept:
-    cdef Py_ssize_t size = 4 if tensor.dtype == FUSED_ADAMW_FLOAT32 else 8
+cdef Interval memory_of(
+    const fused_adamw_tensor *tensor, const void *data, int dtype
+) noexcept:
+    cdef Py_ssize_t size = 2
+    if dtype == FUSED_ADAMW_FLOAT32:
+        size = 4
+    elif dtype == FUSED_ADAMW_FLOAT64:
+        size = 8
+    elif dtype == FUSED_ADAMW_8BIT:
+        size = 1
     return Interval(<const char *>data, <const char *>data + tensor.size * size)
+
+
+cdef bint has_dtype(const DLTensor *lent, int code, int bits) noexcept:
+    return lent.code == code and lent.bits == bits and lent.lanes == 1
 
 
 cdef int dtype_lent(const DLTensor *lent) noexcept:
     """The dtype of its elements, or -1 for one that has no kernel."""
-    if lent.code != DLPACK_FLOAT or lent.lanes != 1:
-        return -1
-    if lent.bits == 32:
+    if has_dtype(lent, DLPACK_FLOAT, 32):
         return FUSED_ADAMW_FLOAT32
-    return FUSED_ADAMW_FLOAT64 if lent.bits == 64 else -1
+    if has_dtype(lent, DLPACK_FLOAT, 64):
+        return FUSED_ADAMW_FLOAT64
+    if has_dtype(lent, DLPACK_BFLOAT, 16):
+        return FUSED_ADAMW_BFLOAT16
+    if has_dtype(lent, DLPACK_FLOAT, 16):
+        return FUSED_ADAMW_FLOAT16
+    return -1
 
 
 cdef bint alike(const DLTensor *a, const DLTensor *b) noexcept:
-    """Whether dtype, shape and strides are the same; that of one element has no meaning."""
+    """Whether shape and strides are the same; a stride from one element has no meaning."""
     cdef int i
-    if a.ndim != b.ndim or a.code != b.code or a.bits != b.bits or a.lanes != b.lanes:
+    if a.ndim != b.ndim:
         return False
     for i in range(a.ndim):
         if a.shape[i] != b.shape[i] or (a.shape[i] > 1 and a.strides[i] != b.strides[i]):

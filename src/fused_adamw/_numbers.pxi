@@ -60,6 +60,11 @@ cdef long long count_of_steps(t) except -1:
     return steps
 
 
+cdef inline int computed_in(int dtype) noexcept:
+    """The dtype of the arithmetic on a dtype."""
+    return FUSED_ADAMW_FLOAT64 if dtype == FUSED_ADAMW_FLOAT64 else FUSED_ADAMW_FLOAT32
+
+
 cdef double rounded(int dtype, double value) noexcept:
     """The nearest value of the dtype."""
     if dtype == FUSED_ADAMW_FLOAT32:

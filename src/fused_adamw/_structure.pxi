@@ -31,11 +31,14 @@ cdef class Structure:
             return [arranged(rest, keys) for keys in self.keys]
         return arranged(rest, self.keys)
 
+    cdef Py_ssize_t groups(self) except -1:
+        return len(self.keys) if self.grouped else 1
+
     cdef int require_group_each(self, list hypers) except -1:
-        cdef Py_ssize_t groups = len(self.keys) if self.grouped else 1
-        if len(hypers) != groups:
+        if len(hypers) != self.groups():
             raise ValueError(
-                f"param_groups has {len(hypers)} groups; expected {groups}, as at construction"
+                f"param_groups has {len(hypers)} groups; expected {self.groups()}, as at "
+                "construction"
             )
         return 0
 

@@ -1,7 +1,8 @@
 """Checkpoints: parameters and optimizer in one safetensors file, written all or not at all.
 
-The tensors are ``params/NAME``, ``m/NAME``, ``v/NAME`` and, with AMSGrad, ``v_max/NAME``, so that
-any reader of safetensors finds the parameters. The metadata of the file, strings all of them:
+The tensors are ``params/NAME``, ``m/NAME``, ``v/NAME`` and whatever else the optimizer keeps of a
+tensor (``v_max``; ``m_scale``, ``v_scale`` and ``master``: state.py has their format), so that any
+reader of safetensors finds the parameters. The metadata of the file, strings all of them:
 
     format, version   what the file is, and of which version; these two are in every version
     optimizer         JSON: t, the steps of each tensor, hyper-parameters and options
@@ -26,8 +27,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 try:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load, save
+    from safetensors import SafetensorError, deserialize
+    from safetensors.numpy import save
 except ModuleNotFoundError:
     raise ImportError(
         'checkpoints need safetensors: pip install "fused-adamw[checkpoint]"'
@@ -35,9 +36,20 @@ except ModuleNotFoundError:
 
 from ._core import Structure
 from .optimizer import AdamW
+from .state import from_bfloat16
 
 FORMAT = "fused-adamw checkpoint"
 VERSION = 1
+DTYPES = {  # what a file may hold
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # as _bits
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "I8": np.int8,
+}
 HEADER_LIMIT = 100_000_000  # bytes: what safetensors reads, although some releases write more
 
 Arrays: TypeAlias = dict[str, Any]
@@ -95,25 +107,32 @@ def save_checkpoint(
         "extra": _extra_text(extra),
     }
     params = _params(optimizer)
-    roles = _roles(optimizer)
     tensors = {f"params/{name}": array for name, array in params.items()}
-    tensors |= {f"{role}/{name}": state["state"][name][role] for role in roles for name in params}
+    tensors |= {
+        f"{role}/{name}": array
+        for name, entry in state["state"].items()
+        for role, array in entry.items()
+        if isinstance(array, np.ndarray)
+    }
     # safetensors would write the memory of an array in Fortran order as if it were in C order.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
     _replace(Path(os.path.realpath(path)), _serialized(tensors, metadata))
 
 
-def load_checkpoint(path: FilePath, optimizer: AdamW) -> dict[str, Any]:
+def load_checkpoint(path: FilePath, optimizer: AdamW, *, convert: bool = False) -> dict[str, Any]:
     """Return the parameters and the state of ``optimizer`` to what a file holds.
 
     Parameters, moments, step counts, hyper-parameters and options (``maximize``,
-    ``max_grad_norm``, ``skip_nonfinite``) are those of the file. A schedule is the optimizer's own:
-    the file has to have been saved with one too. The arrays are written in place.
+    ``max_grad_norm``, ``skip_nonfinite``, the seed) are those of the file. A schedule is the
+    optimizer's own: the file has to have been saved with one too. The arrays are written in place.
 
     Args:
         path: a file that ``save_checkpoint`` wrote.
-        optimizer: over parameters of the same names, shapes and dtypes, in any memory order.
+        optimizer: over parameters of the same names, shapes and dtypes; in any memory order, but
+            for those of 16 bits, or with a ``state_dtype``, in the same.
+        convert: as of ``AdamW.load_state_dict``: from one ``state_dtype`` or memory order to
+            another. Master weights that the file has not are made from its parameters.
 
     Returns the ``extra`` that was saved, {} without one.
 
@@ -127,12 +146,14 @@ def load_checkpoint(path: FilePath, optimizer: AdamW) -> dict[str, Any]:
     params = _params(optimizer)
     try:
         extra: dict[str, Any] = json.loads(metadata["extra"])
-        _require_model(tensors, params, _roles(optimizer))
+        _require_model(tensors, params, None if convert else optimizer.state_layout())
         state = _restored(json.loads(metadata["optimizer"]), tensors, optimizer)
+        if convert:
+            _add_masters(state["state"], tensors, optimizer)
         with _interrupt_deferred():
-            optimizer.load_state_dict(state)  # which checks all of it first
+            optimizer.load_state_dict(state, convert)  # which checks all of it first
             for name, array in params.items():
-                array[...] = tensors[f"params/{name}"]
+                _bits(array)[...] = tensors[f"params/{name}"]
     except (KeyError, TypeError, ValueError) as error:
         raise MismatchedCheckpointError(f"{os.fspath(path)} does not fit: {error}") from error
     return extra
@@ -158,10 +179,6 @@ def _params(optimizer: AdamW) -> Arrays:
     return {name: np.asarray(array) for name, array in zip(optimizer.names, arrays, strict=True)}
 
 
-def _roles(optimizer: AdamW) -> list[str]:
-    return ["m", "v", "v_max"] if optimizer.amsgrad else ["m", "v"]
-
-
 def _described(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict in terms of JSON, without its arrays."""
     groups = [
@@ -169,8 +186,9 @@ def _described(state: dict[str, Any]) -> dict[str, Any]:
         for group in state["param_groups"]
     ]
     steps = {name: entry["step"] for name, entry in state["state"].items()}
+    orders = {name: e["order"] for name, e in state["state"].items() if "order" in e}
     options = {name: value for name, value in state.items() if name != "state"}
-    return options | {"param_groups": groups, "steps": steps}
+    return options | {"param_groups": groups, "steps": steps, "orders": orders}
 
 
 def _restored(saved: dict[str, Any], tensors: Arrays, optimizer: AdamW) -> dict[str, Any]:
@@ -186,11 +204,26 @@ def _restored(saved: dict[str, Any], tensors: Arrays, optimizer: AdamW) -> dict[
             raise ValueError(f"lr of group {g} is {lr} there, and {own[g]['lr']!r} here")
         if scheduled:
             group["lr"] = own[g]["lr"]
-    state = {
-        name: {"step": step, **{role: tensors[f"{role}/{name}"] for role in _roles(optimizer)}}
-        for name, step in saved.pop("steps").items()
-    }
+    state = {name: {"step": step} for name, step in saved.pop("steps").items()}
+    for name, order in saved.pop("orders", {}).items():  # of what state.py packs
+        state[name]["order"] = order
+    for path, array in tensors.items():
+        role, name = path.split("/", 1)
+        if role != "params":
+            state[name][role] = array
     return {**saved, "param_groups": groups, "state": state}
+
+
+def _add_masters(state: dict[str, Any], tensors: Arrays, optimizer: AdamW) -> None:
+    """Where the optimizer has master weights and the file has not."""
+    for name, roles in optimizer.state_layout().items():
+        entry = state[name]
+        if "master" in roles and "master" not in entry:
+            flat = tensors[f"params/{name}"].ravel(order=entry["order"])
+            # bfloat16 comes as _bits
+            entry["master"] = (
+                from_bfloat16(flat) if flat.dtype == np.uint16 else flat.astype(np.float32)
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -205,16 +238,27 @@ def _extra_text(extra: Mapping[str, Any]) -> str:
         raise type(error)(f"extra cannot be written as JSON: {error}") from error
 
 
-def _require_model(tensors: Arrays, params: Arrays, roles: list[str]) -> None:
-    amsgrad = any(name.startswith("v_max/") for name in tensors)
-    if amsgrad != ("v_max" in roles):
-        raise ValueError(f"it is of an optimizer with amsgrad={amsgrad}")
-    expected = {f"{role}/{name}" for role in ("params", *roles) for name in params}
-    missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+def _require_model(
+    tensors: Arrays, params: Arrays, layout: Mapping[str, tuple[str, ...]] | None
+) -> None:
+    """``layout``: what the optimizer keeps of each tensor; None where that may differ."""
+    expected = {f"params/{name}" for name in params}
+    found = set(tensors)
+    if layout is None:
+        found = {name for name in tensors if name.startswith("params/")}
+    else:
+        amsgrad = any(name.startswith("v_max/") for name in tensors)
+        if amsgrad != any("v_max" in roles for roles in layout.values()):
+            raise ValueError(f"it is of an optimizer with amsgrad={amsgrad}")
+        expected |= {f"{role}/{name}" for name, roles in layout.items() for role in roles}
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
-        raise ValueError(f"missing {_some(missing)}, unexpected {_some(unexpected)}")
+        raise ValueError(
+            f"missing {_some(missing)}, unexpected {_some(unexpected)}: it is of another model or "
+            "state_dtype"
+        )
     for name, array in params.items():
-        found = tensors[f"params/{name}"]
+        found, array = tensors[f"params/{name}"], _bits(array)
         if (found.shape, found.dtype) != (array.shape, array.dtype):
             raise ValueError(
                 f"params/{name} has shape {found.shape} and dtype {found.dtype}; expected "
@@ -228,6 +272,11 @@ def _some(names: list[str]) -> str:
     return f"{names[:4]} and {len(names) - 4} more" if len(names) > 5 else str(names)
 
 
+def _bits(array: Any) -> Any:
+    """The array itself; the same memory as uint16 where it is of bfloat16."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
 # ---- the file
 
 
@@ -236,7 +285,7 @@ def _read(path: FilePath) -> tuple[Arrays, dict[str, str]]:
     data = Path(path).read_bytes()
     try:
         metadata = _known_metadata(path, data)
-        tensors = load(data)
+        tensors = _loaded(data)
         if metadata.pop("checksum") != _checksum(tensors, metadata):
             raise ValueError("its checksum is another")
     except NewerCheckpointError:
@@ -247,6 +296,14 @@ def _read(path: FilePath) -> tuple[Arrays, dict[str, str]]:
             f"{os.fspath(path)} is damaged, or no checkpoint of fused-adamw ({reason})"
         ) from error
     return tensors, metadata
+
+
+def _loaded(data: bytes) -> Arrays:
+    """The arrays of a file; bfloat16, which NumPy has not, as ``_bits``."""
+    return {
+        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in deserialize(data)  # type: ignore[no-untyped-call]
+    }
 
 
 def _known_metadata(path: FilePath, data: bytes) -> dict[str, str]:
@@ -266,7 +323,7 @@ def _known_metadata(path: FilePath, data: bytes) -> dict[str, str]:
 
 def _checksum(tensors: Arrays, metadata: Mapping[str, str]) -> str:
     """Of all that a file means, whatever order it is in."""
-    names = sorted(tensors)
+    names, tensors = sorted(tensors), {name: _bits(array) for name, array in tensors.items()}
     layout = [(name, tensors[name].dtype.name, tensors[name].shape) for name in names]
     checksum = blake2b(json.dumps([sorted(metadata.items()), layout]).encode(), digest_size=32)
     for name in names:

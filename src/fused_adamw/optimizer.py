@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ._core import Structure, Tensors, resolve_threads
+from .state import STATE_DTYPES, converted, decoded, like, order_of, packed_state
 
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate of step t = 1, 2, ...; see ``schedules.py``."""
@@ -52,7 +53,17 @@ class AdamW:
             among them reaches all parameters this way, an infinity makes the factor 0.
         skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
             float64, changes nothing.
-        state_dtype: None, for moments in the dtype of their parameters.
+        state_dtype: what the moments are kept in. None: the dtype of their parameters, or float32
+            where that is float16. "bfloat16": 4 bytes a parameter. "8bit": 2 bytes, and 8 a block
+            of 256 (``state.py`` has the format). The arithmetic is float32 all the same; only what
+            is stored is rounded. For parameters of 16 or 32 bits, without amsgrad in "8bit".
+        master_weights: keep parameters of 16 bits in float32 too, as part of the state, and step
+            those; the parameters are them, rounded to the nearest.
+        seed: of the stochastic rounding of moments in 8 or 16 bits, and of bfloat16 parameters
+            without master weights: up with the probability of what lies above, so that steps that
+            are small beside the rounding add up. Random numbers follow from the seed, the place of
+            the tensor, the index and the step: the result does not depend on threads or machine.
+            None: round to the nearest.
         num_threads: at most this many threads. None: as many as ``fused_adamw`` would use, or one;
             the first steps, and a few in each thousand, are taken both ways, and the way that was
             faster is kept. (NumPy's own threads spin after a matrix product and can delay others.)
@@ -63,6 +74,7 @@ class AdamW:
         t: the number of steps taken. Each tensor also has its own count, which bias correction
             goes by: a tensor whose gradient is None is left out of a step.
         m, v, v_max: the moments, in the structure of ``params``; ``v_max`` is None without amsgrad.
+            Those in 8 or 16 bits are copies in float32.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
         max_grad_norm, skip_nonfinite, maximize, num_threads: may be changed between steps.
@@ -91,23 +103,32 @@ class AdamW:
         maximize: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        state_dtype: None = None,
+        state_dtype: str | None = None,
         num_threads: int | None = None,
         decay_mask: DecayMask | None = None,
+        master_weights: bool = False,
+        seed: int | None = 0,
     ) -> None:
-        if state_dtype is not None:
-            raise ValueError(f"state_dtype is {state_dtype!r}; expected None")
+        if state_dtype not in (None, *STATE_DTYPES):
+            expected = ", ".join(map(repr, STATE_DTYPES))
+            raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
+        if state_dtype == "8bit" and amsgrad:
+            raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.maximize = bool(maximize)
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = bool(skip_nonfinite)
         self.num_threads = num_threads
+        self.state_dtype, self.master_weights = state_dtype, bool(master_weights)
+        self._seed = seed
         grouped = _is_grouped(params)
         self.param_groups = _checked_groups(params if grouped else [{"params": params}], defaults)
         self._arrange(grouped)
         arrays = self._structure.flatten("params", self._params())
         if not arrays:
             raise ValueError("params holds no array")
+        for path, array in zip(self._structure.paths(), arrays, strict=True):
+            _require_array("params" + "".join(f"[{key!r}]" for key in path), array)
         self._require_names_that_differ()
         # Our own arrangement of the arrays: a dict of the caller's may change.
         own = self._structure.unflatten(arrays)
@@ -116,7 +137,15 @@ class AdamW:
         ):
             group["params"] = params_of_group
         roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
-        self._state = {role: [np.zeros_like(a, subok=False) for a in arrays] for role in roles}
+        self._packed = [packed_state(a, state_dtype, amsgrad, self.master_weights) for a in arrays]
+        self._require_float32(arrays)
+        self._state = {
+            role: [
+                np.zeros_like(a, subok=False) if packed is None else None
+                for a, packed in zip(arrays, self._packed, strict=True)
+            ]
+            for role in roles
+        }
         self._decays = [True] * len(arrays)
         self._hold()
         if decay_mask is not None:  # asked behind the checks of the arrays
@@ -162,15 +191,19 @@ class AdamW:
 
     @property
     def m(self) -> Any:
-        return self._structure.unflatten(self._state["m"])
+        return self._structure.unflatten(self._moments("m"))
 
     @property
     def v(self) -> Any:
-        return self._structure.unflatten(self._state["v"])
+        return self._structure.unflatten(self._moments("v"))
 
     @property
     def v_max(self) -> Any:
-        return self._structure.unflatten(self._state["v_max"]) if self.amsgrad else None
+        return self._structure.unflatten(self._moments("v_max")) if self.amsgrad else None
+
+    @property
+    def seed(self) -> int | None:
+        return self._seed
 
     @property
     def amsgrad(self) -> bool:
@@ -178,14 +211,15 @@ class AdamW:
 
     @property
     def state_nbytes(self) -> int:
-        """The memory of the moments, in bytes."""
-        return sum(array.nbytes for arrays in self._state.values() for array in arrays)
+        """The memory of the moments, their scales and the master weights, in bytes."""
+        return sum(x.nbytes for i in range(len(self.names)) for x in self._state_of(i).values())
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of everything but the parameters, which shares no memory with the optimizer.
 
         ``t``; ``param_groups`` without their parameters; the options; and under ``state``, for each
-        tensor by name, its ``step`` count and copies of its moments.
+        tensor by name, its ``step`` count and copies of its moments, as they are kept: those of
+        state.py flat, in the ``order`` in which the parameters lie in memory, "C" or "F".
         """
         return {
             "t": self.t,
@@ -196,20 +230,35 @@ class AdamW:
             "maximize": bool(self.maximize),
             "max_grad_norm": self.max_grad_norm,
             "skip_nonfinite": bool(self.skip_nonfinite),
+            "seed": self.seed,
             "state": {
-                name: {"step": step, **{role: a[i].copy("K") for role, a in self._state.items()}}
+                name: {
+                    "step": step,
+                    **self._order_of(i),
+                    **{role: a.copy("K") for role, a in self._state_of(i).items()},
+                }
                 for i, (name, step) in enumerate(
                     zip(self.names, self._tensors.get_steps(), strict=True)
                 )
             },
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = False) -> None:
         """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
+
+        ``convert``: where the snapshot's moments are kept in another way than by this optimizer,
+        convert them: from any ``state_dtype`` and memory order to any other, rounded to the
+        nearest. Master weights that it has not are then made from the parameters as they are now.
 
         Raises TypeError or ValueError, naming the entry, with nothing changed.
         """
+        if isinstance(state_dict, Mapping):  # which has no seed if it is older
+            state_dict = {"seed": self.seed, **state_dict}
+        if convert:
+            state_dict = self._converted(state_dict)
         groups, steps = self._checked_state(state_dict)
+        self._tensors.set_seed(state_dict["seed"])  # which checks it
+        self._seed = state_dict["seed"]
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
         for option in OPTIONS:
@@ -217,8 +266,8 @@ class AdamW:
         self._tensors.t = state_dict["t"]
         self._tensors.set_steps(steps)
         for i, name in enumerate(self.names):
-            for role, arrays in self._state.items():
-                arrays[i][...] = state_dict["state"][name][role]
+            for role, array in self._state_of(i).items():
+                array[...] = state_dict["state"][name][role]
 
     @property
     def names(self) -> list[str]:
@@ -239,8 +288,11 @@ class AdamW:
         self._tensors.set_steps(steps)
 
     def __repr__(self) -> str:
-        size = sum(array.size for array in self._state["m"])
-        options = "".join(f", {name}={getattr(self, name)!r}" for name in ("amsgrad", *OPTIONS))
+        size = sum(next(iter(self._state_of(i).values())).size for i in range(len(self.names)))
+        kept = ("state_dtype", "master_weights", "seed") if any(self._packed) else ()
+        options = "".join(
+            f", {name}={getattr(self, name)!r}" for name in ("amsgrad", *OPTIONS, *kept)
+        )
         groups = (
             ", ".join(f"{name}={group[name]!r}" for name in HYPER_PARAMETERS)
             for group in self.param_groups
@@ -262,7 +314,48 @@ class AdamW:
 
     def _hold(self) -> None:
         state = {role: self._structure.unflatten(arrays) for role, arrays in self._state.items()}
-        self._tensors = Tensors(self._structure, self._params(), **state, decays=self._decays)
+        self._tensors = Tensors(
+            self._structure,
+            self._params(),
+            **state,
+            decays=self._decays,
+            packed=self._packed,
+            seed=self._seed,
+        )
+
+    def state_layout(self) -> dict[str, tuple[str, ...]]:
+        """The names of the arrays that are kept for each tensor, such as ("m", "v")."""
+        return {name: tuple(self._state_of(i)) for i, name in enumerate(self.names)}
+
+    def _state_of(self, i: int) -> dict[str, Any]:
+        """The arrays that are kept for tensor i, by name."""
+        packed = self._packed[i]
+        if packed is not None:
+            return dict(packed.arrays())
+        return {role: arrays[i] for role, arrays in self._state.items()}
+
+    def _order_of(self, i: int) -> dict[str, str]:
+        """The ``order`` of the flat arrays that are kept for tensor i."""
+        return {} if self._packed[i] is None else {"order": order_of(self._arrays()[i])}
+
+    def _moments(self, role: str) -> list[Any]:
+        return [
+            array if packed is None else like(p, decoded(packed)[role])
+            for p, array, packed in zip(
+                self._arrays(), self._state[role], self._packed, strict=True
+            )
+        ]
+
+    def _arrays(self) -> tuple[Any, ...]:
+        return self._structure.flatten("params", self._params())
+
+    def _require_float32(self, arrays: tuple[Any, ...]) -> None:
+        for name, array in zip(self.names, arrays, strict=True):
+            if self.state_dtype is not None and np.asarray(array).dtype == np.float64:
+                raise TypeError(
+                    f"state_dtype is {self.state_dtype!r}, but params[{name!r}] has dtype float64; "
+                    "expected float32, float16 or bfloat16"
+                )
 
     def _asked_decays(self, mask: DecayMask, arrays: tuple[Any, ...]) -> list[bool]:
         if callable(mask):
@@ -275,7 +368,7 @@ class AdamW:
             raise ValueError(f"params has several arrays with one name: {twice}")
 
     def _checked_state(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
-        _require_keys("state_dict", saved, {"t", "param_groups", "state", *OPTIONS})
+        self._require_state(saved)
         _require_count("state_dict['t']", saved["t"])
         for option in ("maximize", "skip_nonfinite"):
             if not isinstance(saved[option], bool):
@@ -290,26 +383,56 @@ class AdamW:
             )
         for g, group in enumerate(groups):
             _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
-        _require_keys("state_dict['state']", saved["state"], set(self.names))
         for i, name in enumerate(self.names):
             self._require_entry(f"state_dict['state'][{name!r}]", saved["state"][name], i)
         steps = [saved["state"][name]["step"] for name in self.names]
         self._tensors.check(_hypers(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
         return groups, steps
 
+    def _require_state(self, saved: Mapping[str, Any]) -> None:
+        _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
+        _require_keys("state_dict['state']", saved["state"], set(self.names))
+
     def _require_entry(self, where: str, entry: Mapping[str, Any], i: int) -> None:
-        _require_keys(where, entry, {"step", *self._state})
+        state, order = self._state_of(i), self._order_of(i)
+        _require_keys(where, entry, {"step", *order, *state})
         _require_count(f"{where}['step']", entry["step"])
-        for role, arrays in self._state.items():
-            array, own = entry[role], arrays[i]
+        if order and entry["order"] != order["order"]:
+            raise ValueError(
+                f"{where}['order'] is {entry['order']!r}; expected {order['order']!r}, that of the "
+                "parameters, or convert=True"
+            )
+        for role, own in state.items():
+            array = entry[role]
             if not isinstance(array, np.ndarray) or array.dtype != own.dtype:
                 found = getattr(array, "dtype", type(array).__name__)
                 raise TypeError(f"{where}[{role!r}] is {found}; expected an array of {own.dtype}")
             if array.shape != own.shape:
                 raise ValueError(f"{where}[{role!r}] has shape {array.shape}; expected {own.shape}")
 
+    def _converted(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The snapshot with its moments kept as this optimizer keeps them."""
+        self._require_state(saved)
+        state = {}
+        for name, array, packed in zip(self.names, self._arrays(), self._packed, strict=True):
+            where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
+            if not isinstance(entry, Mapping):
+                raise TypeError(f"{where} is of type {type(entry).__name__}; expected a mapping")
+            state[name] = converted(where, entry, array, packed)
+        return {**saved, "state": state}
+
 
 _REBUILT = {"_structure", "_tensors", "_grouped"}
+
+
+def _require_array(name: str, array: Any) -> None:
+    try:
+        isinstance(array, np.ndarray) or memoryview(array)
+    except TypeError:
+        hint = "; for PyTorch there is fused_adamw.torch" if hasattr(array, "requires_grad") else ""
+        raise TypeError(
+            f"{name} is of type {type(array).__name__}; expected a NumPy array{hint}"
+        ) from None
 
 
 def _is_grouped(params: Any) -> bool:
