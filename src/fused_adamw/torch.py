@@ -1,5 +1,6 @@
 """``AdamW``: ``torch.optim.AdamW`` with the kernels of this package, for tensors in host memory."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ._core import Lender, Loan, resolve_threads
+from ._core import Lender, Loan, require_seed, resolve_threads
+from .state import BLOCK, STATE_DTYPES
 
 try:
     TENSORS = Lender(Tensor, torch.nn.Parameter)
@@ -38,6 +40,13 @@ class Gathered(NamedTuple):
         return {_storage(t) for tensors in self for t in tensors} - {0}
 
 
+def _signature(own: Callable[..., Any]) -> inspect.Signature:
+    """That of ``torch.optim.AdamW`` in this version, and what ``own`` adds by name."""
+    theirs = inspect.signature(torch.optim.AdamW)
+    ours = (p for p in inspect.signature(own).parameters.values() if p.kind is p.KEYWORD_ONLY)
+    return theirs.replace(parameters=[*theirs.parameters.values(), *ours])
+
+
 class AdamW(torch.optim.AdamW):
     """A drop-in for ``torch.optim.AdamW`` (Loshchilov & Hutter 2019): its arguments, errors, hooks,
     ``param_groups`` and state, under the same names, so that checkpoints go both ways.
@@ -62,12 +71,57 @@ class AdamW(torch.optim.AdamW):
     update, which disregards strides, is then kept from tensors on the CPU that have other strides
     than their state and gradient, or gaps.
 
-    Args: those of ``torch.optim.AdamW``.
+    Args: those of ``torch.optim.AdamW``, and
+        state_dtype: what the moments are kept in. None: the dtype of their parameter. "bfloat16"
+            and "8bit": 4 and 2 bytes a parameter (``fused_adamw.state``), for dense float32,
+            bfloat16 and float16 parameters in host memory; computed in float32. In 8 bits exp_avg
+            and exp_avg_sq have their scales in exp_avg_scale and exp_avg_sq_scale, and there is no
+            amsgrad. A group may have its own. ``load_state_dict`` takes over what was saved, as it
+            was kept.
+        seed: of the stochastic rounding of such state and of bfloat16 parameters with it; None
+            rounds to the nearest.
 
     Raises: what ``torch.optim.AdamW`` raises; and TypeError or ValueError, with nothing changed in
     the group, where one of its numbers has been set to what the formula does not take: a negative
     ``lr``, for one.
     """
+
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        state_dtype: str | None = None,
+        seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, *args, **options)
+        if state_dtype is not None:
+            own = {"state_dtype": state_dtype, "seed": seed}
+            self.defaults |= own
+            for group in self.param_groups:
+                group |= own | group
+        for group in self.param_groups:
+            _require_state_dtype(group)
+
+    __signature__ = _signature(__init__)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            _require_state_dtype(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        groups = [group for group in self.param_groups for _ in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, group, p in zip(saved, groups, params, strict=True):
+            if group.get("state_dtype") is not None:  # torch made all of it the parameter's dtype
+                entry = state_dict["state"].get(i, {})
+                self.state[p].update({k: x.clone() for k, x in entry.items() if k != "step"})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have a gradient. ``closure`` evaluates the model anew and
@@ -80,7 +134,10 @@ class AdamW(torch.optim.AdamW):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
             for group in self.param_groups:
-                self._update(group, self._gather(group))
+                if group.get("state_dtype") is None:
+                    self._update(group, self._gather(group))
+                else:
+                    self._update_compressed(group)
         return loss
 
     def _gather(self, group: dict[str, Any]) -> Gathered:
@@ -114,15 +171,7 @@ class AdamW(torch.optim.AdamW):
         if not _is_ours(group, gathered):
             self._update_as_torch(group, gathered)
             return
-        lr = group["lr"]
-        hyper = (
-            lr.item() if isinstance(lr, Tensor) else lr,
-            group["betas"],
-            group["eps"],
-            group["weight_decay"],
-        )
-        threads = min(torch.get_num_threads(), resolve_threads(None))
-        loan = Loan(TENSORS, *gathered, hyper, group["maximize"], threads)
+        loan = Loan(TENSORS, *gathered, _hyper(group), group["maximize"], _threads())
         refused = set(loan.refused)
         if refused:
             left = gathered.only(loan.refused)
@@ -153,6 +202,34 @@ class AdamW(torch.optim.AdamW):
             else:
                 _adam(group, others, foreach=group["foreach"], fused=group["fused"])
 
+    def _update_compressed(self, group: dict[str, Any]) -> None:
+        """The same where the state is in fewer bits, which PyTorch has no way for."""
+        everything = [p for other in self.param_groups for p in other["params"]]
+        places = {p: place for place, p in enumerate(everything)}
+        for p in group["params"]:
+            if p.grad is not None and not self.state[p]:
+                self.state[p].update(_compressed_state(p, group))
+        gathered = self._gather_known(group)
+        entries = [self.state[p] for p in gathered.params]
+        scales = ([x.get(name) for x in entries] for name in ("exp_avg_scale", "exp_avg_sq_scale"))
+        compressed = (
+            group["state_dtype"],
+            *scales,
+            [places[p] for p in gathered.params],
+            group["seed"],
+        )
+        loan = Loan(TENSORS, *gathered, _hyper(group), group["maximize"], _threads(), compressed)
+        if loan.refused or not _is_ours(group, gathered):
+            refused = [places[gathered.params[i]] for i in loan.refused]
+            raise TypeError(
+                f"state_dtype is {group['state_dtype']!r}, for dense parameters of float32, "
+                "bfloat16 or float16 in host memory, with gradients and state of their layout and "
+                f"memory of their own; it does not go with parameters {refused or 'that negate'}"
+            )
+        self._unscale(gathered.grads)
+        loan.step()
+        torch.autograd.graph.increment_version(gathered.params)
+
     def _unscale(self, grads: Iterable[Tensor]) -> None:
         """In place, as PyTorch's fused update does."""
         grad_scale = getattr(self, "grad_scale", None)
@@ -182,6 +259,50 @@ def _is_ours(group: dict[str, Any], gathered: Gathered) -> bool:
     if torch.compiler.is_compiling():
         return False
     return not (any(map(Tensor.is_neg, gathered.params)) or any(map(Tensor.is_neg, gathered.grads)))
+
+
+def _hyper(group: dict[str, Any]) -> tuple[float, tuple[float, float], float, float]:
+    lr = group["lr"]
+    rate = lr.item() if isinstance(lr, Tensor) else lr
+    return rate, group["betas"], group["eps"], group["weight_decay"]
+
+
+def _threads() -> int:
+    threads: int = min(torch.get_num_threads(), resolve_threads(None))
+    return threads
+
+
+def _compressed_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """As ``fused_adamw.state`` has it, but for codes in the shape of the parameter."""
+    if group["state_dtype"] == "bfloat16":
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        state = {name: torch.zeros_like(p, dtype=torch.bfloat16) for name in names}
+    else:
+        blocks = -(-p.numel() // BLOCK)
+        state = {
+            "exp_avg": torch.zeros_like(p, dtype=torch.int8),
+            "exp_avg_sq": torch.zeros_like(p, dtype=torch.uint8),
+            "exp_avg_scale": torch.zeros(blocks, dtype=torch.float32),
+            "exp_avg_sq_scale": torch.zeros(blocks, dtype=torch.int32),
+        }
+    return {"step": torch.tensor(0.0, dtype=torch.float32), **state}
+
+
+def _require_state_dtype(group: dict[str, Any]) -> None:
+    state_dtype = group.get("state_dtype")
+    if state_dtype is None:
+        return
+    if state_dtype not in STATE_DTYPES:
+        expected = ", ".join(map(repr, STATE_DTYPES))
+        raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
+    if state_dtype == "8bit" and group["amsgrad"]:
+        raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
+    for name in ("foreach", "capturable", "differentiable"):
+        if group[name]:
+            raise ValueError(f"{name} is {group[name]}; with a state_dtype there is none")
+    if group["fused"] is False:
+        raise ValueError("fused is False; with a state_dtype expected None or True")
+    require_seed(group["seed"])
 
 
 def _is_fusible(gathered: Gathered, i: int) -> bool:

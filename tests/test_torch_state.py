@@ -1,0 +1,273 @@
+"""fused_adamw.torch.AdamW with its state in fewer bits: the same bits as the class for NumPy, which
+test_state*.py hold against their twin."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from fused_adamw import AdamW as ForNumPy  # noqa: E402
+from fused_adamw.torch import AdamW  # noqa: E402
+
+SHAPES = [(40, 7), (300,), (), (0, 3), (1, 257), (2, 3, 4, 5)]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STATE_DTYPES = ["bfloat16", "8bit"]
+
+
+def draw(seed, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return [(scale * torch.randn(shape, generator=generator)).to(dtype) for shape in SHAPES]
+
+
+def parameters(dtype=torch.float32):
+    return [torch.nn.Parameter(x) for x in draw(0, dtype)]
+
+
+def set_gradients(params, seed, scale=0.1):
+    for p, g in zip(params, draw(seed, params[0].dtype, scale), strict=True):
+        p.grad = g
+
+
+def train(params, opt, steps, first=1):
+    for seed in range(first, first + steps):
+        set_gradients(params, seed)
+        opt.step()
+
+
+def trained(dtype=torch.float32, steps=3, **options):
+    params = parameters(dtype)
+    opt = AdamW(params, lr=1e-2, **options)
+    train(params, opt, steps)
+    return params, opt
+
+
+def as_array(tensor):
+    """The same bits in NumPy."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy().copy()
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return tensor.view(torch.uint16).numpy().copy().view(ml_dtypes.bfloat16)
+
+
+def assert_equal_tensors(these, those):
+    for a, b in zip(these, those, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize("seed", [0, 7, None])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bits_of_the_class_for_numpy(dtype, state_dtype, seed):
+    options = {"lr": 1e-2, "maximize": True, "state_dtype": state_dtype, "seed": seed}
+    params = parameters(DTYPES[dtype])
+    arrays = [as_array(p) for p in params]
+    opt, other = AdamW(params, **options), ForNumPy(arrays, **options)
+    for step in range(1, 6):
+        set_gradients(params, step)
+        grads = [as_array(p.grad) for p in params]
+        if step == 3:
+            params[1].grad = grads[1] = None
+        opt.step()
+        other.step(grads)
+    for p, array in zip(params, arrays, strict=True):
+        np.testing.assert_array_equal(as_array(p), array)
+    assert opt.state[params[1]]["step"] == 4
+
+
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+def test_channels_last(state_dtype):
+    """A block is 256 elements that follow one another in memory."""
+    plain = torch.nn.Parameter(torch.randn(3, 10, 4, 5))
+    last = torch.nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))
+    flat = torch.nn.Parameter(plain.detach().permute(0, 2, 3, 1).reshape(-1).clone())
+    for p in (last, flat):
+        opt = AdamW([p], state_dtype=state_dtype)
+        for seed in range(3):
+            g = torch.randn(plain.shape, generator=torch.Generator().manual_seed(seed))
+            in_memory_order = g.permute(0, 2, 3, 1).reshape(-1).clone()
+            p.grad = in_memory_order if p is flat else g.to(memory_format=torch.channels_last)
+            opt.step()
+    assert last.detach().permute(0, 2, 3, 1).reshape(-1).equal(flat.detach())
+
+
+def test_amsgrad_in_bfloat16():
+    params, _ = trained(amsgrad=True, state_dtype="bfloat16")
+    arrays = [as_array(p) for p in parameters()]
+    other = ForNumPy(arrays, lr=1e-2, amsgrad=True, state_dtype="bfloat16")
+    for seed in (1, 2, 3):
+        other.step([as_array(g) for g in draw(seed, scale=0.1)])
+    for p, array in zip(params, arrays, strict=True):
+        np.testing.assert_array_equal(as_array(p), array)
+
+
+def test_groups_of_their_own_kind():
+    """The place of a parameter among all decides its random numbers, whatever group it is in."""
+    params = parameters()
+    opt = AdamW(
+        [{"params": params[:2], "state_dtype": None}, {"params": params[2:], "seed": 3}],
+        lr=1e-2,
+        state_dtype="8bit",
+    )
+    train(params, opt, 3)
+    assert opt.state[params[0]]["exp_avg"].dtype == torch.float32
+    assert opt.state[params[4]]["exp_avg"].dtype == torch.int8
+    plain, _ = trained()
+    assert_equal_tensors(params[:2], plain[:2])
+    arrays = [as_array(p) for p in parameters()]
+    other = ForNumPy(arrays, lr=1e-2, state_dtype="8bit", seed=3)
+    for seed in (1, 2, 3):
+        other.step([as_array(g) for g in draw(seed, scale=0.1)])
+    for p, array in zip(params[2:], arrays[2:], strict=True):
+        np.testing.assert_array_equal(as_array(p), array)
+
+
+def test_unscaling_comes_before():
+    params, opt = trained(state_dtype="8bit")
+    for p in params:
+        p.grad = p.grad * 1024
+    opt.grad_scale = torch.tensor(1024.0)
+    opt.step()
+    expected, other = trained(state_dtype="8bit")
+    other.step()
+    assert_equal_tensors(params, expected)
+    opt.found_inf = torch.tensor(1.0)
+    opt.step()
+    assert_equal_tensors(params, expected)
+
+
+# ---------------------------------------------------------------------------- state
+
+
+def test_bytes():
+    params, opt = trained(state_dtype="8bit")
+    for p in params:
+        state = opt.state[p]
+        nbytes = sum(x.nbytes for name, x in state.items() if name != "step")
+        assert nbytes == 2 * p.numel() + 8 * -(-p.numel() // 256)
+
+
+@pytest.mark.parametrize("through", ["state_dict", "file", "deepcopy", "pickle"])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resumed(dtype, state_dtype, through):
+    params, opt = trained(DTYPES[dtype], state_dtype=state_dtype)
+    if through in ("deepcopy", "pickle"):
+        both = {"params": params, "opt": opt}
+        both = copy.deepcopy(both) if through == "deepcopy" else pickle.loads(pickle.dumps(both))
+        resumed, other = both["params"], both["opt"]
+    else:
+        saved = copy.deepcopy(opt.state_dict())
+        if through == "file":
+            file = io.BytesIO()
+            torch.save(saved, file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+        resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
+        other = AdamW(resumed)
+        other.load_state_dict(saved)
+    for p, q in zip(params, resumed, strict=True):
+        for name, value in opt.state[p].items():
+            assert other.state[q][name].dtype == value.dtype
+            assert torch.equal(other.state[q][name], value)
+    train(params, opt, 2, first=9)
+    train(resumed, other, 2, first=9)
+    assert_equal_tensors(params, resumed)
+
+
+def test_state_shares_no_memory_with_what_was_loaded():
+    _, opt = trained(state_dtype="8bit")
+    saved = opt.state_dict()
+    before = copy.deepcopy(saved)
+    resumed = parameters()
+    other = AdamW(resumed)
+    other.load_state_dict(saved)
+    train(resumed, other, 1)
+    for i, entry in before["state"].items():
+        for name in ("exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale"):
+            assert torch.equal(saved["state"][i][name], entry[name])
+
+
+# ---------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_dtype": "int4"}, "state_dtype is 'int4'; expected None, 'bfloat16', '8bit'"),
+        ({"state_dtype": "8bit", "amsgrad": True}, "amsgrad is True"),
+        ({"state_dtype": "8bit", "foreach": True}, "foreach is True"),
+        ({"state_dtype": "8bit", "capturable": True}, "capturable is True"),
+        ({"state_dtype": "8bit", "differentiable": True}, "differentiable is True"),
+        ({"state_dtype": "8bit", "fused": False}, "fused is False"),
+        ({"state_dtype": "8bit", "seed": -1}, "seed is -1"),
+        ({"state_dtype": "8bit", "seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW(parameters(), **options)
+
+
+def test_a_group_that_is_refused_is_not_there():
+    opt = AdamW(parameters(), state_dtype="8bit")
+    with pytest.raises(ValueError, match="state_dtype is 'int4'"):
+        opt.add_param_group({"params": parameters(), "state_dtype": "int4"})
+    assert len(opt.param_groups) == 1
+
+
+def with_gaps():
+    return torch.nn.Parameter(torch.randn(8, 8)[:, ::2])
+
+
+def double():
+    return torch.nn.Parameter(torch.randn(8, dtype=torch.float64))
+
+
+def complex_one():
+    return torch.nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+
+def elsewhere():
+    return torch.nn.Parameter(torch.empty(8, device="meta"))
+
+
+@pytest.mark.parametrize("make", [with_gaps, double, complex_one, elsewhere])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+def test_what_has_no_kernel_is_refused(make, state_dtype):
+    params = [*parameters(), make()]
+    opt = AdamW(params, state_dtype=state_dtype)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in params[:-1]]
+    with pytest.raises(TypeError, match=r"state_dtype is .*; it does not go with parameters \[6\]"):
+        opt.step()
+    assert_equal_tensors(params[:-1], before)
+    assert all(opt.state[p]["step"] == 0 for p in params)
+
+
+def test_gradients_that_negate_are_refused():
+    (p, *_), opt = trained(state_dtype="8bit")
+    before = p.detach().clone()
+    p.grad = torch._neg_view(p.grad)
+    with pytest.raises(TypeError, match="state_dtype"):
+        opt.step()
+    assert torch.equal(p, before)
+
+
+def test_a_stale_backward_is_noticed():
+    p = torch.nn.Parameter(torch.randn(5))
+    opt = AdamW([p], state_dtype="8bit")
+    loss = p.square().sum()
+    p.grad = torch.ones(5)
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
