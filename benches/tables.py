@@ -5,7 +5,7 @@ from fused_adamw.bench.figures import COLUMNS, figures
 from fused_adamw.bench.machine import installed, lines, machine, other_work, processor_ticks
 from fused_adamw.bench.peers import MISSING, OURS
 
-PACKAGES = ("numpy", "torch", "numba", "jax", "optax")
+PACKAGES = ("numpy", "torch", "numba", "jax", "optax", "bitsandbytes", "torchao", "ml_dtypes")
 
 
 class Results:

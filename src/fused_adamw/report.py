@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,7 +37,9 @@ COLOURS = ("#1f6feb", "#d9730d")
 RACE_COLOURS = (
     *("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#5d4a9c", "#b8a800"),
 )
-RACE_MARKERS = "sv^DPXdp"
+RACE_MARKERS = "sv^DPXdph<>"  # more than colours: no pair comes twice
+RACE_DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
+CAPTION_WIDTH = 150  # characters
 
 
 class Role(Enum):
@@ -403,7 +406,7 @@ def save_chart(path: Path, lines: Sequence[Line], title: str, caption: str) -> N
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.supxlabel(caption, fontsize="x-small", color="0.4")
+    figure.supxlabel(fill(caption, CAPTION_WIDTH), fontsize="x-small", color="0.4")
     figure.savefig(path, dpi=200)
 
 
@@ -415,7 +418,7 @@ def slowest_first(styled: tuple[Line, dict[str, Any]]) -> tuple[int, float]:
 def line_styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
     ours = {"color": COLOURS[0], "marker": "o", "zorder": 4}
     peers = zip(cycle(RACE_COLOURS), cycle(RACE_MARKERS), strict=False)
-    dashes = cycle(((0, (6, 2)), (0, (2, 1))))
+    dashes = cycle((0, pattern) for pattern in RACE_DASHES)
     for line in lines:
         if line.role is Role.OURS:
             yield ours | {"linewidth": 3.5, "markersize": 7}

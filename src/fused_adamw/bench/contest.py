@@ -25,7 +25,8 @@ class Contest:
     ``prepare(*arguments())`` gives the step to be timed. Both are kept until another contest
     begins, since at the largest sizes only one fits into memory.
 
-    ``parameters`` are updated in a step, with ``moved`` bytes (None: not worth saying)."""
+    ``parameters`` are updated in a step, with ``moved`` bytes (None: not worth saying), or for some
+    contenders ``moved_by_own``, by name."""
 
     running: ClassVar["Contest | None"] = None
 
@@ -37,9 +38,11 @@ class Contest:
         arguments: Callable[[], tuple[Any, ...]],
         parameters: int,
         moved: int | None = None,
+        moved_by_own: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.title, self.contenders = name, title, contenders
         self.make_arguments, self.parameters, self.moved = arguments, parameters, moved
+        self.moved_by_own = moved_by_own or {}
         self.arguments: tuple[Any, ...] | None = None
         self.steps: dict[str, Step] = {}
 

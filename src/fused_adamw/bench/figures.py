@@ -53,14 +53,16 @@ def figures(contest: Contest, blocks: Blocks, ours: str) -> list[Figures]:
 
 def figures_of(name: str, contest: Contest, blocks: Blocks, ours: str) -> Figures:
     seconds = spread(list(blocks[name].values()))
-    limit = ratios(blocks.get(LIMIT, {}), blocks[name])
+    own = name in contest.moved_by_own  # then the limit, with its arrays, is not one
+    moved = contest.moved_by_own.get(name, contest.moved)
+    limit = [] if own else ratios(blocks.get(LIMIT, {}), blocks[name])
     to_ours = ratios(blocks[name], blocks.get(ours, {}))
     return Figures(
         name,
         len(blocks[name]),
         seconds,
         seconds.median / contest.parameters * 1e9,
-        contest.moved / seconds.median / 1e9 if contest.moved else None,
+        moved / seconds.median / 1e9 if moved else None,
         median(limit) if limit else None,
         spread(to_ours) if to_ours else None,
     )

@@ -5,6 +5,9 @@ arrays, and returns a function without arguments that does one complete step on 
 used as they are wherever the library can. Where it cannot (jax, which owns its buffers and gives
 them back to itself by donation; pure Python, which has lists) the step returns the parameters.
 
+Those with a state in fewer bits keep it themselves and leave m and v alone; it starts as zeros. If
+parameters and gradients have fewer bits too, they are copies, and the step returns the former.
+
 All run on as many threads as `fused_adamw` takes by default; XLA alone cannot be told, and takes
 all processors that the process may use. A peer that cannot be loaded is in MISSING.
 """
@@ -18,15 +21,17 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import fused_adamw
+from ..optimizer import AdamW
 from ..reference import adamw_update_list
 from ..runtime import runtime_info
-from .cases import Array
+from .cases import Array, aligned
 from .contest import Prepare, Step
 from .machine import compiler_command
 from .silence import silence
@@ -42,6 +47,8 @@ HYPER: dict[str, Any] = {  # the defaults of fused_adamw and of its reference
 }
 
 OURS, OURS_FOR_TORCH = "fused_adamw", "fused_adamw.torch"
+OURS_8BIT, OURS_BFLOAT16 = "AdamW-8bit", "AdamW-bfloat16"
+OURS_ALL_BFLOAT16 = "AdamW-all-bfloat16"
 LIMIT = "limit"
 MISSING: dict[str, str] = {}  # contender: how to get it
 
@@ -52,8 +59,11 @@ class Contender(NamedTuple):
     packages: tuple[str, ...] = ()
     remedy: str = ""
     smallest: int = 0  # where it says something, in a bearable time: numbers of parameters
+    too_small: str = "means nothing where the call, not memory, takes the time"
     largest: float = math.inf
-    arrays: int = 4  # as large as the parameters: how many it needs room for, the four included
+    arrays: float = 4  # as large as the parameters: how many it needs room for, the four included
+    kept: float = 0  # how many of these stay beside the four as long as a contest does
+    bytes_moved: float | None = None  # a parameter; None: by all seven reads and writes
     dtypes: tuple[str, ...] = ("float32", "float64")
 
     def suits(self, parameters: int, dtype: str) -> bool:
@@ -85,7 +95,7 @@ def ours(**how: Any) -> Prepare:
     def prepare(*arrays: Arrays) -> Step:
         # As a user would: one array as such, and HYPER, being the defaults, left out.
         p, g, m, v = (role[0] if len(role) == 1 else role for role in arrays)
-        step: Callable[..., None] = functools.partial(fused_adamw, **how) if how else fused_adamw
+        step: Callable[..., None] = partial(fused_adamw, **how) if how else fused_adamw
         count = itertools.count(1)
         return lambda: step(p, g, m, v, next(count))
 
@@ -96,10 +106,45 @@ def our_variants() -> Iterator[Contender]:
     """The function on one thread, and with the instruction sets that it would not choose."""
     runtime = runtime_info()
     if runtime["num_threads"] > 1:
-        yield Contender(f"{OURS}-1-thread", functools.partial(ours, num_threads=1))
+        yield Contender(f"{OURS}-1-thread", partial(ours, num_threads=1))
     for isa in runtime["available_isas"]:
         if isa != runtime["isa"]:
-            yield Contender(f"{OURS}-{isa}", functools.partial(ours, isa=isa))
+            yield Contender(f"{OURS}-{isa}", partial(ours, isa=isa))
+
+
+def ours_with_state(state_dtype: str, **how: Any) -> Prepare:
+    """The class, with a state of its own."""
+
+    def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
+        optimizer = AdamW(params, state_dtype=state_dtype, **how)
+        return lambda: optimizer.step(grads)
+
+    return prepare
+
+
+def in_bfloat16(arrays: Arrays) -> Arrays:
+    """Copies; or the arrays themselves, where they are in bfloat16."""
+    import ml_dtypes
+
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    return [a if a.dtype == bfloat16 else aligned(a.astype(bfloat16)) for a in arrays]
+
+
+def ours_in_bfloat16(**how: Any) -> Prepare:
+    """The class with parameters, gradients and state in 16 bits."""
+    in_bfloat16([])  # is what it takes there?
+
+    def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
+        own, own_grads = in_bfloat16(params), in_bfloat16(grads)
+        optimizer = AdamW(own, **how)
+
+        def step() -> object:
+            optimizer.step(own_grads)
+            return own
+
+        return step
+
+    return prepare
 
 
 # ---------------------------------------------------------------------------- NumPy and Python
@@ -167,8 +212,78 @@ def on_tensors(first_step: Callable[[], object], make: Callable[..., Any]) -> Pr
 def torch_adamw(**how: bool) -> Prepare:
     import torch
 
-    make = functools.partial(torch.optim.AdamW, **HYPER, **how)
+    make = partial(torch.optim.AdamW, **HYPER, **how)
     return on_tensors(lambda: torch.tensor(0.0), make)
+
+
+def on_own_state(make: Callable[..., Any]) -> Prepare:
+    """A step of the torch optimizer that `make(parameters)` gives, which makes its own state."""
+    import torch
+
+    torch.set_num_threads(threads())
+
+    def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
+        leaves = [torch.from_numpy(p).requires_grad_() for p in params]
+        for leaf, g in zip(leaves, grads, strict=True):
+            leaf.grad = torch.from_numpy(g)
+        return silent_at_first(make(leaves).step)
+
+    return prepare
+
+
+def silent_at_first(step: Step) -> Step:
+    """The same step; at its first call, where it may compile itself, it prints nothing."""
+    called = False
+
+    def step_of_contest() -> object:
+        nonlocal called
+        if called:
+            return step()
+        called = True
+        with silence():
+            return step()
+
+    return step_of_contest
+
+
+def bitsandbytes_adamw() -> Prepare:
+    """For processors too it keeps 8 bits, of tensors of 4,096 elements or more."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return on_own_state(partial(AdamW8bit, **HYPER))
+
+
+def torchao_adamw() -> Prepare:
+    """As its users have it: the step is compiled at the first call, which takes half a minute."""
+    from torchao.optim import AdamW8bit
+
+    return on_own_state(partial(AdamW8bit, **HYPER))
+
+
+def torch_in_bfloat16() -> Prepare:
+    """The fused step with parameters, gradients and state in bfloat16."""
+    import torch
+
+    torch.set_num_threads(threads())
+    in_bfloat16([])  # is what it takes there?
+
+    def tensor(array: Array) -> Any:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+    def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
+        own = in_bfloat16(params)
+        leaves = [tensor(p).requires_grad_() for p in own]
+        for leaf, g in zip(leaves, in_bfloat16(grads), strict=True):
+            leaf.grad = tensor(g)
+        optimizer = torch.optim.AdamW(leaves, **HYPER, fused=True)
+
+        def step() -> object:
+            optimizer.step()
+            return own
+
+        return step
+
+    return prepare
 
 
 def our_torch_adamw() -> Prepare:
@@ -176,7 +291,7 @@ def our_torch_adamw() -> Prepare:
 
     from ..torch import AdamW
 
-    make = functools.partial(AdamW, **HYPER, fused=True)
+    make = partial(AdamW, **HYPER, fused=True)
     return on_tensors(lambda: torch.tensor(0.0), make)
 
 
@@ -242,7 +357,7 @@ def optax_adamw() -> Prepare:
     jax.config.update("jax_enable_x64", True)
     adamw = optax.adamw(LR, *BETAS, EPS, weight_decay=WEIGHT_DECAY)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=(0, 1))
     def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = adamw.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -270,7 +385,7 @@ def limit_call(library: ctypes.CDLL, *arrays: Array) -> Step:
     zero = {"float32": ctypes.c_float, "float64": ctypes.c_double}[dtype.name](0)
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
     loop = getattr(library, f"limit_{dtype.name}")
-    return functools.partial(loop, *pointers, ctypes.c_ssize_t(size), threads(), zero)
+    return partial(loop, *pointers, ctypes.c_ssize_t(size), threads(), zero)
 
 
 def limit() -> Prepare:
@@ -299,16 +414,29 @@ def limit() -> Prepare:
 
 SLOW = 2**27  # parameters, above GPT-2 Small: beyond, a step takes seconds
 
+# Those with moments in fewer bits, and what one parameter reads and writes: its gradient is read,
+# itself and its moments are both.
+FLOAT32: dict[str, Any] = {"dtypes": ("float32",)}
+OF_8BIT = {"bytes_moved": 4 + 2 * (4 + 1 + 1 + 8 / 256), "kept": 0.5, **FLOAT32}
+OF_BFLOAT16 = {"bytes_moved": 4 + 2 * (4 + 2 + 2), "kept": 1, "arrays": 5, **FLOAT32}
+OF_ALL_BFLOAT16 = {"bytes_moved": 2 + 2 * (2 + 2 + 2), "kept": 2, "arrays": 6.5, **FLOAT32}
+OF_8BIT_PEERS = OF_8BIT | {
+    "smallest": 2**16,
+    "too_small": "keeps tensors of fewer than 4,096 elements in float32",
+    "largest": 2**26,
+    "arrays": 10,
+}
+
 CONTENDERS = (
     Contender(OURS, ours),
     Contender(OURS_FOR_TORCH, our_torch_adamw, ("torch",)),
     Contender("pure-python", lambda: pure_python, largest=2**12),
     Contender("numpy", lambda: numpy_expression, ("numpy",), largest=SLOW),
-    Contender("torch-fused", functools.partial(torch_adamw, fused=True), ("torch",)),
-    Contender("torch-foreach", functools.partial(torch_adamw, foreach=True), ("torch",), arrays=5),
+    Contender("torch-fused", partial(torch_adamw, fused=True), ("torch",)),
+    Contender("torch-foreach", partial(torch_adamw, foreach=True), ("torch",), arrays=5),
     Contender(
         "torch-for-loop",
-        functools.partial(torch_adamw, foreach=False, fused=False),
+        partial(torch_adamw, foreach=False, fused=False),
         ("torch",),
         largest=SLOW,
     ),
@@ -320,8 +448,15 @@ CONTENDERS = (
         dtypes=("float32",),
     ),
     Contender("numba", numba_loop, ("numba",)),
-    Contender("optax", optax_adamw, ("jax", "optax"), arrays=10),
-    # Low precision has its place here: a row with the dtypes that bitsandbytes or torchao takes.
+    Contender("optax", optax_adamw, ("jax", "optax"), arrays=10, kept=4),
+    Contender(OURS_8BIT, partial(ours_with_state, "8bit"), arrays=4.5, **OF_8BIT),
+    Contender(OURS_BFLOAT16, partial(ours_with_state, "bfloat16"), **OF_BFLOAT16),
+    Contender("bitsandbytes-8bit", bitsandbytes_adamw, ("torch", "bitsandbytes"), **OF_8BIT_PEERS),
+    Contender("torchao-8bit", torchao_adamw, ("torch", "torchao"), **OF_8BIT_PEERS),
+    Contender(OURS_ALL_BFLOAT16, ours_in_bfloat16, ("ml_dtypes",), **OF_ALL_BFLOAT16),
+    Contender(
+        "torch-fused-all-bfloat16", torch_in_bfloat16, ("torch", "ml_dtypes"), **OF_ALL_BFLOAT16
+    ),
     # A smaller step than 2^16 is bound by the call, not by memory.
     Contender(LIMIT, limit, remedy="install a C compiler with OpenMP", smallest=2**16),
 )

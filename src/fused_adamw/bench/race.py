@@ -95,7 +95,7 @@ def named(what: str, names: Sequence[str] | None, items: Mapping[str, Item]) -> 
     return [item for name, item in items.items() if not names or name in names]
 
 
-def too_large(case: Case, dtype: str, arrays: int = 4) -> str | None:
+def too_large(case: Case, dtype: str, arrays: float = 4) -> str | None:
     """Why so many arrays are not made on this machine."""
     needed = arrays * case.parameters * np.dtype(dtype).itemsize
     if memory_allows(needed):
@@ -103,15 +103,15 @@ def too_large(case: Case, dtype: str, arrays: int = 4) -> str | None:
     return f"needs {needed / 1e9:.1f} GB, which would not leave a fifth of the memory free"
 
 
-def unsuitable(contender: Contender, case: Case, dtype: str) -> str | None:
-    """Why a contender is left out of a case."""
+def unsuitable(contender: Contender, case: Case, dtype: str, kept: float = 0) -> str | None:
+    """Why a contender is left out of a case, in which others keep so many arrays of their own."""
     if dtype not in contender.dtypes:
         return f"has no {dtype}"
     if case.parameters > contender.largest:
         return "takes too long"
     if case.parameters < contender.smallest:
-        return "means nothing where the call, not memory, takes the time"
-    return too_large(case, dtype, contender.arrays)
+        return contender.too_small
+    return too_large(case, dtype, contender.arrays + kept)
 
 
 # ---------------------------------------------------------------------------- run
@@ -155,8 +155,10 @@ def contests_of(race: Race, results: Results, show: Show) -> Iterator[tuple[Case
             results.left_out.append(LeftOut(None, case.name, reason))
             continue
         contenders: dict[str, Prepare] = {BASE: our_class}
+        moved: dict[str, float] = {}
+        kept = 0.0
         for contender in race.contenders:
-            if reason := unsuitable(contender, case, race.dtype):
+            if reason := unsuitable(contender, case, race.dtype, kept):
                 results.left_out.append(LeftOut(contender.name, case.name, reason))
                 continue
             show(f"loading {contender.name}", 0, 1)
@@ -165,11 +167,16 @@ def contests_of(race: Race, results: Results, show: Show) -> Iterator[tuple[Case
             else:
                 contenders[contender.name] = on_held_moments(prepare)
                 packages += contender.packages
+                kept += contender.kept
+                if contender.bytes_moved:
+                    moved[contender.name] = contender.bytes_moved * case.parameters
         results.versions = installed(dict.fromkeys(packages))
-        yield case, contest_of(case, contenders, race.dtype)
+        yield case, contest_of(case, contenders, race.dtype, moved)
 
 
-def contest_of(case: Case, contenders: dict[str, Prepare], dtype: str) -> Contest:
+def contest_of(
+    case: Case, contenders: dict[str, Prepare], dtype: str, moved_by_own: dict[str, float]
+) -> Contest:
     moved = READ_AND_WRITTEN * case.parameters * np.dtype(dtype).itemsize
     return Contest(
         case.name,
@@ -178,6 +185,7 @@ def contest_of(case: Case, contenders: dict[str, Prepare], dtype: str) -> Contes
         lambda: held(case.shapes, dtype),
         case.parameters,
         moved,
+        moved_by_own,
     )
 
 
@@ -188,5 +196,6 @@ def attempt(contest: Contest, name: str, missing: dict[str, str]) -> float | Non
     try:
         return time_block(contest.step(name))
     except Exception as error:
-        missing[name] = f"failed in {contest.name}: {str(error) or type(error).__name__}"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        missing[name] = f"failed in {contest.name}: {reason}"
         return None

@@ -8,7 +8,14 @@ from ..runtime import __version__
 from .cases import Case
 from .figures import Figures, Spread
 from .machine import lines
-from .peers import LIMIT, OURS, OURS_FOR_TORCH
+from .peers import (
+    LIMIT,
+    OURS,
+    OURS_8BIT,
+    OURS_ALL_BFLOAT16,
+    OURS_BFLOAT16,
+    OURS_FOR_TORCH,
+)
 from .race import BASE, LeftOut, Result, Results
 
 COLUMNS = (
@@ -17,7 +24,9 @@ COLUMNS = (
 )
 EXPLANATION = (
     f"Ours is {BASE}, the class: all others' times are also given as multiples of its time, within "
-    "rounds. The limit is a C loop with the loads and stores of a step and next to no arithmetic."
+    "rounds. The limit is a C loop with the loads and stores of a step and next to no arithmetic. "
+    "8bit and bfloat16: what the moments are kept in; all-bfloat16: parameters and gradients too. "
+    "Their GB/s count these bytes."
 )
 
 MUCH_OTHER_WORK = 0.1
@@ -127,8 +136,9 @@ def spread_record(spread: Spread | None) -> dict[str, Any] | None:
 
 ROLES = {
     BASE: report.Role.OURS,
-    OURS: report.Role.ALSO_OURS,
-    OURS_FOR_TORCH: report.Role.ALSO_OURS,
+    **dict.fromkeys(
+        (OURS, OURS_FOR_TORCH, OURS_8BIT, OURS_BFLOAT16, OURS_ALL_BFLOAT16), report.Role.ALSO_OURS
+    ),
     LIMIT: report.Role.LIMIT,
 }
 
