@@ -117,6 +117,11 @@ class DtypeName(StrEnum):
     float64 = "float64"
 
 
+class StateDtypeName(StrEnum):
+    bfloat16 = "bfloat16"
+    in_8_bits = "8bit"
+
+
 def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
@@ -157,6 +162,13 @@ MaxGradNorm = Annotated[
     ),
 ]
 Dtype = Annotated[DtypeName, typer.Option(help="Of parameters, gradients and optimizer state.")]
+StateDtype = Annotated[
+    StateDtypeName | None,
+    typer.Option(
+        show_default="--dtype",
+        help="Keep the moments of AdamW in fewer bits; for --dtype float32.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of the first parameters, batches and sample.")]
 NumThreads = Annotated[
     int | None,
@@ -274,7 +286,7 @@ def common(version: Version = False) -> None:
 
 # What the parameters after a number of steps follow from, beside the text.
 DEFINING = (
-    *("lr", "weight_decay", "schedule", "warmup", "max_grad_norm", "dtype", "seed"),
+    *("lr", "weight_decay", "schedule", "warmup", "max_grad_norm", "dtype", "state_dtype", "seed"),
     *("level", "context", "batch_size", "d_model", "n_heads", "d_ff"),
 )
 
@@ -290,6 +302,7 @@ def train(
     warmup: Warmup = 0,
     max_grad_norm: MaxGradNorm = None,
     dtype: Dtype = DtypeName.float64,
+    state_dtype: StateDtype = None,
     seed: Seed = 42,
     num_threads: NumThreads = None,
     compare: Compare = False,
@@ -325,7 +338,14 @@ def train(
         def prepared(name: OptimizerName, rate: float, run: Run) -> Trainee:
             model = TinyTransformer(seed, dtype.value, **task.sizes)
             made = training.make_optimizer(
-                name, model.parameters, rate, weight_decay, num_threads, rates, max_grad_norm
+                name,
+                model.parameters,
+                rate,
+                weight_decay,
+                num_threads,
+                rates,
+                max_grad_norm,
+                None if state_dtype is None else state_dtype.value,
             )
             return Trainee(name, rate, model, made, held_out_loss(model, task), run)
 
@@ -360,8 +380,10 @@ def refuse_contradictions(ctx: typer.Context) -> None:
     refuse_idle(ctx, "--compare", given["compare"], "sgd_lr")
     refuse_idle(ctx, "AdamW", is_adamw, "weight_decay", "compare")
     refuse_idle(ctx, "--optimizer fused", is_fused, "num_threads", "schedule", "warmup")
-    refuse_idle(ctx, "--optimizer fused", is_fused, "max_grad_norm", "checkpoint")
+    refuse_idle(ctx, "--optimizer fused", is_fused, "max_grad_norm", "checkpoint", "state_dtype")
     refuse_idle(ctx, "--checkpoint", saved, "every", "resume")
+    if given["state_dtype"] is not None and given["dtype"] != DtypeName.float32:
+        fail("--state-dtype is for parameters in float32: add --dtype float32")
     if saved and given["compare"]:
         fail("--checkpoint holds one training, --compare makes two")
 

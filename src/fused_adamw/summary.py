@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from . import report, training
+from .optimizer import AdamW
 from .tiny_transformer import TinyTransformer
 from .training import Level, OptimizerName
 
@@ -34,7 +35,15 @@ def trainee_label(trainee: Trainee, with_lr: bool) -> str:
         OptimizerName.SGD: "SGD",
     }
     label = labels[trainee.name]
+    if (state_dtype := state_dtype_of(trainee)) is not None:
+        label = f"{label}, {state_dtype} state"
     return f"{label}, lr {trainee.lr:g}" if with_lr else label
+
+
+def state_dtype_of(trainee: Trainee) -> str | None:
+    """Of moments in fewer bits than the parameters."""
+    optimizer = trainee.optimizer
+    return optimizer.state_dtype if isinstance(optimizer, AdamW) else None
 
 
 def title(outcome: Outcome) -> str:
@@ -98,6 +107,7 @@ def record(
     told = run_record(first) | {
         "seed": seed,
         "dtype": str(first.trainee.model.dtype),
+        "state_dtype": state_dtype_of(first.trainee),
         "resumed_from": first.curve.run.resumed_from,
         "reference_step_seconds": pure_python,
         "predictions": [row._asdict() for row in training.predictions(first.trainee.model, task)],

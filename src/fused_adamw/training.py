@@ -99,8 +99,10 @@ def make_optimizer(
     num_threads: int | None = None,
     schedule: Schedule | None = None,
     max_grad_norm: float | None = None,
+    state_dtype: str | None = None,
 ) -> Optimizer:
-    """A schedule, whose highest rate is `lr`, and clipping are for the fused AdamW alone."""
+    """A schedule, whose highest rate is `lr`, clipping and `state_dtype` are for the fused AdamW
+    alone."""
     if name is OptimizerName.SGD:
         return SGD(parameters, lr)
     if name is OptimizerName.REFERENCE:
@@ -111,6 +113,7 @@ def make_optimizer(
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         num_threads=num_threads,
+        state_dtype=state_dtype,
     )
     if schedule is not None:
         # Only now: of a schedule AdamW would check the first rate, which may not be the highest.
