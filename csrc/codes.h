@@ -79,4 +79,27 @@ static inline uint16_t to_float16(float x)
     return (uint16_t)((bits >> 16 & 0x8000) | code);
 }
 
+/* ---- 8 bits: compressed.inc says how blocks are encoded */
+
+/* The largest shift of 8-bit codes: 8 of them an octave. */
+#define COARSEST 20
+/* The bits of 2^-100: where all m / s of a block are less, they become 0. 127 / 2^-100 is finite. */
+#define SMALLEST 0x0d800000
+
+/* The v_scale of a block whose s above 0 have bits from `low` to `high`, which is 0 where there are
+ * none. */
+static inline uint32_t span_of(uint32_t low, uint32_t high)
+{
+    uint32_t shift = 5, top = (high + 31) >> 5; /* to which `high` may be rounded up */
+    if (high == 0)
+        return COARSEST;
+    while (shift < COARSEST && top - (low >> shift) > 253) {
+        shift++;
+        top = (high + (1u << shift) - 1) >> shift;
+    }
+    const uint32_t lowest = top < 253 ? 0 : top - 253;
+    const uint32_t base = low >> shift > lowest ? low >> shift : lowest;
+    return base << shift | shift;
+}
+
 #endif

@@ -32,13 +32,18 @@ static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 /* Whole cache lines in every dtype. */
 #define GRAIN 64
 
-static int kernels_of(const fused_adamw_tensor *tensor)
+static int kernels_for(int dtype)
 {
-    const int plain = tensor->dtype <= FUSED_ADAMW_FLOAT64 && tensor->state_dtype == tensor->dtype;
-    return plain ? tensor->dtype : FUSED_ADAMW_COMPRESSED;
+    return dtype <= FUSED_ADAMW_FLOAT64 ? dtype : FUSED_ADAMW_COMPRESSED;
 }
 
-/* Blocks are stepped as a whole, by the thread that has their beginning... */
+static int kernels_of(const fused_adamw_tensor *tensor)
+{
+    return tensor->state_dtype == tensor->dtype ? kernels_for(tensor->dtype)
+                                                : FUSED_ADAMW_COMPRESSED;
+}
+
+/* What is stepped in blocks is divided between two of them: up to the first from `end` on. */
 static ptrdiff_t whole_blocks(const fused_adamw_tensor *tensor, ptrdiff_t end)
 {
     if (kernels_of(tensor) == FUSED_ADAMW_COMPRESSED)
@@ -83,7 +88,7 @@ static void sum_chunks(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
         while (chunk - first >= chunks_of(tensor))
             first += chunks_of(tensor++);
         const ptrdiff_t from = (chunk - first) * CHUNK, left = tensor->size - from;
-        job->isa->kernels[kernels_of(tensor)].sum_squares(
+        job->isa->kernels[kernels_for(tensor->dtype)].sum_squares(
             tensor, from, from + (left < CHUNK ? left : CHUNK), &job->room[chunk]);
     }
 }

@@ -19,7 +19,7 @@ enum {
 };
 
 /* The index of a tensor's kernels in fused_adamw_isa.kernels: its dtype where that is float32 or
- * float64 for all its buffers, else this one. */
+ * float64 for all its buffers (for the norm: for its gradient), else this one. */
 enum { FUSED_ADAMW_COMPRESSED = FUSED_ADAMW_FLOAT64 + 1, FUSED_ADAMW_KERNELS };
 
 /* Elements that share a scale in 8-bit state. */
@@ -73,7 +73,7 @@ typedef struct {
 typedef struct {
     const char *name;
     int (*supported)(void);
-    const fused_adamw_kernels *kernels; /* by dtype */
+    const fused_adamw_kernels *kernels; /* by dtype, or FUSED_ADAMW_COMPRESSED */
 } fused_adamw_isa;
 
 /* The instruction sets of this build, widest first. The last row runs on every machine that the

@@ -38,11 +38,6 @@ typedef uint16_t uint16_t_unaligned;
 #endif
 #define UNALIGNED(type) JOIN(type, _unaligned)
 
-/* The largest shift of 8-bit codes: 8 of them an octave. */
-#define COARSEST 20
-/* The bits of 2^-100: where all m / s of a block are less, they become 0. 127 / 2^-100 is finite. */
-#define SMALLEST 0x0d800000
-
 /* The baseline: what the compiler may use without being told. */
 #define ISA baseline
 #define TARGET

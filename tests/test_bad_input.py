@@ -431,3 +431,9 @@ def test_zero_dimensions(dtype):
     fused_adamw(*flat, 1)
     assert p.shape == ()
     assert p == flat[0][0] != 0.5
+
+
+def test_16_bits_that_are_no_array_of_numpy():
+    arrays = [memoryview(np.zeros(4, np.float16)) for _ in range(4)]
+    with pytest.raises(TypeError, match="params has dtype float16; expected float32 or float64"):
+        fused_adamw(*arrays, t=1)

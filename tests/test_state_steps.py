@@ -360,3 +360,13 @@ def test_a_skipped_step_is_none_at_all(state_dtype):
         bad[-1] = value
         assert not math.isfinite(opt.step(bad))
         assert contents(opt) == before
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_the_norm_does_not_depend_on_how_state_is_kept(state_dtype):
+    g = np.random.default_rng(0).standard_normal(100_001).astype(np.float32)
+    norms = [
+        AdamW(np.ones_like(g), max_grad_norm=1.0, state_dtype=kept).step(g)
+        for kept in (None, state_dtype)
+    ]
+    assert norms[0] == norms[1]

@@ -3,7 +3,10 @@ test_state*.py hold against their twin."""
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,7 +122,7 @@ def test_groups_of_their_own_kind():
     )
     train(params, opt, 3)
     assert opt.state[params[0]]["exp_avg"].dtype == torch.float32
-    assert opt.state[params[4]]["exp_avg"].dtype == torch.int8
+    assert opt.state[params[4]]["exp_avg_code"].dtype == torch.int8
     plain, _ = trained()
     assert_equal_tensors(params[:2], plain[:2])
     arrays = [as_array(p) for p in parameters()]
@@ -144,7 +147,87 @@ def test_unscaling_comes_before():
     assert_equal_tensors(params, expected)
 
 
+def test_float16_is_unscaled_in_float32():
+    """In float16 the unscaled gradient would be 0."""
+    p = torch.nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    opt = AdamW([p], lr=1e-2, eps=1e-12, fused=True, state_dtype="8bit")
+    p.grad = torch.full_like(p, 1e-3)
+    opt.grad_scale = torch.tensor(2.0**18)
+    opt.step()
+    assert (p < -0.009).all()
+    assert (p.grad == 0).all()  # as PyTorch's fused update leaves it
+
+
 # ---------------------------------------------------------------------------- state
+
+
+@pytest.mark.parametrize(
+    ("make", "seed"),
+    [
+        (lambda p: AdamW([{"params": p, "state_dtype": "8bit"}]), 0),
+        (lambda p: AdamW([{"params": p, "state_dtype": "8bit"}], seed=5), 5),
+        (lambda p: AdamW([{"params": p, "state_dtype": "8bit"}], state_dtype="bfloat16"), 0),
+        (lambda p: AdamW([{"params": p, "seed": None}], state_dtype="8bit"), None),
+    ],
+)
+def test_a_group_has_its_own(make, seed):
+    params = parameters()
+    opt = make(params)
+    train(params, opt, 1)
+    assert opt.param_groups[0]["seed"] == seed
+    assert opt.state[params[0]]["exp_avg_code"].dtype == torch.int8
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_a_group_that_comes_later(state_dtype):
+    opt = AdamW(parameters(), state_dtype=state_dtype)
+    opt.add_param_group({"params": parameters(), "state_dtype": "8bit"})
+    opt.add_param_group({"params": parameters()})
+    kinds = [group.get("state_dtype") for group in opt.param_groups]
+    assert kinds == [state_dtype, "8bit", state_dtype]
+    train(opt.param_groups[1]["params"], opt, 1)
+
+
+def test_pytorch_takes_no_codes_for_moments():
+    params, opt = trained(state_dtype="8bit")
+    theirs = torch.optim.AdamW(params)
+    theirs.load_state_dict(copy.deepcopy(opt.state_dict()))
+    with pytest.raises(KeyError, match="exp_avg"):
+        theirs.step()
+
+
+def test_hooks_of_loading_have_their_say():
+    params, opt = trained(state_dtype="8bit")
+    saved = copy.deepcopy(opt.state_dict())
+    resumed = parameters()
+    other, seen = AdamW(resumed), []
+
+    def zero_scale(_, state_dict):
+        changed = copy.deepcopy(state_dict)
+        changed["state"][0]["exp_avg_scale"].zero_()
+        return changed
+
+    other.register_load_state_dict_pre_hook(zero_scale)
+    other.register_load_state_dict_post_hook(
+        lambda opt: seen.append(opt.state[resumed[0]]["exp_avg_code"].dtype)
+    )
+    other.load_state_dict(saved)
+    assert (other.state[resumed[0]]["exp_avg_scale"] == 0).all()
+    assert (opt.state[params[0]]["exp_avg_scale"] != 0).any()
+    assert seen == [torch.int8]
+
+
+def test_what_is_no_state_dtype_is_not_loaded():
+    _, opt = trained(state_dtype="8bit")
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["state_dtype"] = "int4"
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match="state_dtype is 'int4'"):
+        opt.load_state_dict(saved)
+    after = opt.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for i, entry in before["state"].items():
+        assert_equal_tensors(after["state"][i].values(), entry.values())
 
 
 def test_bytes():
@@ -192,7 +275,7 @@ def test_state_shares_no_memory_with_what_was_loaded():
     other.load_state_dict(saved)
     train(resumed, other, 1)
     for i, entry in before["state"].items():
-        for name in ("exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale"):
+        for name in set(entry) - {"step"}:
             assert torch.equal(saved["state"][i][name], entry[name])
 
 
@@ -210,6 +293,7 @@ def test_state_shares_no_memory_with_what_was_loaded():
         ({"state_dtype": "8bit", "fused": False}, "fused is False"),
         ({"state_dtype": "8bit", "seed": -1}, "seed is -1"),
         ({"state_dtype": "8bit", "seed": 2**32}, "seed is 4294967296"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_options(options, message):
@@ -217,11 +301,22 @@ def test_options(options, message):
         AdamW(parameters(), **options)
 
 
-def test_a_group_that_is_refused_is_not_there():
+@pytest.mark.parametrize("wrong", [{"state_dtype": "int4"}, {"seed": "x"}])
+def test_a_group_that_is_refused_is_not_there(wrong):
     opt = AdamW(parameters(), state_dtype="8bit")
-    with pytest.raises(ValueError, match="state_dtype is 'int4'"):
-        opt.add_param_group({"params": parameters(), "state_dtype": "int4"})
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(wrong))} is"):
+        opt.add_param_group({"params": parameters(), **wrong})
     assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("amsgrad", True), ("foreach", True), ("decoupled_weight_decay", False)]
+)
+def test_options_that_are_changed_afterwards(name, value):
+    _, opt = trained(state_dtype="8bit")
+    opt.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        opt.step()
 
 
 def with_gaps():
@@ -248,19 +343,63 @@ def test_what_has_no_kernel_is_refused(make, state_dtype):
     for p in params:
         p.grad = torch.ones_like(p)
     before = [p.detach().clone() for p in params[:-1]]
-    with pytest.raises(TypeError, match=r"state_dtype is .*; it does not go with parameters \[6\]"):
+    with pytest.raises(
+        TypeError, match=r"state_dtype is .*; it does not go with the parameters \[6\]"
+    ):
         opt.step()
     assert_equal_tensors(params[:-1], before)
-    assert all(opt.state[p]["step"] == 0 for p in params)
+    assert not opt.state
 
 
 def test_gradients_that_negate_are_refused():
-    (p, *_), opt = trained(state_dtype="8bit")
-    before = p.detach().clone()
-    p.grad = torch._neg_view(p.grad)
-    with pytest.raises(TypeError, match="state_dtype"):
+    params, opt = trained(state_dtype="8bit")
+    before = params[1].detach().clone()
+    params[1].grad = torch._neg_view(params[1].grad)
+    with pytest.raises(TypeError, match=r"it does not go with the parameters \[1\]"):
         opt.step()
-    assert torch.equal(p, before)
+    assert torch.equal(params[1], before)
+
+
+def test_no_group_is_stepped_where_another_is_refused():
+    params = [*parameters(), double()]
+    opt = AdamW([{"params": params[:-1]}, {"params": params[-1:]}], state_dtype="8bit")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(TypeError, match=r"\[6\]"):
+        opt.step()
+    assert_equal_tensors(params, before)
+    assert not opt.state
+
+
+@pytest.mark.parametrize("name", ["exp_avg_scale", "exp_avg_sq_scale"])
+def test_scales_have_memory_of_their_own(name):
+    params, opt = trained(state_dtype="8bit")
+    opt.state[params[1]][name] = torch.cat([opt.state[params[1]][name]] * 2)[:2]
+    opt.state[params[4]][name] = opt.state[params[1]][name]
+    with pytest.raises(TypeError, match="memory of their own"):
+        opt.step()
+
+
+def test_an_unknown_instruction_set_stops_a_mixed_group():
+    """Before PyTorch has stepped its part."""
+    script = """
+import torch
+from fused_adamw.torch import AdamW
+params = [torch.nn.Parameter(torch.ones(4, dtype=d)) for d in (torch.bfloat16, torch.float32)]
+for p in params:
+    p.grad = torch.ones_like(p)
+opt = AdamW(params, lr=0.1)
+try:
+    opt.step()
+except ValueError as error:
+    print([float(p[0]) for p in params], "FUSED_ADAMW_ISA" in str(error))
+"""
+    environment = {**os.environ, "FUSED_ADAMW_ISA": "foo"}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert finished.stdout.strip() == "[1.0, 1.0] True", finished.stderr
 
 
 def test_a_stale_backward_is_noticed():

@@ -1,5 +1,7 @@
 from typing import Any
 
+BLOCK: int
+
 def available_isas() -> list[str]: ...
 def selected_isa() -> str: ...
 def has_openmp() -> bool: ...
@@ -82,6 +84,11 @@ class Loan:
         hyper: tuple[float, tuple[float, float], float, float],
         maximize: bool,
         num_threads: int | None,
-        compressed: tuple[str, list[Any], list[Any], list[int], int | None] | None = None,
+        state_dtype: str | None = None,
+        m_scale: list[Any] | None = None,
+        v_scale: list[Any] | None = None,
+        places: list[int] | None = None,
+        seed: int | None = None,
+        scale: float = 1.0,
     ) -> None: ...
     def step(self) -> None: ...

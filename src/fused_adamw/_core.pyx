@@ -95,6 +95,9 @@ cdef extern from "fused_adamw.h" nogil:
                                    ptrdiff_t count, int num_threads, double *room)
 
 
+BLOCK = FUSED_ADAMW_BLOCK  # elements that share a scale in 8-bit state
+
+
 cdef extern from "codes.h" nogil:
     uint32_t random_bits(uint32_t key, uint32_t index)
 

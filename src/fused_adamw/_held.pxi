@@ -1,7 +1,7 @@
 """The arrays that steps write: checked once, and held."""
 
 cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max")
-cdef dict STATE_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+cdef dict DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 cdef struct Slot:
     fused_adamw_tensor tensor
@@ -56,7 +56,7 @@ cdef class Held:
             if packed is not None and packed[i] is not None:
                 self.hold_packed(i, packed[i])
             else:
-                self.refuse_16_bits(i, all_params[i])
+                self.refuse_16_bits(i)
                 self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
                 self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
                 if v_max is not None:
@@ -145,7 +145,7 @@ cdef class Held:
     cdef int hold_packed(self, Py_ssize_t i, packed) except -1:
         """Point to the arrays of a packed state, which are ours: they are not checked."""
         cdef fused_adamw_tensor *tensor = &self.slots[i].tensor
-        tensor.state_dtype = STATE_DTYPES[packed.state_dtype]
+        tensor.state_dtype = DTYPES_BY_NAME[packed.state_dtype]
         tensor.m = address_of(packed.m)
         tensor.v = address_of(packed.v)
         tensor.v_max = address_of(packed.v_max)
@@ -157,11 +157,14 @@ cdef class Held:
             self.held += 1
         return 0
 
-    cdef int refuse_16_bits(self, Py_ssize_t i, array) except -1:
-        if self.slots[i].tensor.dtype in (FUSED_ADAMW_BFLOAT16, FUSED_ADAMW_FLOAT16):
+    cdef int refuse_16_bits(self, Py_ssize_t i) except -1:
+        cdef int dtype = self.slots[i].tensor.dtype
+        if dtype == FUSED_ADAMW_BFLOAT16 or dtype == FUSED_ADAMW_FLOAT16:
             raise TypeError(
-                f"{self.name('params', i)} has dtype {array.dtype}; expected {self.dtypes_taken()}"
+                f"{self.name('params', i)} has dtype {DTYPE_NAMES[dtype]}; expected "
+                f"{self.dtypes_taken()}"
             )
+        return 0
 
     cdef str dtypes_taken(self):
         if self.packed is None:

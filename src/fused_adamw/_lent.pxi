@@ -70,11 +70,13 @@ cdef class Lender:
             )
         self.types = types
 
-    cdef bint lend(self, tensor, DLTensor *lent):
+    cdef bint lend(self, tensor, DLTensor *lent) except -1:
         """Whether the tensor has memory here, described in ``lent`` then."""
         if type(tensor) not in self.types:
             return False
         if self.exchange.tensor_from_object(<PyObject *>tensor, lent) != 0:
+            if not PyErr_ExceptionMatches((RuntimeError, TypeError, ValueError, BufferError)):
+                return -1
             PyErr_Clear()
             return False
         if lent.data == NULL:
@@ -84,7 +86,7 @@ cdef class Lender:
 
     cdef bint lend_alike(
         self, tensor, const DLTensor *like, int code, int bits, void **data
-    ):
+    ) except -1:
         """Whether the tensor has this dtype, and shape and strides of another one; its ``data``
         then."""
         cdef DLTensor lent
@@ -93,7 +95,9 @@ cdef class Lender:
         data[0] = lent.data
         return True
 
-    cdef bint lend_scales(self, tensor, int code, Py_ssize_t blocks, void **data):
+    cdef bint lend_scales(
+        self, tensor, int code, Py_ssize_t blocks, void **data
+    ) except -1:
         """Whether the tensor has one dense number of 32 bits a block; its ``data`` then."""
         cdef DLTensor lent
         if not (
@@ -103,7 +107,7 @@ cdef class Lender:
         data[0] = lent.data
         return True
 
-    cdef bint lend_counter(self, tensor, Counter *counter):
+    cdef bint lend_counter(self, tensor, Counter *counter) except -1:
         """Whether the tensor is one number that counts steps."""
         cdef DLTensor lent
         if not self.lend(tensor, &lent) or dense_size(&lent) != 1:
@@ -126,9 +130,9 @@ cdef class Loan:
 
     Lists of one length; ``v_max`` is empty without AMSGrad; ``steps`` are tensors of one number,
     the steps so far. ``hyper``: lr, betas, eps, weight_decay. ``refused``: the indices of what is
-    not served, which stays as it is. ``compressed``: None, or how the state is kept in fewer bits:
-    (state_dtype, m_scale, v_scale, places, seed), with lists of the scales of 8-bit state and of
-    the places of the tensors among all of the optimizer."""
+    not served, which stays as it is. Of state in fewer bits also: ``state_dtype``; ``m_scale`` and
+    ``v_scale``, of 8-bit state; ``places`` of the tensors among all of the optimizer; ``seed`` of
+    stochastic rounding; ``scale`` of the gradients."""
 
     cdef list params, grads, m, v, v_max, steps
     cdef int state_dtype      # -1 for that of the parameters
@@ -136,6 +140,7 @@ cdef class Loan:
     cdef object seed
     cdef readonly list refused
     cdef int threads
+    cdef const fused_adamw_isa *isa
     cdef Workspace space
     cdef Counter *counters    # of the tensors that are served
     cdef Interval *intervals  # of all that is written
@@ -144,34 +149,40 @@ cdef class Loan:
     def __cinit__(
         self, Lender lender not None, list params not None, list grads not None, list m not None,
         list v not None, list v_max not None, list steps not None, hyper, bint maximize,
-        num_threads, tuple compressed=None,
+        num_threads, str state_dtype=None, list m_scale=None, list v_scale=None,
+        list places=None, seed=None, double scale=1,
     ):
         cdef Py_ssize_t i, count = len(params)
+        for tensors in (
+            grads, m, v, steps,
+            *[x for x in (v_max, m_scale, v_scale, places) if x],
+        ):
+            if len(tensors) != count:
+                raise ValueError(f"a list has {len(tensors)} tensors; expected {count}")
         self.params, self.grads, self.m, self.v = params, grads, m, v
         self.v_max, self.steps = v_max, steps
-        self.state_dtype = -1
-        if compressed is not None:
-            name, self.m_scale, self.v_scale, self.places, self.seed = compressed
-            self.state_dtype = STATE_DTYPES[name]
+        self.m_scale, self.v_scale, self.places, self.seed = m_scale, v_scale, places, seed
+        self.state_dtype = -1 if state_dtype is None else DTYPES_BY_NAME[state_dtype]
+        self.isa = find_isa(None)
         self.refused = []
         self.threads = resolve_threads(num_threads)
         prepare(&self.space, count)
         self.counters = <Counter *>allocate(count, sizeof(Counter))
-        self.intervals = <Interval *>allocate(2 * 5 * count, sizeof(Interval))
+        self.intervals = <Interval *>allocate(2 * 6 * count, sizeof(Interval))
         for i in range(count):
             if not self.take(lender, i):
                 self.refused.append(i)
         if self.overlaps():
             self.refused = list(range(count))
             self.space.taken = 0
-        self.set_numbers(hyper, maximize)
+        self.set_numbers(hyper, scale, maximize)
 
     def __dealloc__(self):
         release(&self.space)
         PyMem_Free(self.counters)
         PyMem_Free(self.intervals)
 
-    cdef bint take(self, Lender lender, Py_ssize_t i):
+    cdef bint take(self, Lender lender, Py_ssize_t i) except -1:
         """Borrow the tensors of one parameter, where the kernels serve them."""
         cdef fused_adamw_tensor *tensor = &self.space.tensors[self.space.taken]
         cdef DLTensor params
@@ -202,9 +213,9 @@ cdef class Loan:
 
     cdef bint take_moments(
         self, Lender lender, Py_ssize_t i, fused_adamw_tensor *tensor, const DLTensor *params
-    ):
+    ) except -1:
         cdef int code = params.code, bits = params.bits
-        cdef Py_ssize_t blocks = (tensor.size + FUSED_ADAMW_BLOCK - 1) // FUSED_ADAMW_BLOCK
+        cdef Py_ssize_t blocks = blocks_of(tensor.size)
         if self.state_dtype == FUSED_ADAMW_8BIT:
             tensor.key = key_of(seed_of(self.seed), self.places[i])
             return (
@@ -233,35 +244,41 @@ cdef class Loan:
         """Whether memory that is written is also another tensor's."""
         cdef Py_ssize_t k
         cdef fused_adamw_tensor *tensor
-        cdef Interval grads
         for k in range(self.space.taken):
-            tensor = &self.space.tensors[k]
-            self.note_written(tensor, tensor.params, tensor.dtype)
-            self.note_written(tensor, tensor.m, tensor.state_dtype)
-            self.note_written(tensor, tensor.v, tensor.state_dtype)
-            self.note_written(tensor, tensor.v_max, tensor.state_dtype)
-            self.intervals[self.held] = counter_memory(&self.counters[k])
-            self.held += 1
+            self.note_written(&self.space.tensors[k])
+            self.note(self.counters[k].address, size_of_dtype(self.counters[k].dtype))
         sort_intervals(self.intervals, self.intervals + self.held, self.held)
         for k in range(1, self.held):
             if self.intervals[k].begin < self.intervals[k - 1].end:
                 return True
         for k in range(self.space.taken):
             tensor = &self.space.tensors[k]
-            grads = memory_of(tensor, tensor.grads, tensor.dtype)
-            if overlaps_any(grads, self.intervals, self.held):
+            if overlaps_any(
+                memory_of(tensor.grads, tensor.size * size_of_dtype(tensor.dtype)),
+                self.intervals, self.held,
+            ):
                 return True
         return False
 
-    cdef int note_written(
-        self, const fused_adamw_tensor *tensor, const void *data, int dtype
-    ) except -1:
-        if tensor.size > 0 and data != NULL:
-            self.intervals[self.held] = memory_of(tensor, data, dtype)
+    cdef int note_written(self, const fused_adamw_tensor *tensor) except -1:
+        cdef Py_ssize_t of_state = tensor.size * size_of_dtype(tensor.state_dtype)
+        self.note(tensor.params, tensor.size * size_of_dtype(tensor.dtype))
+        self.note(tensor.m, of_state)
+        self.note(tensor.v, of_state)
+        if self.state_dtype == FUSED_ADAMW_8BIT:
+            self.note(tensor.m_scale, 4 * blocks_of(tensor.size))
+            self.note(tensor.v_scale, 4 * blocks_of(tensor.size))
+        elif tensor.v_max != NULL:
+            self.note(tensor.v_max, of_state)
+        return 0
+
+    cdef int note(self, const void *data, Py_ssize_t nbytes) except -1:
+        if nbytes > 0:
+            self.intervals[self.held] = memory_of(data, nbytes)
             self.held += 1
         return 0
 
-    cdef int set_numbers(self, hyper, bint maximize) except -1:
+    cdef int set_numbers(self, hyper, double scale, bint maximize) except -1:
         cdef Py_ssize_t k
         cdef fused_adamw_tensor *tensor
         for k in range(self.space.taken):
@@ -270,23 +287,18 @@ cdef class Loan:
                 &self.space, 0, True, computed_in(tensor.dtype), self.counters[k].t, hyper
             )
         set_dither(&self.space, self.seed is not None)
-        return set_scale(&self.space, 1, -1 if maximize else 1)
+        return set_scale(&self.space, scale, -1 if maximize else 1)
 
     def step(self):
         """Update in place all that is served, and its counters. To be called once."""
         cdef Py_ssize_t k, count = self.space.taken
-        cdef const fused_adamw_isa *isa = find_isa(None)
         cdef fused_adamw_tensor *tensors = self.space.tensors
         cdef int threads = fused_adamw_threads_worth(tensors, count, self.threads)
         with nogil:
-            fused_adamw_step(isa, tensors, count, threads)
+            fused_adamw_step(self.isa, tensors, count, threads)
         for k in range(count):
             write_counter(&self.counters[k])
-
-
-cdef Interval counter_memory(const Counter *counter) noexcept:
-    cdef const char *begin = <const char *>counter.address
-    return Interval(begin, begin + (4 if counter.dtype == FUSED_ADAMW_FLOAT32 else 8))
+        self.space.taken = 0
 
 
 cdef int write_counter(const Counter *counter) except -1:
@@ -297,17 +309,21 @@ cdef int write_counter(const Counter *counter) except -1:
     return 0
 
 
-cdef Interval memory_of(
-    const fused_adamw_tensor *tensor, const void *data, int dtype
-) noexcept:
-    cdef Py_ssize_t size = 2
-    if dtype == FUSED_ADAMW_FLOAT32:
-        size = 4
-    elif dtype == FUSED_ADAMW_FLOAT64:
-        size = 8
-    elif dtype == FUSED_ADAMW_8BIT:
-        size = 1
-    return Interval(<const char *>data, <const char *>data + tensor.size * size)
+cdef Interval memory_of(const void *data, Py_ssize_t nbytes) noexcept:
+    return Interval(<const char *>data, <const char *>data + nbytes)
+
+
+cdef Py_ssize_t size_of_dtype(int dtype) noexcept:
+    """In bytes."""
+    if dtype == FUSED_ADAMW_8BIT:
+        return 1
+    if dtype == FUSED_ADAMW_BFLOAT16 or dtype == FUSED_ADAMW_FLOAT16:
+        return 2
+    return 8 if dtype == FUSED_ADAMW_FLOAT64 else 4
+
+
+cdef Py_ssize_t blocks_of(Py_ssize_t size) noexcept:
+    return (size + FUSED_ADAMW_BLOCK - 1) // FUSED_ADAMW_BLOCK
 
 
 cdef bint has_dtype(const DLTensor *lent, int code, int bits) noexcept:

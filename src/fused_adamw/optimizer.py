@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ._core import Structure, Tensors, resolve_threads
-from .state import STATE_DTYPES, converted, decoded, like, order_of, packed_state
+from .state import converted, decoded, like, order_of, packed_state, require_state_dtype
 
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate of step t = 1, 2, ...; see ``schedules.py``."""
@@ -63,7 +63,7 @@ class AdamW:
             without master weights: up with the probability of what lies above, so that steps that
             are small beside the rounding add up. Random numbers follow from the seed, the place of
             the tensor, the index and the step: the result does not depend on threads or machine.
-            None: round to the nearest.
+            None: round to the nearest, where changes of less than half a code are lost: v stalls.
         num_threads: at most this many threads. None: as many as ``fused_adamw`` would use, or one;
             the first steps, and a few in each thousand, are taken both ways, and the way that was
             faster is kept. (NumPy's own threads spin after a matrix product and can delay others.)
@@ -74,7 +74,7 @@ class AdamW:
         t: the number of steps taken. Each tensor also has its own count, which bias correction
             goes by: a tensor whose gradient is None is left out of a step.
         m, v, v_max: the moments, in the structure of ``params``; ``v_max`` is None without amsgrad.
-            Those in 8 or 16 bits are copies in float32.
+            With a ``state_dtype``, or of parameters of 16 bits, they are copies in float32.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
         max_grad_norm, skip_nonfinite, maximize, num_threads: may be changed between steps.
@@ -109,17 +109,13 @@ class AdamW:
         master_weights: bool = False,
         seed: int | None = 0,
     ) -> None:
-        if state_dtype not in (None, *STATE_DTYPES):
-            expected = ", ".join(map(repr, STATE_DTYPES))
-            raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
-        if state_dtype == "8bit" and amsgrad:
-            raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
+        require_state_dtype(state_dtype, amsgrad)
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.maximize = bool(maximize)
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = bool(skip_nonfinite)
         self.num_threads = num_threads
-        self.state_dtype, self.master_weights = state_dtype, bool(master_weights)
+        self._state_dtype, self._master_weights = state_dtype, bool(master_weights)
         self._seed = seed
         grouped = _is_grouped(params)
         self.param_groups = _checked_groups(params if grouped else [{"params": params}], defaults)
@@ -137,7 +133,7 @@ class AdamW:
         ):
             group["params"] = params_of_group
         roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
-        self._packed = [packed_state(a, state_dtype, amsgrad, self.master_weights) for a in arrays]
+        self._packed = [packed_state(a, state_dtype, amsgrad, bool(master_weights)) for a in arrays]
         self._require_float32(arrays)
         self._state = {
             role: [
@@ -200,6 +196,14 @@ class AdamW:
     @property
     def v_max(self) -> Any:
         return self._structure.unflatten(self._moments("v_max")) if self.amsgrad else None
+
+    @property
+    def state_dtype(self) -> str | None:
+        return self._state_dtype
+
+    @property
+    def master_weights(self) -> bool:
+        return self._master_weights
 
     @property
     def seed(self) -> int | None:

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 256
+from ._core import BLOCK
+
 COARSEST = 20  # the largest shift
 INFINITE = 0x7F800000  # its bits as a float32
 SMALLEST = np.float32(2.0**-100)  # where all |m| / s of a block are less, its m becomes 0
@@ -58,6 +59,15 @@ class Packed:
     def arrays(self) -> Iterator[tuple[str, Any]]:
         """What there is, by name."""
         return ((name, x) for name, x in vars(self).items() if isinstance(x, np.ndarray))
+
+
+def require_state_dtype(state_dtype: str | None, amsgrad: bool = False) -> None:
+    """Raise ValueError for what there is none of."""
+    if state_dtype not in (None, *STATE_DTYPES):
+        expected = ", ".join(map(repr, STATE_DTYPES))
+        raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
+    if state_dtype == "8bit" and amsgrad:
+        raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
 
 
 def state_dtype_for(dtype: str, state_dtype: str | None) -> str:
@@ -169,12 +179,11 @@ def decoded(packed: Packed) -> dict[str, Any]:
     if packed.state_dtype == "8bit":
         return decoded_8bit(packed)
     roles = {"m": packed.m, "v": packed.v, "v_max": packed.v_max}
-    return {name: from_bfloat16(x) for name, x in roles.items() if x is not None}
+    read = np.copy if packed.state_dtype == "float32" else from_bfloat16
+    return {name: read(x) for name, x in roles.items() if x is not None}
 
 
 def from_bfloat16(codes: Any) -> Any:
-    if codes.dtype == np.float32:
-        return codes.copy()
     return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 

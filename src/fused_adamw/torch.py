@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from ._core import Lender, Loan, require_seed, resolve_threads
-from .state import BLOCK, STATE_DTYPES
+from .state import layout, require_state_dtype
 
 try:
     TENSORS = Lender(Tensor, torch.nn.Parameter)
@@ -38,6 +38,30 @@ class Gathered(NamedTuple):
     def storages(self) -> set[int]:
         """The memory, not 0, that the tensors are parts of."""
         return {_storage(t) for tensors in self for t in tensors} - {0}
+
+
+class Plan(NamedTuple):
+    """The step of one group: what the loan refuses, or all of it without one, is PyTorch's."""
+
+    group: dict[str, Any]
+    gathered: Gathered
+    loan: Loan | None
+    new_state: dict[Tensor, dict[str, Tensor]]  # of parameters whose first step it is
+
+
+# What state_dict has for the arrays of state.py. PyTorch's own class, which would take codes for
+# moments, finds none under their names in 8-bit state and says so.
+NAMES_OF = {
+    "bfloat16": {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"},
+    "8bit": {
+        **{"m": "exp_avg_code", "v": "exp_avg_sq_code"},
+        **{"m_scale": "exp_avg_scale", "v_scale": "exp_avg_sq_scale"},
+    },
+}
+DTYPES = {  # bfloat16 and uint32 go by other names in NumPy and in PyTorch
+    **{"int8": torch.int8, "uint8": torch.uint8, "uint16": torch.bfloat16},
+    **{"float32": torch.float32, "uint32": torch.int32},
+}
 
 
 def _signature(own: Callable[..., Any]) -> inspect.Signature:
@@ -74,10 +98,11 @@ class AdamW(torch.optim.AdamW):
     Args: those of ``torch.optim.AdamW``, and
         state_dtype: what the moments are kept in. None: the dtype of their parameter. "bfloat16"
             and "8bit": 4 and 2 bytes a parameter (``fused_adamw.state``), for dense float32,
-            bfloat16 and float16 parameters in host memory; computed in float32. In 8 bits exp_avg
-            and exp_avg_sq have their scales in exp_avg_scale and exp_avg_sq_scale, and there is no
-            amsgrad. A group may have its own. ``load_state_dict`` takes over what was saved, as it
-            was kept.
+            bfloat16 and float16 parameters in host memory; computed in float32. In 8 bits
+            state has exp_avg_code, exp_avg_scale and the same of exp_avg_sq, and there is no
+            amsgrad; PyTorch's class cannot load these. A group may have its own. Where a gradient
+            or a parameter has no kernel the step raises TypeError with nothing changed.
+            ``load_state_dict`` takes over what was saved, as it was kept.
         seed: of the stochastic rounding of such state and of bfloat16 parameters with it; None
             rounds to the nearest.
 
@@ -94,34 +119,55 @@ class AdamW(torch.optim.AdamW):
         seed: int | None = 0,
         **options: Any,
     ) -> None:
+        require_state_dtype(state_dtype)
+        require_seed(seed)
         super().__init__(params, *args, **options)
+        own = {"state_dtype": state_dtype, "seed": seed}
         if state_dtype is not None:
-            own = {"state_dtype": state_dtype, "seed": seed}
             self.defaults |= own
-            for group in self.param_groups:
-                group |= own | group
         for group in self.param_groups:
-            _require_state_dtype(group)
+            if group.get("state_dtype", state_dtype) is not None:
+                group |= own | group
+            _require_options(group)
 
     __signature__ = _signature(__init__)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         try:
-            _require_state_dtype(self.param_groups[-1])
-        except ValueError:
+            _require_options(self.param_groups[-1])
+        except Exception:
             self.param_groups.pop()
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        groups = [group for group in self.param_groups for _ in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, group, p in zip(saved, groups, params, strict=True):
-            if group.get("state_dtype") is not None:  # torch made all of it the parameter's dtype
-                entry = state_dict["state"].get(i, {})
-                self.state[p].update({k: x.clone() for k, x in entry.items() if k != "step"})
+        """As of ``torch.optim.AdamW``. A ``state_dtype`` is that of the saved groups."""
+        hooked: dict[str, Any] = {}
+
+        def before(optimizer: Any, state_dict: dict[str, Any]) -> None:
+            for group in state_dict["param_groups"]:
+                _require_options(group)
+            hooked.update(state_dict)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(lambda _: self._restore(hooked), prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Put back what PyTorch has made of the parameter's dtype."""
+        indices = (i for group in saved["param_groups"] for i in group["params"])
+        for group in self.param_groups:
+            for p, i in zip(group["params"], indices, strict=False):
+                if group.get("state_dtype") is not None:
+                    for name, value in saved["state"].get(i, {}).items():
+                        if isinstance(value, Tensor) and name != "step":
+                            self.state[p][name] = value.to(p.device, copy=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have a gradient. ``closure`` evaluates the model anew and
@@ -133,11 +179,8 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            for group in self.param_groups:
-                if group.get("state_dtype") is None:
-                    self._update(group, self._gather(group))
-                else:
-                    self._update_compressed(group)
+            for plan in [self._plan(group) for group in self.param_groups]:
+                self._carry_out(plan)
         return loss
 
     def _gather(self, group: dict[str, Any]) -> Gathered:
@@ -167,22 +210,79 @@ class AdamW(torch.optim.AdamW):
                 steps.append(state["step"])
         return gathered
 
-    def _update(self, group: dict[str, Any], gathered: Gathered) -> None:
+    def _plan(self, group: dict[str, Any]) -> Plan:
+        if group.get("state_dtype") is not None:
+            return self._plan_compressed(group)
+        gathered = self._gather(group)
         if not _is_ours(group, gathered):
+            return Plan(group, gathered, None, {})
+        loan = Loan(TENSORS, *gathered, _hyper(group), group["maximize"], _threads())
+        if loan.refused:
+            ours, theirs = _parted(gathered, loan.refused)
+            if not ours.storages().isdisjoint(theirs.storages()):  # these go in PyTorch's order
+                return Plan(group, gathered, None, {})
+        return Plan(group, gathered, loan, {})
+
+    def _plan_compressed(self, group: dict[str, Any]) -> Plan:
+        """State in fewer bits is ours alone: what there is no kernel for is refused."""
+        _require_options(group)
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"state_dtype is {group['state_dtype']!r}; there it cannot compile")
+        params = [p for p in group["params"] if p.grad is not None]
+        new = {p: _new_state(p, group) for p in params if not self.state.get(p)}
+        entries = [new.get(p) or self.state[p] for p in params]
+        names = NAMES_OF[group["state_dtype"]]
+        gathered = Gathered(
+            params,
+            [p.grad for p in params],
+            [entry[names["m"]] for entry in entries],
+            [entry[names["v"]] for entry in entries],
+            [entry[names["v_max"]] for entry in entries] if group["amsgrad"] else [],
+            [entry["step"] for entry in entries],
+        )
+        everything = [p for other in self.param_groups for p in other["params"]]
+        places = {p: place for place, p in enumerate(everything)}
+        grad_scale = getattr(self, "grad_scale", None)
+        loan = Loan(
+            TENSORS,
+            *gathered,
+            _hyper(group),
+            group["maximize"],
+            _threads(),
+            group["state_dtype"],
+            [entry.get("exp_avg_scale") for entry in entries],
+            [entry.get("exp_avg_sq_scale") for entry in entries],
+            [places[p] for p in params],
+            group.get("seed", self.defaults.get("seed", 0)),
+            1.0 if grad_scale is None else 1 / grad_scale.item(),
+        )
+        refused = [places[params[i]] for i in loan.refused]
+        refused += [places[p] for p in params if p.is_neg() or p.grad.is_neg()]
+        if refused:
+            raise TypeError(
+                f"state_dtype is {group['state_dtype']!r}, for dense parameters of float32, "
+                "bfloat16 or float16 in host memory, with gradients and state of their dtype and "
+                f"layout and memory of their own; it does not go with the parameters {refused}"
+            )
+        return Plan(group, gathered, loan, new)
+
+    def _carry_out(self, plan: Plan) -> None:
+        group, gathered, loan, new_state = plan
+        self.state.update(new_state)
+        if loan is None:
             self._update_as_torch(group, gathered)
             return
-        loan = Loan(TENSORS, *gathered, _hyper(group), group["maximize"], _threads())
-        refused = set(loan.refused)
-        if refused:
-            left = gathered.only(loan.refused)
-            ours = gathered.only([i for i in range(len(gathered.params)) if i not in refused])
-            if not left.storages().isdisjoint(ours.storages()):  # they go in torch's order
-                self._update_as_torch(group, gathered)
-                return
-            self._update_as_torch(group, left)
-        self._unscale(grad for i, grad in enumerate(gathered.grads) if i not in refused)
+        ours = gathered
+        if loan.refused:
+            ours, theirs = _parted(gathered, loan.refused)
+            self._update_as_torch(group, theirs)
+        compressed = group.get("state_dtype") is not None
+        if not compressed:
+            self._unscale(ours.grads)
         loan.step()
-        torch.autograd.graph.increment_version(gathered.params)
+        if compressed:  # the step has unscaled, in float32
+            self._unscale(ours.grads)
+        torch.autograd.graph.increment_version(ours.params)
 
     def _update_as_torch(self, group: dict[str, Any], gathered: Gathered) -> None:
         if not gathered.params:
@@ -201,34 +301,6 @@ class AdamW(torch.optim.AdamW):
                 _adam(group, others, foreach=False, fused=False)
             else:
                 _adam(group, others, foreach=group["foreach"], fused=group["fused"])
-
-    def _update_compressed(self, group: dict[str, Any]) -> None:
-        """The same where the state is in fewer bits, which PyTorch has no way for."""
-        everything = [p for other in self.param_groups for p in other["params"]]
-        places = {p: place for place, p in enumerate(everything)}
-        for p in group["params"]:
-            if p.grad is not None and not self.state[p]:
-                self.state[p].update(_compressed_state(p, group))
-        gathered = self._gather_known(group)
-        entries = [self.state[p] for p in gathered.params]
-        scales = ([x.get(name) for x in entries] for name in ("exp_avg_scale", "exp_avg_sq_scale"))
-        compressed = (
-            group["state_dtype"],
-            *scales,
-            [places[p] for p in gathered.params],
-            group["seed"],
-        )
-        loan = Loan(TENSORS, *gathered, _hyper(group), group["maximize"], _threads(), compressed)
-        if loan.refused or not _is_ours(group, gathered):
-            refused = [places[gathered.params[i]] for i in loan.refused]
-            raise TypeError(
-                f"state_dtype is {group['state_dtype']!r}, for dense parameters of float32, "
-                "bfloat16 or float16 in host memory, with gradients and state of their layout and "
-                f"memory of their own; it does not go with parameters {refused or 'that negate'}"
-            )
-        self._unscale(gathered.grads)
-        loan.step()
-        torch.autograd.graph.increment_version(gathered.params)
 
     def _unscale(self, grads: Iterable[Tensor]) -> None:
         """In place, as PyTorch's fused update does."""
@@ -272,37 +344,38 @@ def _threads() -> int:
     return threads
 
 
-def _compressed_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    """As ``fused_adamw.state`` has it, but for codes in the shape of the parameter."""
-    if group["state_dtype"] == "bfloat16":
-        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-        state = {name: torch.zeros_like(p, dtype=torch.bfloat16) for name in names}
-    else:
-        blocks = -(-p.numel() // BLOCK)
-        state = {
-            "exp_avg": torch.zeros_like(p, dtype=torch.int8),
-            "exp_avg_sq": torch.zeros_like(p, dtype=torch.uint8),
-            "exp_avg_scale": torch.zeros(blocks, dtype=torch.float32),
-            "exp_avg_sq_scale": torch.zeros(blocks, dtype=torch.int32),
-        }
-    return {"step": torch.tensor(0.0, dtype=torch.float32), **state}
+def _parted(gathered: Gathered, refused: list[int]) -> tuple[Gathered, Gathered]:
+    """What a loan takes, and what it refuses."""
+    ours = set(range(len(gathered.params))).difference(refused)
+    return gathered.only(sorted(ours)), gathered.only(refused)
 
 
-def _require_state_dtype(group: dict[str, Any]) -> None:
+def _new_state(p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """As ``fused_adamw.state`` has it, with moments in the shape of the parameter."""
+    state: dict[str, Tensor] = {"step": torch.zeros((), dtype=torch.float32)}
+    arrays = layout(group["state_dtype"], p.numel(), group["amsgrad"], master=False)
+    for role, (dtype, size) in arrays.items():
+        name, of_torch = NAMES_OF[group["state_dtype"]][role], DTYPES[dtype.__name__]
+        if role in ("m_scale", "v_scale"):
+            state[name] = torch.zeros(size, dtype=of_torch)
+        else:
+            state[name] = torch.zeros_like(p, dtype=of_torch)
+    return state
+
+
+def _require_options(group: dict[str, Any]) -> None:
+    """Raise what is wrong with a ``state_dtype``, or does not go with it."""
     state_dtype = group.get("state_dtype")
+    require_state_dtype(state_dtype, group["amsgrad"])
+    require_seed(group.get("seed"))
     if state_dtype is None:
         return
-    if state_dtype not in STATE_DTYPES:
-        expected = ", ".join(map(repr, STATE_DTYPES))
-        raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
-    if state_dtype == "8bit" and group["amsgrad"]:
-        raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
     for name in ("foreach", "capturable", "differentiable"):
         if group[name]:
-            raise ValueError(f"{name} is {group[name]}; with a state_dtype there is none")
-    if group["fused"] is False:
-        raise ValueError("fused is False; with a state_dtype expected None or True")
-    require_seed(group["seed"])
+            raise ValueError(f"{name} is {group[name]}; with a state_dtype expected False")
+    for name in ("fused", "decoupled_weight_decay"):
+        if group[name] is False:
+            raise ValueError(f"{name} is False; with a state_dtype expected True")
 
 
 def _is_fusible(gathered: Gathered, i: int) -> bool:
