@@ -13,7 +13,10 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[0])
+# The one for several processes is run by test_sharded.py.
+@pytest.mark.parametrize(
+    "code", [b for b in BLOCKS if "sharded" not in b], ids=lambda code: code.splitlines()[0]
+)
 def test_the_examples_run(code, tmp_path, monkeypatch, capsys):
     if "checkpoint" in code:
         pytest.importorskip("safetensors")

@@ -413,7 +413,7 @@ def test_master_weights_that_a_file_has_not_are_made_from_its_parameters(dtype, 
 def test_a_file_of_a_build_without_these_options(checkpoint, path):
     """Its metadata has no seed and no orders."""
     opt = trained()
-    described = checkpoint._described
+    described = checkpoint.described
 
     def older(state):
         found = described(state)
@@ -422,7 +422,7 @@ def test_a_file_of_a_build_without_these_options(checkpoint, path):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_described", older)
+        patch.setattr(checkpoint, "described", older)
         checkpoint.save_checkpoint(path, opt)
     header = path.read_bytes()[8:2000]
     assert b"seed" not in header

@@ -42,6 +42,7 @@ class Tensors:
         maximize: bool,
         num_threads: int | None,
         isa: str | None,
+        clip: float = 1,
     ) -> float | None: ...
     def check(
         self,
@@ -51,6 +52,18 @@ class Tensors:
     ) -> None: ...
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...
+
+class WholeTensors(Tensors):
+    def check_step(
+        self,
+        grads: Any,
+        hypers: list[tuple[float, tuple[float, float], float, float]],
+        grad_scale: float,
+        max_grad_norm: float | None,
+        num_threads: int | None,
+        overwritten: bool,
+    ) -> tuple[Any, ...]: ...
+    def count_taken(self, taken: list[bool]) -> None: ...
 
 def fused_adamw(
     params: Any,

@@ -11,6 +11,7 @@
     _machine.pxi     instruction sets and threads
     _tuning.pxi      whether several threads pay
     _lent.pxi        tensors of PyTorch, borrowed for one step
+    _spread.pxi      the check of a step that is taken in parts
     _functional.pxi  the function fused_adamw
 
 Nothing is written before everything has been checked; after an error all buffers are as they were.
@@ -151,9 +152,11 @@ cdef class Tensors(Held):
 
     cpdef take_step(
         self, grads, list hypers, long long t, grad_scale, max_grad_norm, bint skip_nonfinite,
-        bint maximize, num_threads, isa,
+        bint maximize, num_threads, isa, double clip=1,
     ):
         """One AdamW update in place; returns the global gradient norm if it was needed, else None.
+
+        ``clip``: a further factor of the gradients, which may be NaN.
 
         ``hypers``: one (lr, betas, eps, weight_decay) a group. ``t``: the number of this step; or 0
         to count for each tensor the steps it has had, where a gradient may be None and leaves its
@@ -165,7 +168,7 @@ cdef class Tensors(Held):
         cdef double scale = finite("grad_scale", grad_scale)
         cdef double max_norm = positive_or_none("max_grad_norm", max_grad_norm)
         cdef bint needs_norm = max_norm > 0 or skip_nonfinite
-        cdef double factor = -1 if maximize else 1
+        cdef double factor = -clip if maximize else clip
         cdef double norm = 0, started = 0
         cdef bint tuned, trying = False
         cdef Workspace space
@@ -348,5 +351,6 @@ cdef double clip_factor(double norm, double max_norm) noexcept:
     return 1 if max_norm == 0 or factor > 1 else factor
 
 
+include "_spread.pxi"
 include "_functional.pxi"
 include "_lent.pxi"

@@ -14,15 +14,13 @@ import json
 import os
 import re
 import secrets
-import signal
 import stat
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOTSUP
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
@@ -35,6 +33,7 @@ except ModuleNotFoundError:
     ) from None
 
 from ._core import Structure
+from .interrupts import interrupt_deferred
 from .optimizer import AdamW
 from .state import from_bfloat16
 
@@ -44,7 +43,7 @@ DTYPES = {  # what a file may hold
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,  # as _bits
+    "BF16": np.uint16,  # as bits_of
     "U32": np.uint32,
     "U16": np.uint16,
     "U8": np.uint8,
@@ -54,6 +53,15 @@ HEADER_LIMIT = 100_000_000  # bytes: what safetensors reads, although some relea
 
 Arrays: TypeAlias = dict[str, Any]
 FilePath: TypeAlias = str | os.PathLike[str]
+
+
+class Optimizer(Protocol):
+    """What is asked of an optimizer beside its state."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def names(self) -> list[str]: ...
 
 
 class CheckpointError(ValueError):
@@ -96,17 +104,9 @@ def save_checkpoint(
 
     Takes the memory of nearly three such files while it runs.
     """
-    extra = {} if extra is None else extra
-    if not isinstance(extra, Mapping):
-        raise TypeError(f"extra is of type {type(extra).__name__}; expected a mapping")
     state = optimizer.state_dict()
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "optimizer": json.dumps(_described(state), default=_plain),
-        "extra": _extra_text(extra),
-    }
-    params = _params(optimizer)
+    metadata = metadata_of(state, extra)
+    params = params_of(optimizer)
     tensors = {f"params/{name}": array for name, array in params.items()}
     tensors |= {
         f"{role}/{name}": array
@@ -143,17 +143,17 @@ def load_checkpoint(path: FilePath, optimizer: AdamW, *, convert: bool = False) 
     Takes the memory of about two such files while it runs.
     """
     tensors, metadata = _read(path)
-    params = _params(optimizer)
+    params = params_of(optimizer)
     try:
         extra: dict[str, Any] = json.loads(metadata["extra"])
-        _require_model(tensors, params, None if convert else optimizer.state_layout())
-        state = _restored(json.loads(metadata["optimizer"]), tensors, optimizer)
+        require_model(tensors, params, None if convert else optimizer.state_layout())
+        state = restored(json.loads(metadata["optimizer"]), tensors, optimizer)
         if convert:
             _add_masters(state["state"], tensors, optimizer)
-        with _interrupt_deferred():
+        with interrupt_deferred():
             optimizer.load_state_dict(state, convert)  # which checks all of it first
             for name, array in params.items():
-                _bits(array)[...] = tensors[f"params/{name}"]
+                bits_of(array)[...] = tensors[f"params/{name}"]
     except (KeyError, TypeError, ValueError) as error:
         raise MismatchedCheckpointError(f"{os.fspath(path)} does not fit: {error}") from error
     return extra
@@ -172,14 +172,14 @@ def read_extra(path: FilePath) -> dict[str, Any]:
 # ---- what is saved of an optimizer
 
 
-def _params(optimizer: AdamW) -> Arrays:
+def params_of(optimizer: Optimizer) -> Arrays:
     """The parameters, by name."""
     groups = [group["params"] for group in optimizer.param_groups]
     arrays = Structure(groups, True).flatten("params", groups)
     return {name: np.asarray(array) for name, array in zip(optimizer.names, arrays, strict=True)}
 
 
-def _described(state: dict[str, Any]) -> dict[str, Any]:
+def described(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict in terms of JSON, without its arrays."""
     groups = [
         group | ({"lr": {"schedule": repr(group["lr"])}} if callable(group["lr"]) else {})
@@ -191,8 +191,8 @@ def _described(state: dict[str, Any]) -> dict[str, Any]:
     return options | {"param_groups": groups, "steps": steps, "orders": orders}
 
 
-def _restored(saved: dict[str, Any], tensors: Arrays, optimizer: AdamW) -> dict[str, Any]:
-    """The state dict that ``_described`` was given."""
+def restored(saved: dict[str, Any], tensors: Arrays, optimizer: Optimizer) -> dict[str, Any]:
+    """The state dict that ``described`` was given."""
     groups, own = saved.pop("param_groups"), optimizer.param_groups
     if len(groups) != len(own):
         raise ValueError(f"it has {len(groups)} parameter groups; expected {len(own)}")
@@ -220,25 +220,37 @@ def _add_masters(state: dict[str, Any], tensors: Arrays, optimizer: AdamW) -> No
         entry = state[name]
         if "master" in roles and "master" not in entry:
             flat = tensors[f"params/{name}"].ravel(order=entry["order"])
-            # bfloat16 comes as _bits
+            # bfloat16 comes as bits_of
             entry["master"] = (
                 from_bfloat16(flat) if flat.dtype == np.uint16 else flat.astype(np.float32)
             )
 
 
-def _plain(value: Any) -> Any:
+def metadata_of(state: dict[str, Any], extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """All but the checksum."""
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "optimizer": json.dumps(described(state), default=plain),
+        "extra": extra_text({} if extra is None else extra),
+    }
+
+
+def plain(value: Any) -> Any:
     """A number that is not of Python's own types."""
     return value.item() if isinstance(value, np.generic) else float(value)
 
 
-def _extra_text(extra: Mapping[str, Any]) -> str:
+def extra_text(extra: Mapping[str, Any]) -> str:
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"extra is of type {type(extra).__name__}; expected a mapping")
     try:
         return json.dumps(dict(extra))
     except (TypeError, ValueError) as error:
         raise type(error)(f"extra cannot be written as JSON: {error}") from error
 
 
-def _require_model(
+def require_model(
     tensors: Arrays, params: Arrays, layout: Mapping[str, tuple[str, ...]] | None
 ) -> None:
     """``layout``: what the optimizer keeps of each tensor; None where that may differ."""
@@ -258,7 +270,7 @@ def _require_model(
             "state_dtype"
         )
     for name, array in params.items():
-        found, array = tensors[f"params/{name}"], _bits(array)
+        found, array = tensors[f"params/{name}"], bits_of(array)
         if (found.shape, found.dtype) != (array.shape, array.dtype):
             raise ValueError(
                 f"params/{name} has shape {found.shape} and dtype {found.dtype}; expected "
@@ -272,7 +284,7 @@ def _some(names: list[str]) -> str:
     return f"{names[:4]} and {len(names) - 4} more" if len(names) > 5 else str(names)
 
 
-def _bits(array: Any) -> Any:
+def bits_of(array: Any) -> Any:
     """The array itself; the same memory as uint16 where it is of bfloat16."""
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
@@ -283,11 +295,19 @@ def _bits(array: Any) -> Any:
 def _read(path: FilePath) -> tuple[Arrays, dict[str, str]]:
     # Read, not mapped: the pages of a mapping change or vanish with the file.
     data = Path(path).read_bytes()
-    try:
-        metadata = _known_metadata(path, data)
+    with damage_reported(path):
+        metadata = known_metadata(path, data)
         tensors = _loaded(data)
         if metadata.pop("checksum") != _checksum(tensors, metadata):
             raise ValueError("its checksum is another")
+    return tensors, metadata
+
+
+@contextmanager
+def damage_reported(path: FilePath) -> Iterator[None]:
+    """What is raised where a file cannot be understood."""
+    try:
+        yield
     except NewerCheckpointError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -295,18 +315,17 @@ def _read(path: FilePath) -> tuple[Arrays, dict[str, str]]:
         raise CorruptCheckpointError(
             f"{os.fspath(path)} is damaged, or no checkpoint of fused-adamw ({reason})"
         ) from error
-    return tensors, metadata
 
 
 def _loaded(data: bytes) -> Arrays:
-    """The arrays of a file; bfloat16, which NumPy has not, as ``_bits``."""
+    """The arrays of a file; bfloat16, which NumPy has not, as ``bits_of``."""
     return {
         name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
         for name, entry in deserialize(data)  # type: ignore[no-untyped-call]
     }
 
 
-def _known_metadata(path: FilePath, data: bytes) -> dict[str, str]:
+def known_metadata(path: FilePath, data: bytes) -> dict[str, str]:
     """The metadata of a file of safetensors: its header is JSON, behind eight bytes of its size."""
     size = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
@@ -322,13 +341,18 @@ def _known_metadata(path: FilePath, data: bytes) -> dict[str, str]:
 
 
 def _checksum(tensors: Arrays, metadata: Mapping[str, str]) -> str:
-    """Of all that a file means, whatever order it is in."""
-    names, tensors = sorted(tensors), {name: _bits(array) for name, array in tensors.items()}
-    layout = [(name, tensors[name].dtype.name, tensors[name].shape) for name in names]
-    checksum = blake2b(json.dumps([sorted(metadata.items()), layout]).encode(), digest_size=32)
-    for name in names:
+    tensors = {name: bits_of(array) for name, array in tensors.items()}
+    checksum = begun_checksum(tensors, metadata)
+    for name in sorted(tensors):
         checksum.update(tensors[name].reshape(-1).view(np.uint8))
-    return checksum.hexdigest()
+    return str(checksum.hexdigest())
+
+
+def begun_checksum(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Any:
+    """Of all that a file means, whatever order it is in: what the elements of the tensors, which
+    are of these dtypes and shapes, are to be added to; in C order, and sorted by name."""
+    layout = [(name, tensors[name].dtype.name, tensors[name].shape) for name in sorted(tensors)]
+    return blake2b(json.dumps([sorted(metadata.items()), layout]).encode(), digest_size=32)
 
 
 def _serialized(tensors: Arrays, metadata: dict[str, str]) -> bytes:
@@ -343,6 +367,13 @@ def _serialized(tensors: Arrays, metadata: dict[str, str]) -> bytes:
 
 def _replace(target: Path, data: bytes) -> None:
     """Let a file hold the data, at one stroke."""
+    with replacing(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file to be written to, which takes the place of ``target`` behind the block."""
     permissions = _permissions(target)
     _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -350,7 +381,7 @@ def _replace(target: Path, data: bytes) -> None:
         with open(temporary, "xb") as file:
             if permissions is not None:
                 os.chmod(temporary, permissions)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -392,22 +423,3 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect after the block instead of amid it."""
-    handler = signal.getsignal(signal.SIGINT)
-    # Python interrupts its main thread alone. A handler that is not of Python, None here, cannot be
-    # put back.
-    if threading.current_thread() is not threading.main_thread() or handler is None:
-        yield
-        return
-    received: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if received:
-            signal.raise_signal(signal.SIGINT)

@@ -3,9 +3,10 @@
 import io
 import json as json_format
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from . import explain as worked
 from . import training
 from .bench import race
 from .bench.cases import CASES
-from .optimizer import AdamW
 from .runtime import __version__, runtime_info
+from .split import SplitBatches, rows_of
 from .tiny_transformer import TinyTransformer
 from .training import Level, OptimizerName, Run, ScheduleName
 
@@ -134,6 +135,19 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
+def join_ranks(mpi: bool) -> bool:
+    """Before all else: only rank 0 has a voice."""
+    if mpi:
+        try:
+            from . import messages
+        except ImportError as error:  # says what to install
+            fail(error)
+        messages.abort_on_exception(messages.world())
+        if messages.world().rank > 0:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    return mpi
+
+
 TEXT, CHECKPOINT, OUTPUT = "With --text", "Checkpoint", "Output"
 SIZE: dict[str, Any] = {"min": 1, "rich_help_panel": TEXT}
 WRITTEN: dict[str, Any] = {"dir_okay": False, "readable": False, "show_default": False}
@@ -173,6 +187,15 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the first parameters, batches
 NumThreads = Annotated[
     int | None,
     typer.Option(min=1, show_default="what is found faster", help="Threads of the fused update."),
+]
+Mpi = Annotated[
+    bool,
+    typer.Option(
+        "--mpi",
+        callback=join_ranks,
+        is_eager=True,
+        help="Under mpiexec: divide each batch of --text, and optimizer and state, over the ranks.",
+    ),
 ]
 Compare = Annotated[bool, typer.Option("--compare", help="Train with SGD too, side by side.")]
 SgdRate = Annotated[
@@ -305,6 +328,7 @@ def train(
     state_dtype: StateDtype = None,
     seed: Seed = 42,
     num_threads: NumThreads = None,
+    mpi: Mpi = False,
     compare: Compare = False,
     sgd_lr: SgdRate = None,
     text: TextFile = None,
@@ -322,8 +346,9 @@ def train(
 ) -> None:
     """Train the tiny transformer; see what it learns and where the time goes."""
     refuse_contradictions(ctx)
-    with bad_input_reported():
-        if plot is not None:
+    ranks = Ranks() if mpi else Alone()
+    with bad_input_reported(), ranks.agreed():
+        if plot is not None and ranks.first:
             report.check_plot_path(plot)
         if text is None:
             task = training.sentence_task()
@@ -331,13 +356,16 @@ def train(
             corpus = training.read_text(text, level, context)
             sizes = {"d_model": d_model, "n_heads": n_heads, "d_ff": d_ff}
             task = training.text_task(corpus, context, batch_size, seed, **sizes)
+            ranks.require_divisible(batch_size)
         rates = training.make_schedule(schedule, lr, warmup, steps)
-        file = training_file(ctx, checkpoint, task) if checkpoint is not None else None
+        file = training_file(ctx, checkpoint, task, ranks.first) if checkpoint is not None else None
         run = file.read() if file is not None and resume else Run()
+
+    with bad_input_reported():
 
         def prepared(name: OptimizerName, rate: float, run: Run) -> Trainee:
             model = TinyTransformer(seed, dtype.value, **task.sizes)
-            made = training.make_optimizer(
+            made = ranks.make_optimizer(
                 name,
                 model.parameters,
                 rate,
@@ -355,7 +383,9 @@ def train(
             trainees.append(prepared(OptimizerName.SGD, rate, Run()))
         save = attached(file, trainees[0]) if file is not None else None
 
-    outcomes = run_all(trainees, task, steps, save, quiet=json)
+    outcomes = run_all(trainees, task, steps, save, json or not ranks.first, ranks)
+    if not ranks.first:
+        raise typer.Exit(INTERRUPTED if outcomes[-1].curve.run.interrupted else 0)
     shown = outcomes, task, seed, reference_seconds(outcomes[0], task, weight_decay)
     if json:
         print_json(record(*shown))
@@ -381,23 +411,67 @@ def refuse_contradictions(ctx: typer.Context) -> None:
     refuse_idle(ctx, "AdamW", is_adamw, "weight_decay", "compare")
     refuse_idle(ctx, "--optimizer fused", is_fused, "num_threads", "schedule", "warmup")
     refuse_idle(ctx, "--optimizer fused", is_fused, "max_grad_norm", "checkpoint", "state_dtype")
+    refuse_idle(ctx, "--optimizer fused", is_fused, "mpi")
     refuse_idle(ctx, "--checkpoint", saved, "every", "resume")
     if given["state_dtype"] is not None and given["dtype"] != DtypeName.float32:
         fail("--state-dtype is for parameters in float32: add --dtype float32")
     if saved and given["compare"]:
         fail("--checkpoint holds one training, --compare makes two")
+    if given["mpi"] and given["compare"]:
+        fail("--mpi divides AdamW, --compare is with SGD too: one or the other")
 
 
-def training_file(ctx: typer.Context, path: Path, task: training.Task) -> "TrainingFile":
-    """The checkpoint, which can be written, and exists if and only if it is to be resumed."""
+class Alone:
+    """One process, as opposed to ``Ranks``."""
+
+    first = True
+    agreed = staticmethod(nullcontext)
+    make_optimizer = staticmethod(training.make_optimizer)
+
+    def require_divisible(self, batch_size: int) -> None:
+        pass
+
+    def train(self, model: TinyTransformer, *arguments: Any) -> None:
+        training.train(model, *arguments)
+
+
+class Ranks:
+    """The processes of one mpiexec, which train together."""
+
+    def __init__(self) -> None:
+        from . import messages
+
+        self.comm = messages.own_duplicate(messages.world())
+        self.first = self.comm.rank == 0
+        self.agreed = partial(messages.agreed, self.comm)
+
+    def require_divisible(self, batch_size: int) -> None:
+        rows_of(batch_size, self.comm.rank, self.comm.size)
+
+    def make_optimizer(self, name: OptimizerName, *arguments: Any) -> training.Optimizer:
+        from .sharded import ShardedAdamW
+
+        return partial(training.make_optimizer, adamw=ShardedAdamW)(name, *arguments)
+
+    def train(self, model: TinyTransformer, *arguments: Any) -> None:
+        split = SplitBatches(model, self.comm)
+        partial(training.train, agree=split.any)(split, *arguments)
+
+
+def training_file(
+    ctx: typer.Context, path: Path, task: training.Task, writes: bool
+) -> "TrainingFile":
+    """The checkpoint, which exists if and only if it is to be resumed, and can be written by the
+    process that ``writes``."""
     try:
         from .resuming import TrainingFile
     except ImportError as error:  # says what to install
-        fail(error)
+        raise ValueError(error) from None
     given = ctx.params
     if path.exists() and not given["resume"]:
         raise ValueError(f"{path} exists; --resume goes on from it")
-    report.check_output_path(path, replaced=True)
+    if writes:
+        report.check_output_path(path, replaced=True)
     definition = {name: given[name] for name in DEFINING}
     definition["text"] = None if task.corpus is None else task.corpus.digest
     open_ended = given["schedule"] == ScheduleName.CONSTANT
@@ -410,27 +484,37 @@ Save = Callable[[Run], None]
 def attached(file: "TrainingFile", trainee: Trainee) -> Save:
     """Bring the trainee to where its record ends; what saves it, at each step where that is due."""
     optimizer = trainee.optimizer
-    assert isinstance(optimizer, AdamW)
     if trainee.run.resumed_from is not None:
         file.load(optimizer)
     return partial(file.save_when_due, optimizer)
 
 
 def run_all(
-    trainees: list[Trainee], task: training.Task, steps: int, save: Save | None, quiet: bool
+    trainees: list[Trainee],
+    task: training.Task,
+    steps: int,
+    save: Save | None,
+    quiet: bool,
+    ranks: Alone | Ranks,
 ) -> list[Outcome]:
     """Train one after the other, until Ctrl-C."""
     outcomes = []
     for trainee in trainees:
         label = trainee_label(trainee, with_lr=len(trainees) > 1)
-        outcomes.append(run_one(trainee, label, task, steps, save, quiet))
+        outcomes.append(run_one(trainee, label, task, steps, save, quiet, ranks))
         if trainee.run.interrupted:
             break
     return outcomes
 
 
 def run_one(
-    trainee: Trainee, label: str, task: training.Task, steps: int, save: Save | None, quiet: bool
+    trainee: Trainee,
+    label: str,
+    task: training.Task,
+    steps: int,
+    save: Save | None,
+    quiet: bool,
+    ranks: Alone | Ranks,
 ) -> Outcome:
     model, run = trainee.model, trainee.run
     with report.progress_bar(label, run.resumed_from or 0, steps, quiet) as show:
@@ -440,7 +524,7 @@ def run_one(
             if save is not None:
                 save(run)
 
-        training.train(model, trainee.optimizer, task.batches(), steps, on_step, run)
+        ranks.train(model, trainee.optimizer, task.batches(), steps, on_step, run)
     before, after = trainee.held_out_loss, held_out_loss(model, task)
     held_out = None if before is None or after is None else (before, after)
     return Outcome(trainee, report.Curve(label, run, held_out))

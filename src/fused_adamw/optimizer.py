@@ -117,15 +117,10 @@ class AdamW:
         self.num_threads = num_threads
         self._state_dtype, self._master_weights = state_dtype, bool(master_weights)
         self._seed = seed
-        grouped = _is_grouped(params)
-        self.param_groups = _checked_groups(params if grouped else [{"params": params}], defaults)
+        grouped = is_grouped(params)
+        self.param_groups = checked_groups(params if grouped else [{"params": params}], defaults)
         self._arrange(grouped)
-        arrays = self._structure.flatten("params", self._params())
-        if not arrays:
-            raise ValueError("params holds no array")
-        for path, array in zip(self._structure.paths(), arrays, strict=True):
-            _require_array("params" + "".join(f"[{key!r}]" for key in path), array)
-        self._require_names_that_differ()
+        arrays = checked_arrays(self._structure, self._params())
         # Our own arrangement of the arrays: a dict of the caller's may change.
         own = self._structure.unflatten(arrays)
         for group, params_of_group in zip(
@@ -145,9 +140,9 @@ class AdamW:
         self._decays = [True] * len(arrays)
         self._hold()
         if decay_mask is not None:  # asked behind the checks of the arrays
-            self._decays = self._asked_decays(decay_mask, arrays)
+            self._decays = asked_decays(self._structure, decay_mask, arrays)
             self._hold()
-        self._tensors.check(_hypers(self.param_groups, 1), max_grad_norm, [0] * len(arrays))
+        self._tensors.check(hypers_of(self.param_groups, 1), max_grad_norm, [0] * len(arrays))
         resolve_threads(num_threads)
 
     def step(self, grads: Any, grad_scale: float = 1.0) -> float | None:
@@ -169,7 +164,7 @@ class AdamW:
         tensors = self._tensors
         return tensors.take_step(
             grads,
-            _hypers(self.param_groups, tensors.t + 1),
+            hypers_of(self.param_groups, tensors.t + 1),
             0,
             grad_scale,
             self.max_grad_norm,
@@ -227,10 +222,7 @@ class AdamW:
         """
         return {
             "t": self.t,
-            "param_groups": [
-                {**{name: group[name] for name in HYPER_PARAMETERS}, "betas": tuple(group["betas"])}
-                for group in self.param_groups
-            ],
+            "param_groups": described_groups(self.param_groups),
             "maximize": bool(self.maximize),
             "max_grad_norm": self.max_grad_norm,
             "skip_nonfinite": bool(self.skip_nonfinite),
@@ -276,7 +268,7 @@ class AdamW:
     @property
     def names(self) -> list[str]:
         """A name for each tensor: its key or index, behind the index of its group."""
-        return [".".join(map(str, path)) or "params" for path in self._structure.paths()]
+        return names_of(self._structure)
 
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: x for name, x in vars(self).items() if name not in _REBUILT}
@@ -361,36 +353,11 @@ class AdamW:
                     "expected float32, float16 or bfloat16"
                 )
 
-    def _asked_decays(self, mask: DecayMask, arrays: tuple[Any, ...]) -> list[bool]:
-        if callable(mask):
-            return [bool(mask(name, a)) for name, a in zip(self.names, arrays, strict=True)]
-        return [bool(decays) for decays in self._structure.flatten("decay_mask", mask)]
-
-    def _require_names_that_differ(self) -> None:
-        twice = [name for name, count in Counter(self.names).items() if count > 1]
-        if twice:
-            raise ValueError(f"params has several arrays with one name: {twice}")
-
     def _checked_state(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
-        self._require_state(saved)
-        _require_count("state_dict['t']", saved["t"])
-        for option in ("maximize", "skip_nonfinite"):
-            if not isinstance(saved[option], bool):
-                raise TypeError(f"state_dict[{option!r}] is {saved[option]!r}; expected a bool")
-        groups = saved["param_groups"]
-        if not isinstance(groups, list):
-            raise TypeError(f"state_dict['param_groups'] is {groups!r}; expected a list")
-        if len(groups) != len(self.param_groups):
-            raise ValueError(
-                f"state_dict['param_groups'] has {len(groups)} groups; "
-                f"expected {len(self.param_groups)}"
-            )
-        for g, group in enumerate(groups):
-            _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
+        groups, steps = checked_numbers(saved, len(self.param_groups), self.names)
         for i, name in enumerate(self.names):
             self._require_entry(f"state_dict['state'][{name!r}]", saved["state"][name], i)
-        steps = [saved["state"][name]["step"] for name in self.names]
-        self._tensors.check(_hypers(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
+        self._tensors.check(hypers_of(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
         return groups, steps
 
     def _require_state(self, saved: Mapping[str, Any]) -> None:
@@ -429,6 +396,31 @@ class AdamW:
 _REBUILT = {"_structure", "_tensors", "_grouped"}
 
 
+def names_of(structure: Structure) -> list[str]:
+    """A name for each tensor: its key or index, behind the index of its group."""
+    return [".".join(map(str, path)) or "params" for path in structure.paths()]
+
+
+def checked_arrays(structure: Structure, params: Any) -> tuple[Any, ...]:
+    """The arrays of ``params``, one at least, each with a name of its own."""
+    arrays = structure.flatten("params", params)
+    if not arrays:
+        raise ValueError("params holds no array")
+    for path, array in zip(structure.paths(), arrays, strict=True):
+        _require_array("params" + "".join(f"[{key!r}]" for key in path), array)
+    twice = [name for name, count in Counter(names_of(structure)).items() if count > 1]
+    if twice:
+        raise ValueError(f"params has several arrays with one name: {twice}")
+    return arrays
+
+
+def asked_decays(structure: Structure, mask: DecayMask, arrays: tuple[Any, ...]) -> list[bool]:
+    """For each tensor, whether a ``decay_mask`` lets weight decay apply to it."""
+    if callable(mask):
+        return [bool(mask(name, a)) for name, a in zip(names_of(structure), arrays, strict=True)]
+    return [bool(decays) for decays in structure.flatten("decay_mask", mask)]
+
+
 def _require_array(name: str, array: Any) -> None:
     try:
         isinstance(array, np.ndarray) or memoryview(array)
@@ -439,7 +431,7 @@ def _require_array(name: str, array: Any) -> None:
         ) from None
 
 
-def _is_grouped(params: Any) -> bool:
+def is_grouped(params: Any) -> bool:
     if not isinstance(params, (list, tuple)):
         return False
     groups = [isinstance(item, Mapping) for item in params]
@@ -448,7 +440,7 @@ def _is_grouped(params: Any) -> bool:
     return any(groups)
 
 
-def _checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+def checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
     for g, group in enumerate(groups):
         unknown = sorted(set(map(str, group)) - {"params", *HYPER_PARAMETERS})
         if "params" not in group or unknown:
@@ -459,7 +451,7 @@ def _checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any
     return [{"params": group["params"], **defaults, **group} for group in groups]
 
 
-def _hypers(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
+def hypers_of(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
     """The hyper-parameters of step t, by group."""
     hypers = []
     for group in groups:
@@ -467,6 +459,41 @@ def _hypers(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
         rate = lr(t) if callable(lr) else lr
         hypers.append((rate, group["betas"], group["eps"], group["weight_decay"]))
     return hypers
+
+
+def checked_numbers(
+    saved: Mapping[str, Any], groups: int, names: list[str]
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Check a state dict but for its arrays and the values of its hyper-parameters; return its
+    groups and the steps of its tensors."""
+    _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
+    _require_count("state_dict['t']", saved["t"])
+    for option in ("maximize", "skip_nonfinite"):
+        if not isinstance(saved[option], bool):
+            raise TypeError(f"state_dict[{option!r}] is {saved[option]!r}; expected a bool")
+    found = saved["param_groups"]
+    if not isinstance(found, list):
+        raise TypeError(f"state_dict['param_groups'] is {found!r}; expected a list")
+    if len(found) != groups:
+        raise ValueError(f"state_dict['param_groups'] has {len(found)} groups; expected {groups}")
+    for g, group in enumerate(found):
+        _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
+    _require_keys("state_dict['state']", saved["state"], set(names))
+    steps = []
+    for name in names:
+        where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
+        _require_keys(where, entry, {"step", *entry} if isinstance(entry, Mapping) else set())
+        _require_count(f"{where}['step']", entry["step"])
+        steps.append(entry["step"])
+    return found, steps
+
+
+def described_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups of a state dict: without their parameters."""
+    return [
+        {**{name: group[name] for name in HYPER_PARAMETERS}, "betas": tuple(group["betas"])}
+        for group in groups
+    ]
 
 
 def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:

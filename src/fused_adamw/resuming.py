@@ -60,23 +60,25 @@ class TrainingFile:
         run.resumed_from = run.steps
         return run
 
-    def load(self, optimizer: AdamW) -> None:
+    def load(self, optimizer: Any) -> None:
         """Return parameters and optimizer to where the record ends."""
-        load_checkpoint(self.path, optimizer)
+        loader, _ = functions_for(optimizer)
+        loader(self.path, optimizer)
 
-    def save_when_due(self, optimizer: AdamW, run: Run) -> None:
+    def save_when_due(self, optimizer: Any, run: Run) -> None:
         """To be called after each step, and before the first; raises OSError with the path."""
         ends = run.steps == self.steps or run.interrupted
         due = ends or (self.every is not None and run.steps % self.every == 0)
         if due and run.steps != run.resumed_from:
             self._save(optimizer, run)
 
-    def _save(self, optimizer: AdamW, run: Run) -> None:
+    def _save(self, optimizer: Any, run: Run) -> None:
         record = {name: value for name, value in asdict(run).items() if name not in OF_ONE_PROCESS}
         definition = {**self.definition, "steps": self.steps}
         extra = {"training": {"definition": definition, "run": record}}
+        _, saver = functions_for(optimizer)
         try:
-            save_checkpoint(self.path, optimizer, extra=extra)
+            saver(self.path, optimizer, extra=extra)
         except OSError as error:  # names a temporary file, or none
             reason = error.strerror or str(error)
             raise OSError(error.errno, reason, os.fspath(self.path)) from error
@@ -91,6 +93,15 @@ class TrainingFile:
         )
         if differences:
             raise ValueError(f"{self.path} is of another training: {differences}")
+
+
+def functions_for(optimizer: Any) -> tuple[Any, Any]:
+    """What loads and what saves an optimizer: of one process, or sharded."""
+    if isinstance(optimizer, AdamW):
+        return load_checkpoint, save_checkpoint
+    from . import sharded_checkpoint
+
+    return sharded_checkpoint.load_checkpoint, sharded_checkpoint.save_checkpoint
 
 
 def _shown(value: object) -> object:

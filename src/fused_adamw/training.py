@@ -18,7 +18,7 @@ from itertools import islice, repeat
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from .tiny_transformer import (
     TARGETS,
     TOKENS,
     VOCABULARY,
+    Cache,
     IntArray,
     Parameters,
     Sequences,
@@ -100,14 +101,15 @@ def make_optimizer(
     schedule: Schedule | None = None,
     max_grad_norm: float | None = None,
     state_dtype: str | None = None,
+    adamw: Callable[..., Any] = AdamW,
 ) -> Optimizer:
     """A schedule, whose highest rate is `lr`, clipping and `state_dtype` are for the fused AdamW
-    alone."""
+    alone, which `adamw` makes."""
     if name is OptimizerName.SGD:
         return SGD(parameters, lr)
     if name is OptimizerName.REFERENCE:
         return ReferenceAdamW(parameters, lr, weight_decay)
-    optimizer = AdamW(
+    optimizer = adamw(
         parameters,
         lr,
         weight_decay=weight_decay,
@@ -118,7 +120,8 @@ def make_optimizer(
     if schedule is not None:
         # Only now: of a schedule AdamW would check the first rate, which may not be the highest.
         optimizer.param_groups[0]["lr"] = schedule
-    return optimizer
+    made: Optimizer = optimizer
+    return made
 
 
 class ScheduleName(StrEnum):
@@ -165,13 +168,20 @@ class Run:
         return self.forward_seconds + self.backward_seconds + self.optimizer_seconds
 
 
+class Model(Protocol):
+    def forward(self, tokens: Sequences, targets: Sequences) -> tuple[float, Cache]: ...
+
+    def backward(self, cache: Cache) -> Parameters: ...
+
+
 def train(
-    model: TinyTransformer,
+    model: Model,
     optimizer: Optimizer,
     batches: Iterable[Batch],
     steps: int,
     on_step: Callable[[Run], None] | None = None,
     run: Run | None = None,
+    agree: Callable[[bool], bool] = bool,
 ) -> Run:
     """Train for `steps` updates, or until Ctrl-C; the parameters never hold half an update.
 
@@ -181,6 +191,9 @@ def train(
 
     Given the record of a training that stopped, `run`, with the model and the optimizer as they
     were then, it goes on up to `steps` updates in all; `batches` are those from the very start.
+
+    `agree` is asked whether to stop, given whether Ctrl-C was pressed: where several processes
+    train together, they have to stop together.
     """
     run = Run() if run is None else run
     # The last forward pass is taken again: the next update needs its gradients.
@@ -192,7 +205,7 @@ def train(
             loss, cache = model.forward(tokens, targets)
             forward_end = perf_counter()
             run.losses.append(loss)
-            run.interrupted = interrupt.is_set()
+            run.interrupted = agree(interrupt.is_set())
             if on_step is not None:
                 on_step(run)
             if run.steps >= steps or run.interrupted:
@@ -205,7 +218,7 @@ def train(
             run.forward_seconds += forward_end - start
             run.backward_seconds += backward_end - backward_start
             run.optimizer_seconds += end - backward_end
-        run.interrupted = interrupt.is_set()
+        run.interrupted = agree(interrupt.is_set())
     return run
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..optimizer import AdamW
+from ..runtime import runtime_info
 from ..tiny_transformer import TinyTransformer
 
 Array: TypeAlias = NDArray[Any]
@@ -95,7 +96,7 @@ def held(shapes: Shapes, dtype: DTypeLike) -> tuple[list[Array], list[Array], Ad
     """params, grads, and an AdamW that holds the moments. It makes them itself, and the largest
     models have room for one set alone: whoever else takes a step takes it on these."""
     params, grads = draw(shapes, dtype, roles=2)
-    optimizer = AdamW(params)
+    optimizer = AdamW(params, num_threads=runtime_info()["num_threads"])
     rng = np.random.default_rng(1)
     for moments, bounds in zip((optimizer.m, optimizer.v), RANGES[2:], strict=True):
         for moment in moments:

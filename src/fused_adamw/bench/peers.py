@@ -8,8 +8,9 @@ them back to itself by donation; pure Python, which has lists) the step returns 
 Those with a state in fewer bits keep it themselves and leave m and v alone; it starts as zeros. If
 parameters and gradients have fewer bits too, they are copies, and the step returns the former.
 
-All run on as many threads as `fused_adamw` takes by default; XLA alone cannot be told, and takes
-all processors that the process may use. A peer that cannot be loaded is in MISSING.
+All run on as many threads as `fused_adamw` takes by default; our class too, which would otherwise
+spend its first steps on finding out how many pay. XLA alone cannot be told, and takes all
+processors that the process may use. A peer that cannot be loaded is in MISSING.
 """
 
 import ctypes
@@ -116,7 +117,7 @@ def ours_with_state(state_dtype: str, **how: Any) -> Prepare:
     """The class, with a state of its own."""
 
     def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
-        optimizer = AdamW(params, state_dtype=state_dtype, **how)
+        optimizer = AdamW(params, state_dtype=state_dtype, num_threads=threads(), **how)
         return lambda: optimizer.step(grads)
 
     return prepare
@@ -136,7 +137,7 @@ def ours_in_bfloat16(**how: Any) -> Prepare:
 
     def prepare(params: Arrays, grads: Arrays, *_: Arrays) -> Step:
         own, own_grads = in_bfloat16(params), in_bfloat16(grads)
-        optimizer = AdamW(own, **how)
+        optimizer = AdamW(own, num_threads=threads(), **how)
 
         def step() -> object:
             optimizer.step(own_grads)

@@ -144,11 +144,14 @@ ROLES = {
 
 
 def chart(results: Results) -> tuple[list[report.Line], str, str]:
-    """Lines, title and caption: the lines go through the cases that their size alone sets apart."""
+    """Lines, title and caption: the lines go through the cases that their size alone sets apart,
+    for the contenders that move the same bytes; all the others, where there are only these."""
+    like = {c.name for c in results.race.contenders if c.bytes_moved is None} - {LIMIT}
     lines: dict[str, list[report.Point]] = {}
     for case, _, contenders in results.cases:
         for figures in contenders if case.drawn else ():
-            lines.setdefault(figures.name, []).append(chart_point(case, figures))
+            if not like or figures.name in {*like, BASE, LIMIT}:
+                lines.setdefault(figures.name, []).append(chart_point(case, figures))
     title = f"One AdamW step, {results.race.dtype}: ns per parameter, lower is better"
     roles = {name: ROLES.get(name, report.Role.PEER) for name in lines}
     drawn = [report.Line(name, roles[name], points) for name, points in lines.items()]

@@ -1,0 +1,67 @@
+"""The model of cost of docs/scaling.md: prints its computed tables.
+
+    python benches/scaling.py
+
+Constants that were measured come from benches/bench_sharded.py; the others are assumptions.
+"""
+
+from math import log2
+
+from fused_adamw.sharded import BUCKET_BYTES
+from fused_adamw.shards import UNIT
+
+STEP_BYTES = 28  # a float32 parameter: p, g, m, v read, and p, m, v written
+ADD_BYTES = 12  # two read, one written
+MEASURED_MEMORY = 26.7e9  # bytes/s of a core's update: 2^24 on 2 ranks
+MEASURED_WIRE = {2: 3.39e9, 4: 2.49e9}  # bytes/s that a rank moves: 2^24
+MEMORY = 200e9  # assumed of a host: bytes/s
+STAGE = 10e-6  # assumed of a network: seconds a stage of a collective
+LINKS = {"25 Gb/s": 25e9 / 8, "100 Gb/s": 100e9 / 8, "400 Gb/s": 400e9 / 8}
+MODELS = {"7 B": 7e9, "70 B": 70e9, "175 B": 175e9}
+HOSTS = (8, 64, 256, 1024)
+
+
+def wire_bytes(size, ranks):
+    """That a rank sends, and receives, in a reduce-scatter and an all-gather."""
+    return 2 * 4 * size * (ranks - 1) / ranks
+
+
+def memory_bytes(size, ranks, state_bytes=8):
+    """Parameters, gradients, state; two buckets and a unit."""
+    return 8 * size + state_bytes * size / ranks + 2 * BUCKET_BYTES + state_bytes * UNIT
+
+
+def seconds(size, ranks, link, bucket=BUCKET_BYTES):
+    """(wire, stages, memory): what the three take by themselves."""
+    stages = 2 * (4 * size / bucket) * log2(ranks) * STAGE
+    local = STEP_BYTES * size / ranks + ADD_BYTES * size * (ranks - 1) / ranks
+    return wire_bytes(size, ranks) / link, stages, local / MEMORY
+
+
+def check():
+    print("| ranks | parameters | collectives, ms | update, ms | sum, ms |\n|--:|--:|--:|--:|--:|")
+    for ranks, rate in MEASURED_WIRE.items():
+        for power in (22, 24, 26):
+            size = 2**power
+            wire = 1e3 * wire_bytes(size, ranks) / rate
+            # Two processors: four ranks take turns.
+            update = 1e3 * STEP_BYTES * size / ranks / MEASURED_MEMORY * max(1, ranks / 2)
+            print(f"| {ranks} | 2^{power} | {wire:.1f} | {update:.1f} | {wire + update:.1f} |")
+
+
+def predict():
+    links = " | ".join(LINKS)
+    print(f"| parameters | hosts | memory, GB | with 8-bit state | {links} | local |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, size in MODELS.items():
+        for ranks in HOSTS:
+            memory = (memory_bytes(size, ranks, state) / 1e9 for state in (8, 2 + 8 / 256))
+            found = [seconds(size, ranks, link) for link in LINKS.values()]
+            times = " | ".join(f"{max(w + s, m):.2f} to {w + s + m:.2f}" for w, s, m in found)
+            cells = " | ".join(f"{x:,.0f}" for x in memory)
+            print(f"| {name} | {ranks} | {cells} | {times} | {found[0][2]:.2f} |")
+
+
+check()
+print()
+predict()

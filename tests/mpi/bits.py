@@ -1,0 +1,185 @@
+"""The sharded optimizer, step for step beside one of a single process that has the mean."""
+
+import numpy as np
+from common import RANK, RANKS, SMALL_BUCKETS, draw, local_gradients, mean, run, same_bits
+
+from fused_adamw import AdamW
+from fused_adamw.schedules import LinearWarmup
+from fused_adamw.sharded import ShardedAdamW
+
+UNEVEN = [(100_001,), (7, 9), (), (0, 3), (200, 201), (16_384,), (5,)]
+EVEN = [(1 << 17,)]
+TINY = [(3,), (2,)]  # not enough for more than two ranks
+SMALL = [(100 + i,) for i in range(400)]  # several packed buckets
+ALL = UNEVEN, EVEN, TINY, SMALL
+OPTIONS = [
+    {},
+    {"amsgrad": True, "maximize": True, "weight_decay": 0.3},
+    {"max_grad_norm": 1.0},
+    {"skip_nonfinite": True, "lr": LinearWarmup(0.1, 3)},
+    {"max_grad_norm": 1e9, "skip_nonfinite": True, "amsgrad": True},
+]
+COMPRESSED = [
+    {"state_dtype": "8bit"},
+    {"state_dtype": "bfloat16", "max_grad_norm": 0.5},
+    {"state_dtype": "8bit", "max_grad_norm": 0.5, "seed": 7},
+    {"state_dtype": "bfloat16", "amsgrad": True, "seed": None},
+]
+
+
+def pair(params, sharded_options=None, **options):
+    """The same optimizer twice, over two copies: whole, and sharded in small buckets."""
+    copies = [p.copy("K") for p in params]
+    sharded = ShardedAdamW(copies, bucket_bytes=SMALL_BUCKETS, **options, **(sharded_options or {}))
+    return params, AdamW(params, **options), copies, sharded
+
+
+def step_both(pair, gradients, scale=1.0):
+    params, single, copies, sharded = pair
+    norm = single.step(mean(gradients), scale)
+    assert sharded.step(gradients[RANK], scale) == norm
+    assert sharded.t == single.t
+    assert same_bits(params, copies)
+
+
+def compare(shapes, dtypes, steps=2, scale=1.0, **options):
+    made = pair([*map(np.array, draw_each(shapes, dtypes))], **options)
+    for step in range(steps):
+        step_both(made, local_gradients(shapes, dtypes, step), scale)
+
+
+def draw_each(shapes, dtypes):
+    return [x.astype(d) for x, d in zip(draw(shapes, np.float64), dtypes, strict=True)]
+
+
+def float32():
+    for shapes in ALL:
+        for options in OPTIONS if shapes is UNEVEN else OPTIONS[1:3]:
+            compare(shapes, [np.float32] * len(shapes), **options)
+
+
+def float64():
+    for options in OPTIONS:
+        compare(UNEVEN, [np.float64] * len(UNEVEN), **options)
+
+
+def mixed_dtypes():
+    for options in OPTIONS:
+        compare(UNEVEN, [np.float32, np.float64] * 3 + [np.float32], **options)
+
+
+def compressed():
+    for shapes in (UNEVEN, SMALL):
+        for options in COMPRESSED:
+            compare(shapes, [np.float32] * len(shapes), steps=3, **options)
+
+
+def grad_scale():
+    for options in OPTIONS[:3]:
+        compare(UNEVEN, [np.float32] * len(UNEVEN), scale=0.3, **options)
+
+
+def tiny_gradients():
+    """Their means are subnormal, and rounded."""
+    shapes = [(50_000,)]
+    made = pair(draw(shapes))
+    for step in range(2):
+        step_both(made, local_gradients(shapes, [np.float32], step, scale=2.0**-149))
+
+
+def random_gradients():
+    """A sum of two has one order only."""
+    if RANKS > 2:
+        return
+    made = pair(draw(UNEVEN), max_grad_norm=0.1)
+    for step in range(3):
+        step_both(made, [draw(UNEVEN, seed=10 * step + rank) for rank in range(RANKS)])
+
+
+def groups():
+    def grouped(params):
+        return [
+            {"params": params[:2], "lr": 0.1, "betas": (0.5, 0.9)},
+            {"params": dict(zip("abcde", params[2:], strict=True)), "weight_decay": 0.0},
+        ]
+
+    def of(gradients):
+        return [gradients[:2], dict(zip("abcde", gradients[2:], strict=True))]
+
+    params = draw(UNEVEN)
+    copies = [p.copy() for p in params]
+    options = {"max_grad_norm": 0.7, "decay_mask": lambda name, array: array.ndim > 1}
+    single = AdamW(grouped(params), **options)
+    sharded = ShardedAdamW(grouped(copies), bucket_bytes=SMALL_BUCKETS, **options)
+    assert sharded.names == single.names
+    for step in range(3):
+        gradients = local_gradients(UNEVEN, [np.float32] * len(UNEVEN), step)
+        single.param_groups[0]["lr"] = sharded.param_groups[0]["lr"] = 0.1 / (step + 1)
+        assert single.step(of(mean(gradients))) == sharded.step(of(gradients[RANK]))
+        assert same_bits(params, copies)
+
+
+def missing_gradients():
+    """Not all tensors in each step; none at all in one."""
+    for options in ({}, {"max_grad_norm": 0.5}):
+        made = params, single, copies, sharded = pair(draw(UNEVEN), **options)
+        for step, missing in enumerate(([0], [1, 2], range(7), [4, 6], [])):
+            gradients = local_gradients(UNEVEN, [np.float32] * len(UNEVEN), step)
+            means = [None if i in missing else g for i, g in enumerate(mean(gradients))]
+            own = [None if i in missing else g for i, g in enumerate(gradients[RANK])]
+            assert single.step(means) == sharded.step(own)
+            assert same_bits(params, copies), (step, missing)
+        assert made[3].t == 5
+
+
+def memory_orders():
+    """Of parameters and of gradients, each in C order, in Fortran order and with gaps."""
+    shapes = [(300, 400), (301, 50), (6, 7)]
+    for options in ({}, {"max_grad_norm": 0.5}):
+        params = [np.asarray(p, order=o) for p, o in zip(draw(shapes), "FCF", strict=True)]
+        made = pair(params, **options)
+        for step in range(3):
+            gradients = local_gradients(shapes, [np.float32] * 3, step)
+            spaced = [np.zeros((*g.shape, 2), g.dtype)[..., 0] for g in gradients[RANK]]
+            for target, g in zip(spaced, gradients[RANK], strict=True):
+                target[...] = g
+            fortran = [np.asarray(g, order="F") for g in gradients[RANK]]
+            own = [gradients[RANK], fortran, spaced][step]
+            assert made[1].step(mean(gradients)) == made[3].step(own)
+            assert same_bits(made[0], made[2])
+
+
+def nonfinite():
+    """Skipped, with nothing changed; or let through, with the bits of a single process."""
+    shapes, dtypes = UNEVEN, [np.float32] * len(UNEVEN)
+    for bad in (np.nan, np.inf):
+        for options in ({"skip_nonfinite": True}, {"max_grad_norm": 1.0}, {}):
+            made = pair(draw(shapes), **options)
+            for step in range(3):
+                gradients = local_gradients(shapes, dtypes, step)
+                if step == 1:
+                    gradients[-1][0][12_345] = bad
+                with np.errstate(all="ignore"):
+                    means = mean(gradients)
+                norms = made[1].step(means), made[3].step(gradients[RANK])
+                assert np.array_equal(*np.array(norms, float), equal_nan=True)
+                assert made[1].t == made[3].t
+                assert same_bits(made[0], made[2]), (bad, options, step)
+
+
+def gradients_are_only_read_without_a_norm():
+    made = pair(draw(UNEVEN))
+    gradients = local_gradients(UNEVEN, [np.float32] * len(UNEVEN), 1)
+    before = [g.copy() for g in gradients[RANK]]
+    for gradient in gradients[RANK]:
+        gradient.flags.writeable = False
+    made[3].step(gradients[RANK])
+    assert same_bits(before, gradients[RANK])
+
+
+PROGRAMS = (
+    *(float32, float64, mixed_dtypes, compressed, grad_scale, tiny_gradients, random_gradients),
+    *(groups, missing_gradients, memory_orders, nonfinite),
+    gradients_are_only_read_without_a_norm,
+)
+run({program.__name__: program for program in PROGRAMS})

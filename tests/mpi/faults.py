@@ -1,0 +1,183 @@
+"""What is wrong on one rank is the same error on all, and changes nothing."""
+
+import numpy as np
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, run, same_bits
+
+from fused_adamw.sharded import ShardedAdamW
+
+SHAPES = [(70_000,), (7, 9), ()]
+LAST = RANKS - 1  # the rank on which things go wrong
+
+
+def params(shapes=SHAPES, dtype=np.float32):
+    return dict(zip("abc", draw(shapes, dtype), strict=True))
+
+
+def made(**options):
+    return ShardedAdamW(params(), bucket_bytes=SMALL_BUCKETS, **options)
+
+
+def refused(kind, expected, call):
+    """The call raises on each rank, with the same message."""
+    try:
+        call()
+    except kind as error:
+        messages = COMM.allgather(str(error))
+        assert len(set(messages)) == 1, messages
+        assert expected in messages[0], messages[0]
+        return
+    raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
+
+
+def step_refused(kind, expected, grads, grad_scale=1.0, change=None, **options):
+    """A step with these gradients is refused and changes nothing; the next one is taken."""
+    opt = made(**options)
+    opt.step(params())
+    if change is not None:
+        change(opt)
+    before = [array.copy() for array in opt.param_groups[0]["params"].values()]
+    refused(kind, expected, lambda: opt.step(grads, grad_scale))
+    assert opt.t == 1
+    assert same_bits(before, opt.param_groups[0]["params"].values())
+    if change is None:
+        opt.step(params())
+        assert opt.t == 2
+        assert not same_bits(before, opt.param_groups[0]["params"].values())
+
+
+def on_last(wrong, right):
+    return wrong if RANK == LAST else right
+
+
+def on_rank(text):
+    return f"rank {LAST}: {text}" if RANKS > 1 else text
+
+
+def gradients():
+    right = params()
+    for key, wrong, kind, expected in (
+        ("b", np.zeros((9, 7), np.float32), ValueError, "grads['b'] has shape (9, 7)"),
+        ("a", np.zeros(70_000), TypeError, "grads['a'] has dtype float64; expected float32"),
+        ("c", "no array", TypeError, "grads['c'] is of type str"),
+    ):
+        step_refused(kind, on_rank(expected), on_last({**right, key: wrong}, right))
+    step_refused(ValueError, on_rank("grads has not the keys"), on_last({"a": right["a"]}, right))
+    step_refused(TypeError, on_rank("grads is of type int"), on_last(3, right))
+    step_refused(ValueError, on_rank("grad_scale is"), right, grad_scale=on_last(np.nan, 1.0))
+
+
+def gradients_to_be_overwritten():
+    right, frozen = params(), params()
+    frozen["b"].flags.writeable = False
+    twice = np.zeros((70_000 + 63), np.float32)
+    shared = {**right, "a": twice[:70_000], "b": twice[-80:-17].reshape(7, 9)}
+    if RANKS > 1:
+        for options in ({"max_grad_norm": 1.0}, {"skip_nonfinite": True}):
+            step_refused(ValueError, "read-only", on_last(frozen, right), **options)
+            step_refused(ValueError, "two of grads share memory", on_last(shared, right), **options)
+
+
+def gradients_in_the_memory_of_parameters():
+    opt = made()
+    held = opt.param_groups[0]["params"]
+    right = params()
+    for wrong in (
+        {**right, "b": held["a"][:63].reshape(7, 9)},
+        {**right, "b": held["a"][-1:-64:-1].reshape(7, 9)},
+    ):
+        refused(ValueError, "share memory", lambda: opt.step(on_last(wrong, right)))  # noqa: B023
+    assert opt.t == 0
+
+
+def numbers_that_differ():
+    if RANKS == 1:
+        return
+    right = params()
+    disagree = "the ranks disagree: "
+    missing = on_last({**right, "b": None}, right)
+    step_refused(ValueError, disagree + "the list of tensors without a gradient", missing)
+    step_refused(ValueError, disagree + "grad_scale is", right, grad_scale=on_last(0.5, 1.0))
+
+    def rate(opt):
+        opt.param_groups[0]["lr"] = on_last(0.5, 0.1)
+
+    def norm(opt):
+        opt.max_grad_norm = on_last(0.5, None)
+
+    step_refused(ValueError, disagree + "the groups is", right, change=rate)
+    step_refused(ValueError, disagree + "max_grad_norm is", right, change=norm)
+
+
+def numbers_that_are_wrong():
+    def rate(opt):
+        opt.param_groups[0]["lr"] = on_last(-1.0, 0.1)
+
+    def schedule(opt):
+        def fails(t):
+            raise KeyError("no such step")
+
+        opt.param_groups[0]["lr"] = on_last(fails, lambda t: 0.1)
+
+    step_refused(ValueError, on_rank("lr is -1.0"), params(), change=rate)
+    step_refused(RuntimeError, on_rank("KeyError: 'no such step'"), params(), change=schedule)
+
+
+def construction():
+    def sharded(arrays, **options):
+        return lambda: ShardedAdamW(arrays, bucket_bytes=SMALL_BUCKETS, **options)
+
+    refused(ValueError, on_rank("lr is -1"), sharded(params(), lr=on_last(-1.0, 0.1)))
+    refused(ValueError, on_rank("params holds no array"), sharded(on_last([], params())))
+    refused(TypeError, on_rank("params['a'] is of type int"), sharded(on_last({"a": 3}, params())))
+    refused(
+        TypeError,
+        on_rank("params['a'] has dtype int64"),
+        sharded(on_last({**params(), "a": np.arange(3)}, params())),
+    )
+    refused(TypeError, "expected float32 or float64", sharded({"a": np.ones(3, np.float16)}))
+    refused(
+        ValueError,
+        on_rank("state_dtype is '4bit'"),
+        sharded(params(), state_dtype=on_last("4bit", "8bit")),
+    )
+    refused(ValueError, "bucket_bytes is 5", lambda: ShardedAdamW(params(), bucket_bytes=5))
+    refused(TypeError, "bucket_bytes is 'x'", lambda: ShardedAdamW(params(), bucket_bytes="x"))
+
+
+def construction_that_differs():
+    if RANKS == 1:
+        return
+
+    def differs(expected, arrays=None, **options):
+        def construct():
+            ShardedAdamW(params() if arrays is None else arrays, **options)
+
+        refused(ValueError, f"the ranks disagree: {expected}", construct)
+
+    differs("lr of group 0 is 0.1 on rank 0", lr=on_last(0.2, 0.1))
+    differs("betas of group 0", betas=on_last((0.9, 0.99), (0.9, 0.999)))
+    differs("lr of group 0", lr=on_last(lambda t: 0.1, 0.1))
+    differs("amsgrad is", amsgrad=on_last(True, False))
+    differs("seed is", seed=on_last(3, 0), state_dtype="8bit")
+    differs("state_dtype is", state_dtype=on_last("8bit", None))
+    differs("max_grad_norm is", max_grad_norm=on_last(1.0, None))
+    differs("bucket_bytes is", bucket_bytes=on_last(1 << 20, 1 << 21))
+    differs("decay_mask of 'a'", decay_mask=lambda name, array: on_last(True, False))
+    differs("the names in params", on_last({"a": np.ones(3)}, params()))
+    differs("params['b'] is", on_last(params([(70_000,), (9, 7), ()]), params()))
+    differs("params['a'] is", on_last(params(dtype=np.float64), params()))
+    other = params()
+    other["c"] += 1
+    differs("the CRC-32 of the values of params['c'] is", on_last(other, params()))
+
+
+PROGRAMS = (
+    gradients,
+    gradients_to_be_overwritten,
+    gradients_in_the_memory_of_parameters,
+    numbers_that_differ,
+    numbers_that_are_wrong,
+    construction,
+    construction_that_differs,
+)
+run({program.__name__: program for program in PROGRAMS})
