@@ -126,4 +126,5 @@ def report(options, sharded, found, counted, nbytes):
     )
 
 
-main()
+if __name__ == "__main__":
+    main()
