@@ -214,7 +214,7 @@ def test_only_one_rank_speaks(tmp_path):
     text.write_text(TEXT)
     for arguments, expected in (
         (["--text", text, "--batch-size", 9], "--batch-size is 9; expected a multiple of the 2"),
-        (["--text", tmp_path / "none"], "does not exist"),
+        (["--text", tmp_path / "none"], "No such file"),
         (["--lr", "fast"], "--lr"),
         (["--compare"], "--mpi divides AdamW"),
         (["--optimizer", "sgd"], "has no effect without --optimizer fused"),

@@ -32,8 +32,8 @@ cdef class WholeTensors(Tensors):
                 for i in range(1, found):
                     if extents[i].begin < extents[i - 1].end:
                         raise ValueError(
-                            "two of grads share memory; with max_grad_norm or skip_nonfinite they "
-                            "are written, and each needs memory of its own"
+                            "two of grads lie within one another; with max_grad_norm or "
+                            "skip_nonfinite they are written, and each needs memory of its own"
                         )
         finally:
             PyMem_Free(extents)

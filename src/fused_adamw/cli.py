@@ -206,10 +206,7 @@ SgdRate = Annotated[
 ]
 TextFile = Annotated[
     Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        readable=True,
+    typer.Option(  # checked where ranks agree on what is wrong
         show_default='"I like transformers"',
         help="Train on this UTF-8 file; its last tenth is held out.",
     ),

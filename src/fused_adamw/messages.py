@@ -161,7 +161,8 @@ class _Room:
 
 
 class Exchange:
-    """Reduce-scatters and all-gathers of buckets, two of them under way at a time.
+    """Reduce-scatters and all-gathers of buckets: of those through a room two at a time, of those
+    straight into the parameters as many as there are until ``finish``.
 
     A bucket within one tensor goes straight from and to the user's arrays; others are packed in one
     of two rooms of the size of the largest bucket.
@@ -237,7 +238,7 @@ class Exchange:
         self._progress()
 
     def _gather(self, whole: Any, bucket: Bucket) -> Any:
-        kind = MPI.FLOAT if whole.dtype == np.float32 else MPI.DOUBLE
+        kind = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}[whole.dtype.name]
         return self.comm.Iallgatherv(MPI.IN_PLACE, [whole, bucket.counts, bucket.starts, kind])
 
     def finish(self) -> None:

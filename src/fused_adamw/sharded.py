@@ -78,8 +78,8 @@ class ShardedAdamW:
         state_nbytes: the memory of this rank's part of the state.
         plan: the buckets, and who owns what of them (``shards.py``).
 
-    Raises TypeError or ValueError on all ranks alike where an argument is wrong on one, or is
-    another on one.
+    Raises TypeError or ValueError on all ranks alike where an argument but ``comm`` is wrong on
+    one, or is another on one.
 
     Example (under ``mpiexec -n 4 python -m mpi4py``)::
 
@@ -109,19 +109,19 @@ class ShardedAdamW:
         seed: int | None = 0,
     ) -> None:
         self._comm = own_duplicate(world() if comm is None else comm)
-        self.maximize, self.skip_nonfinite = bool(maximize), bool(skip_nonfinite)
         self.max_grad_norm, self.num_threads = max_grad_norm, num_threads
         self.state_dtype, self._seed = state_dtype, seed
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         facts: dict[str, Any] = {}
         with agreed(self._comm, facts):
+            self.maximize, self.skip_nonfinite = bool(maximize), bool(skip_nonfinite)
             self._hold_params(params, defaults, decay_mask)
             self._hold_shard(_checked_bytes(bucket_bytes), bool(amsgrad))
             resolve_threads(num_threads)
+            self._exchange = Exchange(self._comm, self.plan, self._flat)
             facts |= self._description()
         if num_threads is None:
             self.num_threads = default_threads(self._comm)
-        self._exchange = Exchange(self._comm, self.plan, self._flat)
         self._first_unit = dict(
             zip(self._own, accumulate(map(_units, self._own), initial=0), strict=False)
         )
@@ -149,19 +149,20 @@ class ShardedAdamW:
         grads: tuple[Any, ...] = ()
         hypers: list[Any] = []
         facts: dict[str, Any] = {}
-        with agreed(self._comm, facts):
-            hypers = hypers_of(self.param_groups, self.t + 1)
-            grads = self._whole.check_step(
-                local_grads,
-                hypers,
-                grad_scale,
-                self.max_grad_norm,
-                self.num_threads,
-                self._needs_norm and self._comm.size > 1,
-            )
-            facts |= self._facts(grads, hypers, grad_scale)
-        with interrupt_deferred(), np.errstate(all="ignore"):
-            return self._take_step(grads, hypers, float(grad_scale))
+        with interrupt_deferred():  # or one rank would leave the step that the others take
+            with agreed(self._comm, facts):
+                hypers = hypers_of(self.param_groups, self.t + 1)
+                grads = self._whole.check_step(
+                    local_grads,
+                    hypers,
+                    grad_scale,
+                    self.max_grad_norm,
+                    self.num_threads,
+                    self._needs_norm and self._comm.size > 1,
+                )
+                facts |= self._facts(grads, hypers, grad_scale)
+            with np.errstate(all="ignore"):
+                return self._take_step(grads, hypers, float(grad_scale))
 
     # ---- state
 
@@ -300,9 +301,14 @@ class ShardedAdamW:
 
     def _hold_whole(self, arrays: tuple[Any, ...]) -> None:
         for name, array in zip(self.names, arrays, strict=True):
-            dtype = getattr(array, "dtype", None)
-            if getattr(dtype, "name", None) in ("float16", "bfloat16"):
+            dtype = np.asarray(array).dtype
+            if dtype.name in ("float16", "bfloat16"):
                 raise TypeError(f"params[{name!r}] has dtype {dtype}; expected float32 or float64")
+            if dtype == np.float64 and self.state_dtype is not None:
+                raise TypeError(
+                    f"state_dtype is {self.state_dtype!r}, but params[{name!r}] has dtype float64; "
+                    "expected float32"
+                )
         none = self._structure.unflatten([None] * len(arrays))
         held = self._structure.unflatten(arrays)
         packed = [Packed("float32", None, None) for _ in arrays]  # no moments

@@ -76,8 +76,10 @@ def save_checkpoint(
         metadata = metadata_of(optimizer.state_numbers(), extra) if first else {}
         if first:
             _header(entries, {**metadata, "checksum": NO_CHECKSUM})
-    with agreed(optimizer.comm), interrupt_deferred():
-        pieces = _pieces_of_all(optimizer, entries)
+        # All that is allocated for long is so before anything is sent.
+        rooms = _rooms(optimizer, entries) if first else None
+    with interrupt_deferred(), agreed(optimizer.comm):
+        pieces = _pieces_of_all(optimizer, entries, rooms)
         try:
             if first:
                 _write(Path(os.path.realpath(path)), entries, metadata, pieces)
@@ -90,7 +92,8 @@ def load_checkpoint(path: FilePath, optimizer: ShardedAdamW) -> dict[str, Any]:
     """Return the parameters and the state of all ranks to what a file holds; all have to call it.
 
     As ``checkpoint.load_checkpoint``, without ``convert``. Rank 0 checks the file as a whole; then
-    each rank reads the parts that are its own, so all have to reach it.
+    each rank reads the parts that are its own, so all have to reach the same file: what a copy on
+    another host has behind its header is not checked.
 
     Returns the ``extra`` that was saved, {} without one.
 
@@ -111,7 +114,7 @@ def load_checkpoint(path: FilePath, optimizer: ShardedAdamW) -> dict[str, Any]:
         with agreed(comm):
             if file.read(len(header)) != header:
                 raise CorruptCheckpointError(f"{os.fspath(path)} is another file than for rank 0")
-        with agreed(comm), interrupt_deferred():
+        with interrupt_deferred(), agreed(comm):
             _read_own(file, len(header), optimizer, entries)
     with interrupt_deferred():
         optimizer.load_numbers(state)
@@ -175,7 +178,20 @@ def _write(
         file.write(_header(entries, {**metadata, "checksum": checksum.hexdigest()}))
 
 
-def _pieces_of_all(optimizer: ShardedAdamW, entries: Entries) -> Iterator[tuple[int, Any]]:
+def _rooms(optimizer: ShardedAdamW, entries: Entries) -> tuple[Any, Any]:
+    """For a piece that is received; for the largest array that is transposed."""
+    arrays = params_of(optimizer)
+    transposed = (
+        entry.nbytes
+        for key, entry in entries.items()
+        if not key.startswith("params/") and _is_transposed(arrays[key.split("/", 1)[1]], entry)
+    )
+    return np.empty(PIECE, np.uint8), np.empty(max(transposed, default=0), np.uint8)
+
+
+def _pieces_of_all(
+    optimizer: ShardedAdamW, entries: Entries, rooms: tuple[Any, Any] | None
+) -> Iterator[tuple[int, Any]]:
     """On rank 0, the contents of the file: where a piece goes, and it, by name, as the checksum
     has them. On the other ranks, what they own of it goes to rank 0."""
     names = {name: i for i, name in enumerate(optimizer.names)}
@@ -187,9 +203,9 @@ def _pieces_of_all(optimizer: ShardedAdamW, entries: Entries) -> Iterator[tuple[
         if role == "params":
             found = _pieces(lined_up(array, np.empty(0))) if first else iter(())
         else:
-            found = _state_pieces(optimizer, names[name], role, entries[key])
-            if first and _is_transposed(array, entries[key]):
-                found = _transposed(found, array, entries[key])
+            found = _state_pieces(optimizer, names[name], role, entries[key], rooms)
+            if rooms is not None and _is_transposed(array, entries[key]):
+                found = _transposed(found, array, entries[key], rooms[1])
         for piece in found:
             yield begin, piece
             begin += piece.nbytes
@@ -199,9 +215,9 @@ def _is_transposed(array: Any, entry: Entry) -> bool:
     return len(entry.shape) > 1 and not array.flags.c_contiguous
 
 
-def _transposed(pieces: Iterator[Any], array: Any, entry: Entry) -> Iterator[Any]:
+def _transposed(pieces: Iterator[Any], array: Any, entry: Entry, room: Any) -> Iterator[Any]:
     """The pieces of an array in Fortran order, put together, as pieces in C order."""
-    whole = np.empty(array.size, entry.dtype)
+    whole = room[: entry.nbytes].view(entry.dtype)
     at = 0
     for piece in pieces:
         whole[at : at + piece.size] = piece
@@ -216,10 +232,12 @@ def _pieces(elements: Any) -> Iterator[Any]:
         yield elements[begin : begin + step]
 
 
-def _state_pieces(optimizer: ShardedAdamW, tensor: int, role: str, entry: Entry) -> Iterator[Any]:
+def _state_pieces(
+    optimizer: ShardedAdamW, tensor: int, role: str, entry: Entry, rooms: tuple[Any, Any] | None
+) -> Iterator[Any]:
     """What is kept of a tensor: on rank 0 all of it, in order."""
     comm = optimizer.comm
-    room = np.empty(PIECE // entry.dtype.itemsize, entry.dtype) if comm.rank == 0 else None
+    room = None if rooms is None else rooms[0].view(entry.dtype)
     for rank, strip in optimizer.owners(tensor):
         if comm.rank == rank == 0:
             yield from _pieces(optimizer.own_state(strip, role))
@@ -302,7 +320,8 @@ def _fitting(
                     f"{name} has shape {found.shape} and dtype {found.dtype}; expected "
                     f"{entry.shape} and {entry.dtype}"
                 )
-        state = restored(json.loads(metadata["optimizer"]), {}, optimizer)
+        numbers = json.loads(metadata["optimizer"])
+        state = {"seed": optimizer.seed, **restored(numbers, {}, optimizer)}  # older: without
         optimizer.check_numbers(state)
     except (KeyError, TypeError, ValueError) as error:
         raise MismatchedCheckpointError(f"{os.fspath(path)} does not fit: {error}") from error

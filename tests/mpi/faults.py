@@ -74,7 +74,9 @@ def gradients_to_be_overwritten():
     if RANKS > 1:
         for options in ({"max_grad_norm": 1.0}, {"skip_nonfinite": True}):
             step_refused(ValueError, "read-only", on_last(frozen, right), **options)
-            step_refused(ValueError, "two of grads share memory", on_last(shared, right), **options)
+            step_refused(
+                ValueError, "two of grads lie within one another", on_last(shared, right), **options
+            )
 
 
 def gradients_in_the_memory_of_parameters():
