@@ -1,6 +1,7 @@
 """Arrays for a step, and the instruction sets to take it with."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -55,3 +56,31 @@ def dtype_named(name):
     if name == "bfloat16":
         return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
     return np.dtype(name)
+
+
+def command_line(main, monkeypatch, capture, folder):
+    """What runs ``main`` with arguments, in this folder; it returns status, standard output and
+    error, as ``capture`` has them."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fused-adamw", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code or 0, *capture.readouterr()
+
+    return command
+
+
+DELETED = object()
+
+
+def spoil(state, path, value):
+    """Put a value at the end of this path of keys into nested dicts and lists, or delete it."""
+    for key in path[:-1]:
+        state = state[key]
+    if value is DELETED:
+        del state[path[-1]]
+    else:
+        state[path[-1]] = value

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command_line
 
 pytest.importorskip("typer")
 
@@ -49,16 +51,7 @@ def _short_blocks(monkeypatch):
 def run(monkeypatch, capfd, tmp_path):
     """Runs the command in an empty folder; returns its status, standard output and error, with
     what C code and other processes print."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fused-adamw", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return exit_.value.code or 0, *capfd.readouterr()
-
-    return command
+    return partial(command_line(cli.main, monkeypatch, capfd, tmp_path), "bench")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command_line
 
 pytest.importorskip("typer")
 
@@ -55,16 +56,7 @@ def _no_terminal(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder; returns its status, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fused-adamw", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return exit_.value.code or 0, *capsys.readouterr()
-
-    return command
+    return command_line(cli.main, monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+from conftest import DELETED, spoil
 from test_optimizer import EVERYTHING, HYPER, OTHER, arrays_of, draw, leaves, snapshot
 from test_optimizer_arguments import group_grads, grouped_optimizer
 
@@ -79,7 +80,6 @@ def test_resuming_gives_the_bits_of_never_stopping(layout):
     assert other.maximize is other.skip_nonfinite is True
 
 
-DELETED = object()
 CORRUPTIONS = [
     *((["t"], value, ValueError) for value in (-1, 1.5, "3", None, 2**63, DELETED)),
     (["extra"], 1, ValueError),
@@ -122,13 +122,7 @@ def test_a_bad_state_is_named_and_nothing_changes(path, value, error):
     saved.step(group_grads(draw([(4, 3), (3,), (5,)])))
     saved.param_groups[0] |= OTHER
     state = saved.state_dict()
-    inner = state
-    for key in path[:-1]:
-        inner = inner[key]
-    if value is DELETED:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
+    spoil(state, path, value)
     before = snapshot(opt)
     with pytest.raises(error) as caught:
         opt.load_state_dict(state)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_readme import BLOCKS
 
 from fused_adamw._core import BLOCK
-from fused_adamw.shards import UNIT, excess_bytes, make_plan
+from fused_adamw.shards import UNIT, make_plan
 
 PROGRAMS = Path(__file__).parent / "mpi"
 MPIEXEC = shutil.which(
@@ -73,7 +73,8 @@ def test_each_element_has_one_owner_and_the_shares_are_even(tensors, ranks, buck
                 seen[strip.tensor] = strip.end
                 owned[rank] += strip.size * np.dtype(bucket.dtype).itemsize
     assert seen == sizes
-    assert max(owned) <= sum(owned) / ranks + excess_bytes(dtypes)
+    unit = UNIT * max(np.dtype(dtype).itemsize for dtype in dtypes)
+    assert max(owned) <= sum(owned) / ranks + unit
 
 
 def test_units_are_made_of_whole_blocks():

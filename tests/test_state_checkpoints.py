@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import dtype_named
+from conftest import DELETED, dtype_named, spoil
 from test_state_steps import COMPRESSED, HYPER, contents, draw, state_of
 from twin_state import TensorTwin, decode_8bit, encode_8bit, from_bfloat16, raw, to_bfloat16
 
@@ -192,9 +192,6 @@ def test_repr_and_what_is_seen():
         opt.seed = 5
 
 
-DELETED = object()
-
-
 @pytest.mark.parametrize("convert", [False, True])
 @pytest.mark.parametrize(
     ("path", "value"),
@@ -218,14 +215,9 @@ DELETED = object()
 )
 def test_a_bad_state_changes_nothing(path, value, convert):
     opt, saved = trained(state_dtype="8bit", seed=None), trained(state_dtype="8bit", steps=5)
-    saved = inner = saved.state_dict()
+    saved = saved.state_dict()
     saved["param_groups"][0]["lr"] = 0.5
-    for key in path[:-1]:
-        inner = inner[key]
-    if value is DELETED:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
+    spoil(saved, path, value)
     before, twin = contents(opt), copy.deepcopy(opt)
     with pytest.raises((TypeError, ValueError)) as caught:
         opt.load_state_dict(saved, convert=convert)

@@ -229,7 +229,8 @@ cdef class Tensors(Held):
             derive(&space.derived[0], 0, True, FUSED_ADAMW_FLOAT64, max(t, 1), hypers[0])
         return 0
 
-    cdef int count_step(self, tuple grads) except -1:
+    cpdef int count_step(self, tuple grads) except -1:
+        """A step was taken, by the tensors that had a gradient: those that are not None."""
         cdef Py_ssize_t i
         self.t += 1
         for i in range(self.count):

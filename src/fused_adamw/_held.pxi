@@ -48,8 +48,7 @@ cdef class Held:
         self.written = <Interval *>allocate(2 * self.roles * count, sizeof(Interval))
         for i in range(count):
             self.count += 1
-            self.slots[i].steps = 0
-            self.slots[i].group = 0
+            memset(&self.slots[i], 0, sizeof(Slot))
             self.slots[i].place = i
             self.slots[i].decays = True
             self.hold_params(i, all_params[i])
@@ -116,11 +115,6 @@ cdef class Held:
         self.slots[i].tensor.dtype = acquire(view, self, "params", i, array)
         self.held += 1
         self.slots[i].tensor.state_dtype = self.slots[i].tensor.dtype
-        self.slots[i].tensor.m_scale = NULL
-        self.slots[i].tensor.v_scale = NULL
-        self.slots[i].tensor.master = NULL
-        self.slots[i].tensor.v_max = NULL
-        self.slots[i].tensor.first = 0
         self.slots[i].tensor.params = view.buf
         self.slots[i].tensor.size = view.len // view.itemsize
         self.slots[i].order = order_of(view)

@@ -68,13 +68,6 @@ cdef class WholeTensors(Tensors):
             PyBuffer_Release(&view)
         return extent
 
-    def count_taken(self, list taken):
-        """A step was taken. ``taken``: for each tensor, whether it had a gradient."""
-        cdef Py_ssize_t i
-        self.t += 1
-        for i in range(self.count):
-            self.slots[i].steps += bool(taken[i])
-
 
 cdef Interval extent_of(const Py_buffer *view) noexcept:
     """From the first to the last byte, whatever the strides."""

@@ -117,7 +117,9 @@ def save_checkpoint(
     # safetensors would write the memory of an array in Fortran order as if it were in C order.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     metadata["checksum"] = _checksum(tensors, metadata)
-    _replace(Path(os.path.realpath(path)), _serialized(tensors, metadata))
+    data = _serialized(tensors, metadata)
+    with replacing(Path(os.path.realpath(path))) as file:
+        file.write(data)
 
 
 def load_checkpoint(path: FilePath, optimizer: AdamW, *, convert: bool = False) -> dict[str, Any]:
@@ -365,15 +367,10 @@ def _serialized(tensors: Arrays, metadata: dict[str, str]) -> bytes:
     return data
 
 
-def _replace(target: Path, data: bytes) -> None:
-    """Let a file hold the data, at one stroke."""
-    with replacing(target) as file:
-        file.write(data)
-
-
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file to be written to, which takes the place of ``target`` behind the block."""
+    """A new file to be written to, which takes the place of ``target`` at one stroke behind the
+    block."""
     permissions = _permissions(target)
     _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")

@@ -191,21 +191,21 @@ class Exchange:
         The sum lies in a room, and may be changed, until the next one is asked for. ``grads``: each
         tensor's elements in the order of the parameter's, in one dimension; or None.
         """
-        started: list[Any] = []
+        received = [None, None]  # by room
         for k, bucket in enumerate(buckets):
-            started.append(self._start_reduction(k, bucket, grads))
+            received[k % 2] = self._start_reduction(k, bucket, grads)
             if k > 0:
-                yield k - 1, buckets[k - 1], self._waited_for(k - 1, started[k - 1])
-                started[k - 1] = None
-        if started:
-            last = len(started) - 1
-            yield last, buckets[last], self._waited_for(last, started[last])
+                self._wait_for(k - 1)
+                yield k - 1, buckets[k - 1], received[(k - 1) % 2]
+        if buckets:
+            last = len(buckets) - 1
+            self._wait_for(last)
+            yield last, buckets[last], received[last % 2]
 
-    def _waited_for(self, k: int, received: Any) -> Any:
+    def _wait_for(self, k: int) -> None:
         room = self._rooms[k % 2]
         room.request.Wait()
         room.request = None
-        return received
 
     def _start_reduction(self, k: int, bucket: Bucket, grads: Sequence[Any]) -> Any:
         room = self._emptied_room(k)

@@ -117,19 +117,11 @@ class AdamW:
         self.num_threads = num_threads
         self._state_dtype, self._master_weights = state_dtype, bool(master_weights)
         self._seed = seed
-        grouped = is_grouped(params)
-        self.param_groups = checked_groups(params if grouped else [{"params": params}], defaults)
-        self._arrange(grouped)
-        arrays = checked_arrays(self._structure, self._params())
-        # Our own arrangement of the arrays: a dict of the caller's may change.
-        own = self._structure.unflatten(arrays)
-        for group, params_of_group in zip(
-            self.param_groups, own if grouped else [own], strict=True
-        ):
-            group["params"] = params_of_group
+        self._grouped = is_grouped(params)
+        self.param_groups, self._structure, arrays = arranged(params, defaults)
+        refuse_float64(self.names, arrays, state_dtype, "float32, float16 or bfloat16")
         roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
         self._packed = [packed_state(a, state_dtype, amsgrad, bool(master_weights)) for a in arrays]
-        self._require_float32(arrays)
         self._state = {
             role: [
                 np.zeros_like(a, subok=False) if packed is None else None
@@ -278,7 +270,8 @@ class AdamW:
     def __setstate__(self, state: dict[str, Any]) -> None:
         t, steps, grouped = (state.pop(name) for name in ("t", "steps", "grouped"))
         vars(self).update(state)
-        self._arrange(grouped)
+        self._grouped = grouped
+        self._structure = Structure(self._params(), grouped)
         self._hold()
         self._tensors.t = t
         self._tensors.set_steps(steps)
@@ -299,10 +292,6 @@ class AdamW:
         )
 
     # ---- inner parts
-
-    def _arrange(self, grouped: bool) -> None:
-        self._grouped = grouped
-        self._structure = Structure(self._params(), grouped)
 
     def _params(self) -> Any:
         groups = [group["params"] for group in self.param_groups]
@@ -345,14 +334,6 @@ class AdamW:
     def _arrays(self) -> tuple[Any, ...]:
         return self._structure.flatten("params", self._params())
 
-    def _require_float32(self, arrays: tuple[Any, ...]) -> None:
-        for name, array in zip(self.names, arrays, strict=True):
-            if self.state_dtype is not None and np.asarray(array).dtype == np.float64:
-                raise TypeError(
-                    f"state_dtype is {self.state_dtype!r}, but params[{name!r}] has dtype float64; "
-                    "expected float32, float16 or bfloat16"
-                )
-
     def _checked_state(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
         groups, steps = checked_numbers(saved, len(self.param_groups), self.names)
         for i, name in enumerate(self.names):
@@ -360,14 +341,9 @@ class AdamW:
         self._tensors.check(hypers_of(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
         return groups, steps
 
-    def _require_state(self, saved: Mapping[str, Any]) -> None:
-        _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
-        _require_keys("state_dict['state']", saved["state"], set(self.names))
-
     def _require_entry(self, where: str, entry: Mapping[str, Any], i: int) -> None:
         state, order = self._state_of(i), self._order_of(i)
         _require_keys(where, entry, {"step", *order, *state})
-        _require_count(f"{where}['step']", entry["step"])
         if order and entry["order"] != order["order"]:
             raise ValueError(
                 f"{where}['order'] is {entry['order']!r}; expected {order['order']!r}, that of the "
@@ -383,12 +359,11 @@ class AdamW:
 
     def _converted(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """The snapshot with its moments kept as this optimizer keeps them."""
-        self._require_state(saved)
+        _require_state(saved, self.names)
         state = {}
         for name, array, packed in zip(self.names, self._arrays(), self._packed, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-            if not isinstance(entry, Mapping):
-                raise TypeError(f"{where} is of type {type(entry).__name__}; expected a mapping")
+            _require_mapping(where, entry)
             state[name] = converted(where, entry, array, packed)
         return {**saved, "state": state}
 
@@ -399,6 +374,34 @@ _REBUILT = {"_structure", "_tensors", "_grouped"}
 def names_of(structure: Structure) -> list[str]:
     """A name for each tensor: its key or index, behind the index of its group."""
     return [".".join(map(str, path)) or "params" for path in structure.paths()]
+
+
+def arranged(
+    params: Any, defaults: dict[str, Any]
+) -> tuple[list[dict[str, Any]], Structure, tuple[Any, ...]]:
+    """The groups of ``params``, which has one or is one; its structure; and its arrays."""
+    grouped = is_grouped(params)
+    groups = checked_groups(params if grouped else [{"params": params}], defaults)
+    held = [group["params"] for group in groups] if grouped else groups[0]["params"]
+    structure = Structure(held, grouped)
+    arrays = checked_arrays(structure, held)
+    # Our own arrangement of the arrays: a dict of the caller's may change.
+    own = structure.unflatten(arrays)
+    for group, of_group in zip(groups, own if grouped else [own], strict=True):
+        group["params"] = of_group
+    return groups, structure, arrays
+
+
+def refuse_float64(
+    names: list[str], arrays: tuple[Any, ...], state_dtype: str | None, expected: str
+) -> None:
+    """There is no ``state_dtype`` for it."""
+    for name, array in zip(names, arrays, strict=True):
+        if state_dtype is not None and np.asarray(array).dtype == np.float64:
+            raise TypeError(
+                f"state_dtype is {state_dtype!r}, but params[{name!r}] has dtype float64; "
+                f"expected {expected}"
+            )
 
 
 def checked_arrays(structure: Structure, params: Any) -> tuple[Any, ...]:
@@ -466,7 +469,7 @@ def checked_numbers(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Check a state dict but for its arrays and the values of its hyper-parameters; return its
     groups and the steps of its tensors."""
-    _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
+    _require_state(saved, names)
     _require_count("state_dict['t']", saved["t"])
     for option in ("maximize", "skip_nonfinite"):
         if not isinstance(saved[option], bool):
@@ -478,14 +481,19 @@ def checked_numbers(
         raise ValueError(f"state_dict['param_groups'] has {len(found)} groups; expected {groups}")
     for g, group in enumerate(found):
         _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
-    _require_keys("state_dict['state']", saved["state"], set(names))
     steps = []
     for name in names:
         where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-        _require_keys(where, entry, {"step", *entry} if isinstance(entry, Mapping) else set())
+        _require_mapping(where, entry)
+        _require_keys(where, entry, {"step", *entry})
         _require_count(f"{where}['step']", entry["step"])
         steps.append(entry["step"])
     return found, steps
+
+
+def _require_state(saved: Mapping[str, Any], names: list[str]) -> None:
+    _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
+    _require_keys("state_dict['state']", saved["state"], set(names))
 
 
 def described_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -496,9 +504,13 @@ def described_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
+def _require_mapping(where: str, mapping: Any) -> None:
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{where} is of type {type(mapping).__name__}; expected a mapping")
+
+
+def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
+    _require_mapping(where, mapping)
     if set(mapping) != keys:
         missing, extra = sorted(keys - set(mapping)), sorted(map(str, set(mapping) - keys))
         raise ValueError(f"{where} is of another optimizer: missing {missing}, unexpected {extra}")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import BLOCK, Structure, WholeTensors, require_seed, resolve_threads
+from ._core import WholeTensors, require_seed, resolve_threads
 from .interrupts import interrupt_deferred
 from .messages import (
     Exchange,
@@ -37,17 +37,17 @@ from .optimizer import (
     DecayMask,
     Hyper,
     Schedule,
+    arranged,
     asked_decays,
-    checked_arrays,
-    checked_groups,
     checked_numbers,
     described_groups,
     hypers_of,
     is_grouped,
     names_of,
+    refuse_float64,
 )
 from .shards import UNIT, Bucket, Strip, make_plan
-from .state import Packed, order_of, packed_state
+from .state import Packed, layout, order_of, packed_dtype
 
 BUCKET_BYTES = 1 << 24
 FEWEST_BYTES = 8 * UNIT  # a unit of float64
@@ -209,13 +209,9 @@ class ShardedAdamW:
     def _orders(self) -> list[dict[str, str]]:
         """Of each tensor the ``order`` in which its state is packed, where it is."""
         return [
-            {"order": order_of(array)} if self._packed(array) is not None else {}
+            {"order": order_of(array)} if packed_dtype(array.dtype.name, self.state_dtype) else {}
             for array in self._arrays
         ]
-
-    def _packed(self, array: Any) -> Packed | None:
-        """An empty state of the kind that is kept of an array."""
-        return packed_state(np.empty(0, array.dtype), self.state_dtype, self.amsgrad, False)
 
     def check_numbers(self, saved: Mapping[str, Any]) -> None:
         """Raise what ``load_state_dict`` of ``AdamW`` would raise of all but the arrays."""
@@ -242,15 +238,12 @@ class ShardedAdamW:
     def roles(self, tensor: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The dtype and shape of each array that a single process keeps of a tensor."""
         array = self._arrays[tensor]
-        packed = self._packed(array)
+        packed = packed_dtype(array.dtype.name, self.state_dtype)
         if packed is None:
             names = ("m", "v", "v_max") if self.amsgrad else ("m", "v")
             return {name: (array.dtype.name, array.shape) for name in names}
-        blocks = -(-array.size // BLOCK)
-        return {
-            name: (x.dtype.name, (blocks if name.endswith("_scale") else array.size,))
-            for name, x in packed.arrays()
-        }
+        arrays = layout(packed, array.size, self.amsgrad, master=False)
+        return {name: (np.dtype(dtype).name, (size,)) for name, (dtype, size) in arrays.items()}
 
     def owners(self, tensor: int) -> list[tuple[int, Strip]]:
         """The strips of a tensor, in order, each behind the rank that owns it."""
@@ -278,17 +271,9 @@ class ShardedAdamW:
     def _hold_params(
         self, params: Any, defaults: dict[str, Any], decay_mask: DecayMask | None
     ) -> None:
+        self.param_groups, self._structure, arrays = arranged(params, defaults)
         grouped = is_grouped(params)
-        self.param_groups = checked_groups(params if grouped else [{"params": params}], defaults)
-        held = [group["params"] for group in self.param_groups]
-        self._structure = Structure(held if grouped else held[0], grouped)
-        arrays = checked_arrays(self._structure, held if grouped else held[0])
-        # Our own arrangement of the arrays: a dict of the caller's may change.
-        own = self._structure.unflatten(arrays)
-        for group, of_group in zip(self.param_groups, own if grouped else [own], strict=True):
-            group["params"] = of_group
-        paths = self._structure.paths()
-        self._group = [path[0] if grouped else 0 for path in paths]  # of each tensor
+        self._group = [path[0] if grouped else 0 for path in self._structure.paths()]  # by tensor
         self._decays = [True] * len(arrays)
         self._hold_whole(arrays)
         if decay_mask is not None:  # asked behind the checks of the arrays
@@ -297,18 +282,14 @@ class ShardedAdamW:
         hypers = hypers_of(self.param_groups, 1)
         self._whole.check(hypers, self.max_grad_norm, [0] * len(arrays))
         self._arrays = [np.asarray(array) for array in arrays]
-        self._flat = [lined_up(array, array) for array in self._arrays]
+        self._flat = [lined_up(array, order_of(array)) for array in self._arrays]
 
     def _hold_whole(self, arrays: tuple[Any, ...]) -> None:
         for name, array in zip(self.names, arrays, strict=True):
             dtype = np.asarray(array).dtype
             if dtype.name in ("float16", "bfloat16"):
                 raise TypeError(f"params[{name!r}] has dtype {dtype}; expected float32 or float64")
-            if dtype == np.float64 and self.state_dtype is not None:
-                raise TypeError(
-                    f"state_dtype is {self.state_dtype!r}, but params[{name!r}] has dtype float64; "
-                    "expected float32"
-                )
+        refuse_float64(self.names, arrays, self.state_dtype, "float32")
         none = self._structure.unflatten([None] * len(arrays))
         held = self._structure.unflatten(arrays)
         packed = [Packed("float32", None, None) for _ in arrays]  # no moments
@@ -398,7 +379,7 @@ class ShardedAdamW:
         taken = [grad is not None for grad in grads]
         buckets = [b for b in self.plan if any(taken[strip.tensor] for strip in b.strips)]
         lined = [
-            None if grad is None else lined_up(np.asarray(grad), array)
+            None if grad is None else lined_up(np.asarray(grad), order_of(array))
             for grad, array in zip(grads, self._arrays, strict=True)
         ]
         norm = self._mean_and_norm(buckets, lined, grad_scale) if self._needs_norm else None
@@ -409,7 +390,7 @@ class ShardedAdamW:
         else:
             return norm
         self._local._tensors.t = self.t + 1
-        self._whole.count_taken(taken)
+        self._whole.count_step(grads)
         return norm
 
     def _update_by_sums(
@@ -521,10 +502,10 @@ class ShardedAdamW:
                 self._local_grads[group][k] = None
 
 
-def lined_up(array: Any, like: Any) -> Any:
-    """The elements of an array in the order in which those of ``like``, which is dense, lie in
-    memory: a view in one dimension, or an iterator that takes and gives slices."""
-    if not like.flags.c_contiguous:
+def lined_up(array: Any, order: str) -> Any:
+    """The elements of an array in an order, "C" or "F": a view in one dimension, or an iterator
+    that takes and gives slices."""
+    if order == "F":
         array = array.T
     return array.reshape(-1) if array.flags.c_contiguous else array.flat
 

@@ -34,6 +34,7 @@ from .interrupts import interrupt_deferred
 from .messages import agreed
 from .sharded import ShardedAdamW, lined_up
 from .shards import Strip
+from .state import order_of
 
 PIECE = 1 << 22  # bytes
 CODES = {np.dtype(dtype).name: code for code, dtype in DTYPES.items() if code != "BF16"}
@@ -201,7 +202,7 @@ def _pieces_of_all(
         role, name = key.split("/", 1)
         array, begin = arrays[name], entries[key].begin
         if role == "params":
-            found = _pieces(lined_up(array, np.empty(0))) if first else iter(())
+            found = _pieces(lined_up(array, "C")) if first else iter(())
         else:
             found = _state_pieces(optimizer, names[name], role, entries[key], rooms)
             if rooms is not None and _is_transposed(array, entries[key]):
@@ -212,7 +213,7 @@ def _pieces_of_all(
 
 
 def _is_transposed(array: Any, entry: Entry) -> bool:
-    return len(entry.shape) > 1 and not array.flags.c_contiguous
+    return len(entry.shape) > 1 and order_of(array) == "F"
 
 
 def _transposed(pieces: Iterator[Any], array: Any, entry: Entry, room: Any) -> Iterator[Any]:
@@ -222,7 +223,7 @@ def _transposed(pieces: Iterator[Any], array: Any, entry: Entry, room: Any) -> I
     for piece in pieces:
         whole[at : at + piece.size] = piece
         at += piece.size
-    return _pieces(lined_up(whole.reshape(entry.shape, order="F"), np.empty(0)))
+    return _pieces(lined_up(whole.reshape(entry.shape, order="F"), "C"))
 
 
 def _pieces(elements: Any) -> Iterator[Any]:
@@ -337,7 +338,7 @@ def _read_own(file: BinaryIO, start: int, optimizer: ShardedAdamW, entries: Entr
         for role in ("params", *optimizer.roles(i)) if own else ():
             entry = entries[f"{role}/{name}"]
             targets = {
-                _range(strip, role): lined_up(array, array)[strip.begin : strip.end]
+                _range(strip, role): lined_up(array, order_of(array))[strip.begin : strip.end]
                 if role == "params"
                 else optimizer.own_state(strip, role)
                 for strip in own
@@ -351,7 +352,7 @@ def _read_parts(
     if transposed:
         file.seek(start + entry.begin)
         whole = np.fromfile(file, entry.dtype, prod(entry.shape)).reshape(entry.shape)
-        elements = lined_up(whole, np.empty((2, 2), order="F"))
+        elements = lined_up(whole, "F")
         for (begin, end), target in targets.items():
             target[:] = elements[begin:end]
         return

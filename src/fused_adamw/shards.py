@@ -75,7 +75,7 @@ def make_plan(
     """The buckets for tensors of these numbers of elements and dtypes.
 
     No bucket has more than ``bucket_bytes``, which holds a unit of each dtype or more; no rank owns
-    more than its equal share and ``excess_bytes``.
+    more than its equal share and a unit.
     """
     owned = [0] * ranks  # bytes
     buckets = []
@@ -88,11 +88,6 @@ def make_plan(
                 owned[rank] += itemsize * sum(strip.size for strip in part)
             buckets.append(Bucket(dtype, tuple(map(tuple, parts))))
     return buckets
-
-
-def excess_bytes(dtypes: Sequence[str]) -> int:
-    """The most that a rank may own beyond its equal share: a unit."""
-    return UNIT * max(np.dtype(dtype).itemsize for dtype in dtypes)
 
 
 def _filled(sizes: dict[int, int], capacity: int) -> Iterator[list[Strip]]:

@@ -70,9 +70,12 @@ def require_state_dtype(state_dtype: str | None, amsgrad: bool = False) -> None:
         raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
 
 
-def state_dtype_for(dtype: str, state_dtype: str | None) -> str:
-    """The dtype of the moments of parameters of a dtype. That of the parameters themselves, if
-    nothing else is asked for; float16 has not the range for v."""
+def packed_dtype(dtype: str, state_dtype: str | None) -> str | None:
+    """What the moments of parameters of a dtype are packed in; None where they are arrays like the
+    parameters. If nothing is asked for it is the parameters' own; float16 has not the range for
+    v."""
+    if dtype not in FLOATS_16 and (state_dtype is None or dtype != "float32"):
+        return None
     if state_dtype is not None:
         return state_dtype
     return "float32" if dtype == "float16" else dtype
@@ -97,12 +100,11 @@ def packed_state(
 ) -> Packed | None:
     """A state of zeros for one tensor; None where it takes arrays like its own."""
     array = np.asarray(array)
-    dtype = array.dtype.name
-    is_16_bits = dtype in FLOATS_16
-    if not is_16_bits and (state_dtype is None or dtype != "float32"):
+    chosen = packed_dtype(array.dtype.name, state_dtype)
+    if chosen is None:
         return None
-    chosen = state_dtype_for(dtype, state_dtype)
-    arrays = layout(chosen, array.size, amsgrad, is_16_bits and master_weights)
+    has_master = master_weights and array.dtype.name in FLOATS_16
+    arrays = layout(chosen, array.size, amsgrad, has_master)
     packed = Packed(chosen, **{name: np.zeros(n, dtype) for name, (dtype, n) in arrays.items()})
     if packed.master is not None:
         packed.master[:] = array.ravel(order="K")

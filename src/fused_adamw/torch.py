@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -228,7 +229,10 @@ class AdamW(torch.optim.AdamW):
         _require_options(group)
         if torch.compiler.is_compiling():
             raise RuntimeError(f"state_dtype is {group['state_dtype']!r}; there it cannot compile")
-        params = [p for p in group["params"] if p.grad is not None]
+        before = takewhile(lambda other: other is not group, self.param_groups)
+        numbered = enumerate(group["params"], sum(len(other["params"]) for other in before))
+        stepped = [(place, p) for place, p in numbered if p.grad is not None]
+        places, params = [place for place, _ in stepped], [p for _, p in stepped]
         new = {p: _new_state(p, group) for p in params if not self.state.get(p)}
         entries = [new.get(p) or self.state[p] for p in params]
         names = NAMES_OF[group["state_dtype"]]
@@ -240,8 +244,6 @@ class AdamW(torch.optim.AdamW):
             [entry[names["v_max"]] for entry in entries] if group["amsgrad"] else [],
             [entry["step"] for entry in entries],
         )
-        everything = [p for other in self.param_groups for p in other["params"]]
-        places = {p: place for place, p in enumerate(everything)}
         grad_scale = getattr(self, "grad_scale", None)
         loan = Loan(
             TENSORS,
@@ -252,12 +254,12 @@ class AdamW(torch.optim.AdamW):
             group["state_dtype"],
             [entry.get("exp_avg_scale") for entry in entries],
             [entry.get("exp_avg_sq_scale") for entry in entries],
-            [places[p] for p in params],
+            places,
             group.get("seed", self.defaults.get("seed", 0)),
             1.0 if grad_scale is None else 1 / grad_scale.item(),
         )
-        refused = [places[params[i]] for i in loan.refused]
-        refused += [places[p] for p in params if p.is_neg() or p.grad.is_neg()]
+        refused = [places[i] for i in loan.refused]
+        refused += [place for place, p in stepped if p.is_neg() or p.grad.is_neg()]
         if refused:
             raise TypeError(
                 f"state_dtype is {group['state_dtype']!r}, for dense parameters of float32, "

@@ -6,11 +6,8 @@ Nothing here prints or parses.
 
 import json
 import re
-import signal
 import statistics
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -22,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from .interrupts import interrupts_held
 from .optimizer import AdamW, Schedule
 from .reference import adamw_update_list
 from .schedules import CosineDecay, LinearDecay, LinearWarmup
@@ -220,27 +218,6 @@ def train(
             run.optimizer_seconds += end - backward_end
         run.interrupted = agree(interrupt.is_set())
     return run
-
-
-@contextmanager
-def interrupts_held() -> Iterator[threading.Event]:
-    """Within this context Ctrl-C sets the event, instead of stopping Python between two lines.
-
-    Where Ctrl-C is handled otherwise, or ignored, and outside the main thread, which alone
-    receives it, nothing is changed.
-    """
-    interrupt = threading.Event()
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield interrupt
-        return
-    signal.signal(signal.SIGINT, lambda *_: interrupt.set())
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def reference_step_seconds(

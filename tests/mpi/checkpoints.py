@@ -7,7 +7,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
-from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, run, same_bits
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
 from fused_adamw import AdamW, checkpoint, sharded_checkpoint
 from fused_adamw.checkpoint import CorruptCheckpointError, MismatchedCheckpointError
@@ -103,18 +103,6 @@ def single_process(options, name, dtype):
     states = [opt.state_dict() for opt in (single, other)]
     for role in single.state_layout()["tensor 0"]:
         assert same_bits(*([x[role] for x in s["state"].values()] for s in states))
-
-
-def refused(kind, expected, call):
-    """The call raises on each rank, with the same message."""
-    try:
-        call()
-    except kind as error:
-        messages = COMM.allgather(str(error))
-        assert len(set(messages)) == 1, messages
-        assert expected in messages[0], messages[0]
-        return
-    raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
 
 
 def bad_files():

@@ -41,6 +41,18 @@ def same_bits(a, b):
     return [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
+def refused(kind, expected, call):
+    """The call raises on each rank, with the same message."""
+    try:
+        call()
+    except kind as error:
+        messages = COMM.allgather(str(error))
+        assert len(set(messages)) == 1, messages
+        assert expected in messages[0], messages[0]
+        return
+    raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
+
+
 def run(programs):
     """Run those named on the command line, or all."""
     for name in sys.argv[1:] or programs:

@@ -1,7 +1,7 @@
 """What is wrong on one rank is the same error on all, and changes nothing."""
 
 import numpy as np
-from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, run, same_bits
+from common import RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
 from fused_adamw.sharded import ShardedAdamW
 
@@ -15,18 +15,6 @@ def params(shapes=SHAPES, dtype=np.float32):
 
 def made(**options):
     return ShardedAdamW(params(), bucket_bytes=SMALL_BUCKETS, **options)
-
-
-def refused(kind, expected, call):
-    """The call raises on each rank, with the same message."""
-    try:
-        call()
-    except kind as error:
-        messages = COMM.allgather(str(error))
-        assert len(set(messages)) == 1, messages
-        assert expected in messages[0], messages[0]
-        return
-    raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
 
 
 def step_refused(kind, expected, grads, grad_scale=1.0, change=None, **options):
