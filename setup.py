@@ -102,7 +102,7 @@ class BuildExt(build_ext):
 
 core = Extension(
     "fused_adamw._core",
-    sources=["src/fused_adamw/_core.pyx", "csrc/dispatch.c", "csrc/isas.c"],
+    sources=["src/fused_adamw/_ext/core.pyx", "csrc/dispatch.c", "csrc/parallel.c"],
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
     py_limited_api=ABI3,

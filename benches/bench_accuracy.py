@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bench_step import contenders_for
 
-from fused_adamw.bench.peers import BETAS, OURS, numpy_expression
+from fused_adamw.bench.implementations import BETAS, OURS, numpy_expression
 
 SIZE = 50_021  # a prime: no vector width or thread divides it
 CHECKPOINTS = (1_000, 3_000)  # steps

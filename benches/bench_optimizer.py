@@ -7,11 +7,11 @@ import numpy as np
 from bench_step import MODEL, contenders_for
 
 from fused_adamw import AdamW
-from fused_adamw.bench.cases import GPT2_LARGE, GPT2_SMALL, READ_AND_WRITTEN, held
-from fused_adamw.bench.contest import Contest
-from fused_adamw.bench.machine import memory_allows
-from fused_adamw.bench.peers import LIMIT, OURS, threads
-from fused_adamw.bench.race import on_held_moments, our_class
+from fused_adamw.bench.environment import memory_allows
+from fused_adamw.bench.harness import Contest
+from fused_adamw.bench.implementations import LIMIT, OURS, threads
+from fused_adamw.bench.runner import on_held_moments, our_class
+from fused_adamw.bench.workloads import GPT2_LARGE, GPT2_SMALL, READ_AND_WRITTEN, held
 
 MAX_GRAD_NORM = 1.0
 

@@ -12,9 +12,8 @@ import codes
 import numpy as np
 import pytest
 
-from fused_adamw.bench.cases import READ_AND_WRITTEN, held
-from fused_adamw.bench.contest import Contest
-from fused_adamw.bench.peers import (
+from fused_adamw.bench.harness import Contest
+from fused_adamw.bench.implementations import (
     BETAS,
     CONTENDERS,
     EPS,
@@ -32,7 +31,8 @@ from fused_adamw.bench.peers import (
     ours_in_bfloat16,
     ours_with_state,
 )
-from fused_adamw.bench.race import on_held_moments, our_class
+from fused_adamw.bench.runner import on_held_moments, our_class
+from fused_adamw.bench.workloads import READ_AND_WRITTEN, held
 from fused_adamw.optimizer import AdamW
 from fused_adamw.runtime import runtime_info
 

@@ -11,9 +11,9 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from fused_adamw import training
 from fused_adamw.schedules import CosineDecay
-from fused_adamw.tiny_transformer import TinyTransformer
+from fused_adamw.tiny import train_loop as training
+from fused_adamw.tiny.model import TinyTransformer
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(5)

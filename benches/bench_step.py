@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from fused_adamw.bench.cases import READ_AND_WRITTEN, draw, tiny_transformer
-from fused_adamw.bench.contest import Contest
-from fused_adamw.bench.peers import CONTENDERS, LIMIT, OURS, loaded, our_variants
+from fused_adamw.bench.harness import Contest
+from fused_adamw.bench.implementations import CONTENDERS, LIMIT, OURS, loaded, our_variants
+from fused_adamw.bench.workloads import READ_AND_WRITTEN, draw, tiny_transformer
 
 MODEL = tiny_transformer()
 

@@ -71,7 +71,7 @@ def seconds_by_size():
     import numpy as np
 
     from fused_adamw import fused_adamw
-    from fused_adamw.bench.contest import time_block
+    from fused_adamw.bench.harness import time_block
 
     seconds = {}
     for size in SIZES:

@@ -9,9 +9,9 @@ import numpy as np
 from bench_step import contenders_for
 
 from fused_adamw import fused_adamw
-from fused_adamw.bench.contest import Contest
-from fused_adamw.bench.peers import HYPER, OURS, threads
-from fused_adamw.tiny_transformer import LAYERNORM_EPS, PAD, TARGETS, TOKENS, TinyTransformer
+from fused_adamw.bench.harness import Contest
+from fused_adamw.bench.implementations import HYPER, OURS, threads
+from fused_adamw.tiny.model import LAYERNORM_EPS, PAD, TARGETS, TOKENS, TinyTransformer
 
 
 def numpy_training(dtype):

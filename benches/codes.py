@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fused_adamw.state import span
+from fused_adamw._optim.state_formats import span
 
 
 class Way(NamedTuple):

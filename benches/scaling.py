@@ -7,8 +7,8 @@ Constants that were measured come from benches/bench_sharded.py; the others are 
 
 from math import log2
 
+from fused_adamw._distributed.partition import UNIT
 from fused_adamw.sharded import BUCKET_BYTES
-from fused_adamw.shards import UNIT
 
 STEP_BYTES = 28  # a float32 parameter: p, g, m, v read, and p, m, v written
 ADD_BYTES = 12  # two read, one written

@@ -1,9 +1,9 @@
 """What the benches measured, as Markdown tables that read well in a terminal too."""
 
-from fused_adamw.bench.contest import plan
-from fused_adamw.bench.figures import COLUMNS, figures
-from fused_adamw.bench.machine import installed, lines, machine, other_work, processor_ticks
-from fused_adamw.bench.peers import MISSING, OURS
+from fused_adamw.bench.environment import installed, lines, machine, other_work, processor_ticks
+from fused_adamw.bench.harness import plan
+from fused_adamw.bench.implementations import MISSING, OURS
+from fused_adamw.bench.statistics import COLUMNS, figures
 
 PACKAGES = ("numpy", "torch", "numba", "jax", "optax", "bitsandbytes", "torchao", "ml_dtypes")
 

@@ -15,7 +15,7 @@ enum {
     FUSED_ADAMW_FLOAT64,
     FUSED_ADAMW_BFLOAT16,
     FUSED_ADAMW_FLOAT16,
-    FUSED_ADAMW_8BIT /* of moments alone: compressed.inc */
+    FUSED_ADAMW_8BIT /* of moments alone: kernels/low_precision.inc */
 };
 
 /* The index of a tensor's kernels in fused_adamw_isa.kernels: its dtype where that is float32 or
@@ -27,7 +27,7 @@ enum { FUSED_ADAMW_BLOCK = 256 };
 
 /* What a step multiplies and divides by, the same for every element of a tensor. The values are
  * already rounded to the tensor's dtype, so that converting them to it changes nothing.
- * Derived from lr, beta1, beta2, eps, weight_decay and t as adamw.inc says. */
+ * Derived from lr, beta1, beta2, eps, weight_decay and t as kernels/adamw.inc says. */
 typedef struct {
     double b1, b2;    /* the betas */
     double c1, c2;    /* 1 - beta */

@@ -1,16 +1,12 @@
 """What the README and the docstrings show works as it stands."""
 
 import doctest
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from readme import BLOCKS
 
 from fused_adamw import _core, optimizer
-
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
 
 
 # The one for several processes is run by test_sharded.py.

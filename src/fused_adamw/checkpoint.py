@@ -33,9 +33,9 @@ except ModuleNotFoundError:
     ) from None
 
 from ._core import Structure
-from .interrupts import interrupt_deferred
+from ._io.sigint import interrupt_deferred
+from ._optim.state_formats import from_bfloat16
 from .optimizer import AdamW
-from .state import from_bfloat16
 
 FORMAT = "fused-adamw checkpoint"
 VERSION = 1

@@ -7,7 +7,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ._core import Structure, Tensors, resolve_threads
-from .state import converted, decoded, like, order_of, packed_state, require_state_dtype
+from ._optim.state_formats import (
+    converted,
+    decoded,
+    like,
+    order_of,
+    packed_state,
+    require_state_dtype,
+)
 
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate of step t = 1, 2, ...; see ``schedules.py``."""

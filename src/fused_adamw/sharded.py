@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from ._core import WholeTensors, require_seed, resolve_threads
-from .interrupts import interrupt_deferred
-from .messages import (
+from ._distributed.bucket_comm import (
     Exchange,
     agreed,
     default_threads,
@@ -30,6 +29,9 @@ from .messages import (
     sums_of_all,
     world,
 )
+from ._distributed.partition import UNIT, Bucket, Strip, make_plan
+from ._io.sigint import interrupt_deferred
+from ._optim.state_formats import Packed, layout, order_of, packed_dtype
 from .optimizer import (
     HYPER_PARAMETERS,
     OPTIONS,
@@ -46,8 +48,6 @@ from .optimizer import (
     names_of,
     refuse_float64,
 )
-from .shards import UNIT, Bucket, Strip, make_plan
-from .state import Packed, layout, order_of, packed_dtype
 
 BUCKET_BYTES = 1 << 24
 FEWEST_BYTES = 8 * UNIT  # a unit of float64

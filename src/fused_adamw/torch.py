@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from ._core import Lender, Loan, require_seed, resolve_threads
-from .state import layout, require_state_dtype
+from ._optim.state_formats import layout, require_state_dtype
 
 try:
     TENSORS = Lender(Tensor, torch.nn.Parameter)

@@ -1,0 +1,1 @@
+"""Sharding over MPI: what ShardedAdamW is made of."""

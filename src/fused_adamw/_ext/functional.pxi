@@ -1,0 +1,65 @@
+"""The AdamW step as a function over arrays that the caller owns.
+
+It is compiled too: on a small array the way from Python to the kernel is most of the call."""
+
+
+def fused_adamw(
+    params, grads, m, v, t, *,
+    lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, num_threads=None, isa=None,
+):
+    """One AdamW step in place, in one pass over memory.
+
+    For every element, with ``b1, b2 = betas``::
+
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2
+        p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
+        where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
+
+    Args:
+        params, grads, m, v: one array each, or a sequence or a mapping of arrays each, all four of
+            the same structure. The arrays of one tensor have one shape (any number of dimensions)
+            and one dtype, float32 or float64, in native byte order. ``params``, ``m`` (first
+            moments) and ``v`` (second moments) are changed in place: they are writable, dense, in
+            the same memory order (C or Fortran), and share no memory with another array of the
+            call. ``grads`` is only read; a gradient in another memory order than its parameters is
+            copied first. ``m`` and ``v`` are zeros before the first step.
+        t: the number of this step, 1 at the first.
+        lr: learning rate, 0 or more.
+        betas: decay rates of the two moments, each 0 <= beta < 1. They are rounded to the arrays'
+            dtype, and everything derived from them follows from the rounded values.
+        eps: added to the root of the second moment, 0 or more.
+        weight_decay: decoupled from the gradient and multiplied by ``lr``, as in PyTorch and
+            optax (Loshchilov & Hutter multiply it by the schedule alone).
+        num_threads: at most this many threads; None for as many as OMP_NUM_THREADS says, or else
+            as the affinity mask and the cgroup allow. A small step runs on the calling thread.
+        isa: the instruction set, one of ``runtime_info()["available_isas"]``; None for the
+            environment variable FUSED_ADAMW_ISA, or else the widest.
+
+    Returns None. The result is the same to the last bit for every ``num_threads`` and ``isa``, for
+    every alignment, and however the elements are split into tensors; NumPy, evaluating the lines
+    of ``csrc/kernels/adamw.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their own
+    element. The GIL is released during the update.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a wrong shape, memory layout, key or value, or arrays that share memory.
+        Everything is checked before anything is written: after an error no array has changed.
+
+    References:
+        Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980.
+        Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101.
+
+    Example:
+        >>> import numpy as np
+        >>> w, m, v = np.ones(3), np.zeros(3), np.zeros(3)
+        >>> fused_adamw(w, np.array([0.1, -2.0, 0.0]), m, v, t=1)
+        >>> w
+        array([0.99899, 1.00099, 0.99999])
+    """
+    cdef long long step = count_of_steps(t)
+    cdef Structure structure = Structure.__new__(Structure, params)
+    cdef Tensors tensors = Tensors.__new__(Tensors, structure, params, m, v)
+    tensors.take_step(
+        grads, [(lr, betas, eps, weight_decay)], step, 1.0, None, False, False, num_threads, isa
+    )

@@ -1,0 +1,5 @@
+"""The command ``fused-adamw``."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,88 @@
+"""What a rank may take: memory, and bytes handed to the collectives."""
+
+import tracemalloc
+
+import numpy as np
+from common import COMM, RANKS, draw, run
+from mpi4py import MPI
+
+from fused_adamw import AdamW
+from fused_adamw._distributed.partition import UNIT
+from fused_adamw.sharded import ShardedAdamW
+
+BUCKET = 1 << 18
+SHAPES = [(1 << 20,), (1000, 301), (7,), *[(333,)] * 50]
+SLACK = 4096 * len(SHAPES)  # bytes: Python's own objects
+OPTIONS = ({}, {"max_grad_norm": 1.0}, {"state_dtype": "8bit"}, {"amsgrad": True})
+
+
+class Counting:
+    """A communicator that adds up what it is handed."""
+
+    def __init__(self, comm):
+        self.comm, self.sent, self.received, self.other = comm, 0, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+
+    def Ireduce_scatter(self, sent, received, counts, op):  # noqa: N802
+        self.sent += (received if sent is MPI.IN_PLACE else sent).nbytes
+        return self.comm.Ireduce_scatter(sent, received, counts, op)
+
+    def Iallgatherv(self, sent, received):  # noqa: N802
+        self.received += received[0].nbytes
+        return self.comm.Iallgatherv(sent, received)
+
+    def Allreduce(self, sent, received, op):  # noqa: N802
+        self.other += received.nbytes
+        return self.comm.Allreduce(sent, received, op)
+
+    def Allgatherv(self, sent, received):  # noqa: N802
+        self.other += received[0].nbytes
+        return self.comm.Allgatherv(sent, received)
+
+
+def bytes_handed_over():
+    if RANKS == 1:
+        return
+    for options in OPTIONS:
+        params, grads = draw(SHAPES), draw(SHAPES)
+        opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
+        opt._comm = opt._exchange.comm = counting = Counting(opt._comm)
+        opt.step(grads)
+        nbytes = sum(p.nbytes for p in params)
+        assert (counting.sent, counting.received) == (nbytes, nbytes)
+        sums = sum(-(-p.size // UNIT) for p in params) if "max_grad_norm" in options else 0
+        assert counting.other == 24 + 8 * sums
+
+
+def state():
+    """Of each rank, at most an equal part and a unit of each array of it."""
+    for options in OPTIONS:
+        whole = AdamW(draw(SHAPES), **options).state_nbytes
+        opt = ShardedAdamW(draw(SHAPES), bucket_bytes=BUCKET, **options)
+        size = sum(np.prod(shape, dtype=int) for shape in SHAPES)
+        excess = UNIT * whole / size + 8 * len(SHAPES)
+        assert opt.state_nbytes <= whole / RANKS + excess
+        of_all = sum(COMM.allgather(opt.state_nbytes))
+        assert of_all == whole, (of_all, whole)
+
+
+def memory():
+    """Beside its part of the state, a rank needs two buckets, and none in a step."""
+    for options in OPTIONS:
+        params, grads = draw(SHAPES), draw(SHAPES)
+        tracemalloc.start()
+        opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
+        held, peak = tracemalloc.get_traced_memory()
+        rooms = 2 * BUCKET if RANKS > 1 else 0
+        assert held <= opt.state_nbytes + rooms + SLACK
+        tracemalloc.reset_peak()
+        for _ in range(2):
+            opt.step(grads)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak - held <= SLACK, (options, peak - held)
+
+
+run({"bytes_handed_over": bytes_handed_over, "state": state, "memory": memory})

@@ -1,0 +1,62 @@
+"""What the programs under ``mpiexec`` share."""
+
+import sys
+
+import numpy as np
+from mpi4py import MPI
+
+from fused_adamw._distributed.bucket_comm import abort_on_exception
+
+COMM = MPI.COMM_WORLD
+RANK, RANKS = COMM.rank, COMM.size
+SMALL_BUCKETS = 1 << 17  # bytes: two units of float32, one of float64
+
+abort_on_exception(COMM)
+
+
+def draw(shapes, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def local_gradients(shapes, dtypes, step, scale=2.0**-20):
+    """Of each rank: multiples of one small number, whose sum is exact in any order; that of their
+    squares is not."""
+    rng = np.random.default_rng(step)
+
+    def one(shape, dtype):
+        return np.array(rng.integers(-(2**21), 2**21, shape) * scale, dtype)
+
+    return [list(map(one, shapes, dtypes)) for _ in range(RANKS)]
+
+
+def mean(gradients):
+    """What a single process is given: the sum divided by the number of ranks, rounded once."""
+    tensors = zip(*gradients, strict=True)
+    sums = [np.sum(tensor, axis=0, dtype=tensor[0].dtype) for tensor in tensors]
+    return [np.asarray(total / total.dtype.type(RANKS)) for total in sums]
+
+
+def same_bits(a, b):
+    return [x.tobytes() for x in a] == [x.tobytes() for x in b]
+
+
+def refused(kind, expected, call):
+    """The call raises on each rank, with the same message."""
+    try:
+        call()
+    except kind as error:
+        messages = COMM.allgather(str(error))
+        assert len(set(messages)) == 1, messages
+        assert expected in messages[0], messages[0]
+        return
+    raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
+
+
+def run(programs):
+    """Run those named on the command line, or all."""
+    for name in sys.argv[1:] or programs:
+        programs[name]()
+        COMM.Barrier()
+        if RANK == 0:
+            print(name, "ok", flush=True)

@@ -1,0 +1,50 @@
+"""A training with checkpoints, that a rank may die in, amid a step.
+
+    killed.py FILE STEPS [SIGKILL | exception] [STEP]
+
+It goes on from the file where there is one. With the third argument the last rank dies in the step
+behind so many.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+from common import RANK, RANKS, SMALL_BUCKETS, draw
+
+from fused_adamw._io.sharded_checkpoint import load_checkpoint, save_checkpoint
+from fused_adamw.sharded import ShardedAdamW
+
+SHAPES = [(100_000,), (5,)]
+path, steps = Path(sys.argv[1]), int(sys.argv[2])
+how, last = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else (None, None)
+
+
+def gradients(step):
+    """The same on all ranks, and so their own mean, exactly."""
+    rng = np.random.default_rng(step)
+    return [np.array(rng.integers(-999, 1000, s) / 64, np.float32) for s in SHAPES]
+
+
+opt = ShardedAdamW(draw(SHAPES), bucket_bytes=SMALL_BUCKETS, state_dtype="8bit")
+start_gather = opt._exchange.start_gather
+
+
+def die_amid_the_last_step(k, bucket):
+    if RANK == RANKS - 1 and opt.t == last:
+        if how == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("amid a step")
+    start_gather(k, bucket)
+
+
+if path.exists():
+    load_checkpoint(path, opt)
+opt._exchange.start_gather = die_amid_the_last_step
+while opt.t < steps:
+    opt.step(gradients(opt.t))
+    if opt.t % 2 == 0:
+        save_checkpoint(path, opt)
+print(f"rank {RANK}: {opt.t} steps")

@@ -1,0 +1,355 @@
+"""``AdamW``: each step has the bits of the NumPy twin, and a bad call or state changes nothing."""
+
+import copy
+import math
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from arrays import ISAS
+from hypothesis import given
+from hypothesis import strategies as st
+from test_runtime import run_python
+from twin import adamw_twin
+
+from fused_adamw import AdamW
+
+HYPER = {"lr": 3e-3, "betas": (0.85, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+OTHER = {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.5}
+SHAPES = [(7, 5), (5,), (), (0, 3), (2, 3, 4)]
+SIZES = [1, 1000, 32767, 32768, 32769, 65535, 65536, 65537]  # threads join at 2 x 32,768
+EVERYTHING = {"amsgrad": True, "maximize": True, "max_grad_norm": 0.5, "skip_nonfinite": True}
+
+
+def draw(shapes, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    return [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def leaves(structure):
+    """The arrays of a structure, in order."""
+    if structure is None or isinstance(structure, np.ndarray):
+        return [] if structure is None else [structure]
+    values = structure.values() if isinstance(structure, dict) else structure
+    return [leaf for value in values for leaf in leaves(value)]
+
+
+def arrays_of(opt):
+    """Parameters and moments: of each role, the arrays of all tensors."""
+    params = leaves([group["params"] for group in opt.param_groups])
+    return [params, leaves(opt.m), leaves(opt.v), leaves(opt.v_max)]
+
+
+def steps_of(opt):
+    return [entry["step"] for entry in opt.state_dict()["state"].values()]
+
+
+def snapshot(opt):
+    """Everything that an error, or a skipped step, must leave alone."""
+    numbers = [{k: x for k, x in group.items() if k != "params"} for group in opt.param_groups]
+    options = opt.maximize, opt.max_grad_norm, opt.skip_nonfinite, opt.num_threads
+    data = [[array.tobytes() for array in role] for role in arrays_of(opt)]
+    return opt.t, steps_of(opt), repr(numbers), options, data
+
+
+def clip(norm, most):
+    return min(1.0, most / (norm + 1e-6))
+
+
+class Twins:
+    """What an optimizer over ``params`` has to be after each step: the twin, tensor by tensor."""
+
+    def __init__(self, params, amsgrad=False):
+        state = 3 if amsgrad else 2
+        self.tensors = [[p.copy(), *(np.zeros_like(p) for _ in range(state))] for p in params]
+        self.steps = [0] * len(params)
+
+    def step(self, grads, hypers, scale=1.0):
+        """``hypers``: the hyper-parameters of each tensor, or one dict for all."""
+        for i, g in enumerate(grads):
+            if g is None:
+                continue
+            self.steps[i] += 1
+            p, m, v, *v_max = self.tensors[i]
+            hyper = hypers if isinstance(hypers, dict) else hypers[i]
+            options = {"scale": scale, "v_max": v_max[0] if v_max else None}
+            new = adamw_twin(p, g, m, v, self.steps[i], **hyper, **options)
+            self.tensors[i] = [np.asarray(array) for array in new]
+
+    def assert_equal(self, opt):
+        assert steps_of(opt) == self.steps
+        for role, arrays in enumerate(arrays_of(opt)):
+            for i, array in enumerate(arrays):
+                np.testing.assert_array_equal(array, self.tensors[i][role], strict=True)
+
+
+# ---- a step is the twin's
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "options", [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHING], ids=str
+)
+def test_every_option(dtype, options, size, num_threads):
+    p, *gradients = draw([size] * 4, dtype)
+    opt = AdamW(p, **HYPER, **options, num_threads=num_threads)
+    twins = Twins([p], opt.amsgrad)
+    sign = -1 if opt.maximize else 1
+    for t, g in enumerate(gradients, 1):
+        norm = opt.step(g, grad_scale=0.3 / t)
+        assert (norm is None) == (opt.max_grad_norm is None and not opt.skip_nonfinite)
+        clipped = clip(norm, opt.max_grad_norm) if opt.max_grad_norm else 1.0
+        twins.step([g], HYPER, sign * (0.3 / t * clipped))
+        twins.assert_equal(opt)
+    assert opt.t == len(gradients)
+
+
+def test_many_steps_in_which_everything_changes(dtype):
+    """Groups, missing gradients, options and hyper-parameters, over 150 steps."""
+    rng = np.random.default_rng(1)
+    params = draw(SHAPES, dtype)
+    groups = [{"params": params[:2]}, {"params": params[2:], **OTHER, "lr": lambda t: 0.1 / t}]
+    opt = AdamW(groups, **HYPER, amsgrad=True, skip_nonfinite=True)
+    twins = Twins(params, amsgrad=True)
+    for t in range(1, 151):
+        grads = [None if rng.random() < 0.3 else g for g in draw(SHAPES, dtype, seed=t)]
+        scale = float(rng.choice([1.0, -1.0, 0.25, 3.7]))
+        lr, weight_decay = rng.random(2) / 10
+        opt.param_groups[0] |= {"lr": lr, "weight_decay": weight_decay}
+        opt.maximize = bool(rng.random() < 0.5)
+        opt.max_grad_norm = rng.choice([None, 0.5, 100.0])
+        opt.num_threads = int(rng.integers(1, 4))
+        norm = opt.step([grads[:2], grads[2:]], scale)
+        if opt.max_grad_norm:
+            scale *= clip(norm, opt.max_grad_norm)
+        first, second = HYPER | {"lr": lr, "weight_decay": weight_decay}, OTHER | {"lr": 0.1 / t}
+        hypers = [first, first, second, second, second]
+        twins.step(grads, hypers, -scale if opt.maximize else scale)
+        twins.assert_equal(opt)
+    assert opt.t == 150
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shapes=st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=5),
+    lr=st.floats(0, 1),
+    betas=st.tuples(st.floats(0, 0.99999), st.floats(0, 0.99999)),
+    eps=st.floats(1e-12, 1e-2),
+    weight_decay=st.floats(0, 2),
+    grad_scale=st.floats(-1e3, 1e3),
+    max_grad_norm=st.none() | st.floats(1e-6, 1e6),
+    switches=st.tuples(*[st.booleans()] * 3),
+    order=st.sampled_from("CF"),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_any_shapes_and_numbers(
+    seed, shapes, lr, betas, eps, weight_decay, grad_scale, max_grad_norm, switches, order, dtype
+):
+    hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    options = dict(zip(["amsgrad", "maximize", "skip_nonfinite"], switches, strict=True))
+    params = [np.asarray(p, order=order) for p in draw(shapes, dtype, seed)]
+    opt = AdamW(params, **hyper, **options, max_grad_norm=max_grad_norm)
+    twins = Twins(params, opt.amsgrad)
+    for t in range(3):
+        grads = draw(shapes, dtype, seed + t)
+        norm = opt.step(grads, grad_scale)
+        scale = grad_scale * (clip(norm, max_grad_norm) if max_grad_norm else 1.0)
+        twins.step(grads, hyper, -scale if opt.maximize else scale)
+    twins.assert_equal(opt)
+
+
+@pytest.mark.parametrize("steps", [2**24 + 5, 2**31, 2**53, 2**62])
+def test_large_counts_are_exact(steps):
+    """Betas so near to 1 that the bias corrections still depend on the count."""
+    beta = max(2.0**-53, 1 / steps)
+    hyper = HYPER | {"betas": (1 - beta, 1 - beta)}
+    p, g, m, v = draw([9] * 4)
+    opt = AdamW(p, **hyper)
+    state = opt.state_dict() | {"t": steps}
+    state["state"] = {"params": {"step": steps, "m": m, "v": v * v}}
+    opt.load_state_dict(state)
+    expected = adamw_twin(p, g, m, v * v, steps + 1, **hyper)
+    opt.step(g)
+    assert opt.t == steps_of(opt)[0] == steps + 1
+    for array, twin in zip((p, opt.m, opt.v), expected, strict=True):
+        np.testing.assert_array_equal(array, twin)
+
+
+def test_threads_step_optimizers_of_their_own():
+    sizes = [7, 3000, 40_000, 80_000]
+    optimizers = [AdamW(p, **HYPER, max_grad_norm=1.0) for p in draw(sizes, np.float32)]
+    twins = [Twins([opt.param_groups[0]["params"]]) for opt in optimizers]
+    grads = draw(sizes, np.float32, seed=1)
+    norms, start = [[] for _ in sizes], threading.Barrier(len(sizes))
+
+    def train(i):
+        start.wait()
+        norms[i] += [optimizers[i].step(grads[i]) for _ in range(20)]
+
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(len(sizes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, opt in enumerate(optimizers):
+        for norm in norms[i]:
+            twins[i].step([grads[i]], HYPER, clip(norm, 1.0))
+        twins[i].assert_equal(opt)
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_a_step_allocates_nothing_that_grows(options):
+    p, g = draw([1 << 20] * 2, np.float32)
+    opt = AdamW(p, **options)
+    opt.step(g)
+    tracemalloc.start()
+    try:
+        opt.step(g)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < p.nbytes / 500  # 8 bytes for the sum of each 16,384 squares, and some objects
+
+
+# ---- the norm
+
+
+def norm_of(grads, dtype, grad_scale=1.0, **options):
+    params = [np.ones(np.shape(g), dtype) for g in grads]
+    return AdamW(params, skip_nonfinite=True, **options).step(grads, grad_scale)
+
+
+def relative_bound(sizes):
+    """Of the norm against one from correctly rounded sums. 16,384 squares, each rounded once in
+    float64, are added in 16 lanes, so at most 1,024 to a lane; the lanes in 4 levels, the sums one
+    after another. All are positive, so their relative errors add up, and the root halves them.
+    It rounds once, as do the oracle's square, sum (both halved) and root."""
+    u = 2.0**-53
+    chunks = sum(-(-n // 16384) for n in sizes)
+    additions = min(max(sizes), 16384) / 16 + 1 + 4 + chunks
+    return ((1 + additions + 2) / 2 + 2) * u
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [15], [16], [17], [16384], [16385], [50_021], [3, 0, 40_000, 1, 16384]], ids=str
+)
+def test_norm_is_the_root_of_the_sum_of_squares(dtype, sizes):
+    grads = draw(sizes, dtype)
+    exact = math.sqrt(math.fsum(float(x) * float(x) for g in grads for x in g))
+    assert abs(norm_of(grads, dtype) - exact) <= relative_bound(sizes) * exact
+    assert norm_of(grads, dtype, -0.5) == 0.5 * norm_of(grads, dtype)
+
+
+@pytest.mark.parametrize("value", [1 + 2**-23, 1e-30, 1e-45, 3e38, -3e38, 0.1])
+def test_squares_of_float32_are_exact(value):
+    g = np.full(1, value, np.float32)
+    assert norm_of([g], np.float32) == abs(float(g[0]))
+
+
+def test_sums_of_integers_are_exact():
+    """Every element counts once: squares and sums of these integers are exact in float64."""
+    g = np.random.default_rng(0).integers(-(2**17), 2**17, 100_003)
+    total = sum(int(x) ** 2 for x in g)
+    assert norm_of([g.astype(np.float32)], np.float32) == math.sqrt(total)
+
+
+def test_norm_is_of_the_gradients_that_there_are():
+    opt = AdamW([np.ones(2), np.ones(2), np.ones(1)], max_grad_norm=1.0)
+    assert opt.step([np.array([3.0, 0.0]), None, np.array([4.0])]) == 5.0
+    assert opt.step([None, None, None]) == 0.0
+    assert opt.t == 2
+
+
+NORMS = """
+import hashlib, numpy as np
+from fused_adamw import AdamW
+sizes = (199_999, 0, 33, 65_536)
+for seed in range(12):
+    rng, dtype = np.random.default_rng(seed), (np.float32, np.float64)[seed % 2]
+    p, g = ([rng.standard_normal(n, dtype) for n in sizes] for _ in "pg")
+    for threads in (1, 2, 3, 7):
+        copies = [x.copy() for x in p]
+        norm = AdamW(copies, max_grad_norm=1.0, num_threads=threads).step(g, 0.3)
+        print(norm.hex(), hashlib.sha256(b"".join(x.tobytes() for x in copies)).hexdigest())
+"""
+
+
+def test_norm_and_step_have_the_same_bits_everywhere():
+    """Of several gradients, as a root can hide the last bit of a sum."""
+    printed = [run_python(NORMS, FUSED_ADAMW_ISA=isa).stdout for isa in ISAS]
+    lines = printed[0].splitlines()
+    assert printed == printed[:1] * len(ISAS)
+    assert lines[::4] == lines[1::4] == lines[2::4] == lines[3::4]
+    assert len(set(lines)) == 12
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_gradients_are_only_read(dtype, order):
+    params = [np.asarray(p, order=order) for p in draw([(30, 20), (4,)], dtype)]
+    twins = Twins(params, amsgrad=True)
+    opt = AdamW(params, **HYPER, **EVERYTHING)
+    grads = draw([(30, 20), (4,)], dtype, seed=1)
+    before = [g.tobytes() for g in grads]
+    for g in grads:
+        g.flags.writeable = False
+    norm = opt.step(grads, 0.5)
+    assert [g.tobytes() for g in grads] == before
+    twins.step(grads, HYPER, -0.5 * clip(norm, 0.5))
+    twins.assert_equal(opt)
+
+
+# ---- gradients that are not finite
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"amsgrad": True}], ids=str)
+def test_a_skipped_step_is_none_at_all(value, options):
+    sizes, dtypes = [3, 17, 20_000, 1], [np.float32, np.float64, np.float32, np.float64]
+    params = [p.astype(dtype) for p, dtype in zip(draw(sizes), dtypes, strict=True)]
+    grads = [g.astype(dtype) for g, dtype in zip(draw(sizes, seed=1), dtypes, strict=True)]
+    seen = []
+    opt = AdamW(params, lr=lambda t: seen.append(t) or 0.1, skip_nonfinite=True, **options)
+    opt.step([*grads[:3], None])
+    other = copy.deepcopy(opt)
+    before = snapshot(opt)
+    for i, position in [(0, 0), (0, 2), (1, 16), (2, 0), (2, 16384), (2, 19_999), (3, 0)]:
+        bad = [g.copy() for g in grads]
+        bad[i][position] = value
+        assert not math.isfinite(opt.step(bad))
+        assert snapshot(opt) == before
+    seen.clear()
+    assert opt.step(grads) == other.step(grads)
+    assert snapshot(opt)[1:] == snapshot(other)[1:]
+    assert seen == [2, 2]  # t, for the rate of both
+    assert opt.t == 2
+
+
+def test_a_norm_beyond_float64_is_skipped():
+    opt = AdamW(np.ones(2), skip_nonfinite=True)
+    assert opt.step(np.full(2, 1e200)) == math.inf
+    assert opt.step(np.ones(2), 1.7e308) == math.inf
+    assert opt.t == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_without_skipping_they_follow_ieee(dtype, value, max_grad_norm, amsgrad):
+    """Into the clipping factor too: an infinity makes it 0, a NaN all NaN, as in PyTorch."""
+    (p,), (g,) = draw([40], dtype), draw([40], dtype, seed=1)
+    opt = AdamW(p, **HYPER, max_grad_norm=max_grad_norm, amsgrad=amsgrad)
+    twins = Twins([p], amsgrad)
+    if amsgrad:  # a NaN here is the largest, whatever v is
+        opt.v_max[3] = twins.tensors[0][3][3] = math.nan
+    for gradient in (g, np.where(np.arange(40) == 7, dtype(value), g), g):
+        norm = opt.step(gradient)
+        exact = math.sqrt(math.fsum(float(x) ** 2 for x in gradient))
+        factor = 1.0
+        if max_grad_norm:
+            np.testing.assert_allclose(norm, exact, rtol=relative_bound([40]))
+            factor = math.nan if math.isnan(exact) else clip(norm, 1.0)
+        twins.step([gradient], HYPER, factor)
+        twins.assert_equal(opt)
+    assert opt.t == 3
