@@ -15,6 +15,8 @@ from setuptools.errors import BaseError, CompileError, LinkError
 # Free-threaded CPython has no stable ABI before 3.15: there, a wheel serves one version.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+C_SOURCES = ("dispatch", "parallel", "scalars", "formats")
+
 OPENMP_PROBE = """
 #include <omp.h>
 int main(void)
@@ -38,7 +40,7 @@ or build for one thread:  FUSED_ADAMW_NO_OPENMP=1 pip install .
 """
 
 
-def exact_flags(compiler_type: str) -> list[str]:
+def c_flags(compiler_type: str) -> list[str]:
     """Optimise, but keep every rounding of the formula where it is written."""
     if compiler_type == "msvc":
         return ["/O2", "/fp:precise", "/std:c11"]
@@ -49,6 +51,7 @@ def exact_flags(compiler_type: str) -> list[str]:
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=off",
+        "-fvisibility=hidden",  # csrc/fused_adamw.h marks what is exported
     ]
 
 
@@ -75,7 +78,7 @@ class BuildExt(build_ext):
     def build_extensions(self) -> None:
         compile_flags, link_flags = self.find_openmp()
         for extension in self.extensions:
-            extension.extra_compile_args += exact_flags(self.compiler.compiler_type) + compile_flags
+            extension.extra_compile_args += c_flags(self.compiler.compiler_type) + compile_flags
             extension.extra_link_args += link_flags
         super().build_extensions()
 
@@ -102,14 +105,15 @@ class BuildExt(build_ext):
 
 core = Extension(
     "fused_adamw._core",
-    sources=["src/fused_adamw/_ext/core.pyx", "csrc/dispatch.c", "csrc/parallel.c"],
+    sources=["src/fused_adamw/_ext/core.pyx", *(f"csrc/{name}.c" for name in C_SOURCES)],
+    depends=sorted(str(path) for path in Path("csrc").rglob("*.[hi]*")),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
     py_limited_api=ABI3,
 )
 
 setup(
-    ext_modules=cythonize([core], language_level=3),
+    ext_modules=cythonize([core], language_level=3, include_path=["src/fused_adamw/_ext"]),
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

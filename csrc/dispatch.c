@@ -1,44 +1,31 @@
-/* The instruction sets: one block and one row of the table each. A block names the set, says which
- * features the compiler may use, and compiles the one plain-C formula for them; no intrinsics, so
- * whatever vectorises C serves. */
-#include "formats.h"
-#include "fused_adamw.h"
+/* CPU dispatch: the instruction sets, one block and one row of the table each. A block names the
+ * set, says which features the compiler may use, and compiles the one plain-C formula for them; no
+ * intrinsics, so any C compiler that vectorizes will do. */
+#include "internal.h"
+#include "kernels/block.h"
+#include "kernels/element_types.h"
 
-#include <float.h>
 #include <math.h>
-
-/* Bit-exact results need each operation rounded to its own type, in the order written. */
-#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
-#error "fused-adamw promises bit-exact results: build it without -ffast-math and its parts"
-#endif
-/* 16 widens _Float16 alone. */
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
-#error "float arithmetic is evaluated in a wider type here: build with SSE2 (-msse2 -mfpmath=sse)"
-#endif
-#if defined(_MSC_VER)
-#pragma fp_contract(off)
-#endif
+#include <string.h>
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-#define KERNELS(dtype)                                                                             \
-    {JOIN(JOIN(ISA, dtype), _adamw), JOIN(JOIN(ISA, dtype), _amsgrad),                             \
-     JOIN(JOIN(ISA, dtype), _sum_squares)}
 
-/* An array may start at any byte; telling the compiler keeps it from using aligned moves, and costs
- * nothing on the processors that the vectorised rows are for. */
+/* An array may start at any byte. Saying so keeps the compiler from using aligned moves, and costs
+ * nothing on the processors that the vectorized rows are for. */
 #if defined(__GNUC__)
-typedef float float_unaligned __attribute__((aligned(1)));
-typedef double double_unaligned __attribute__((aligned(1)));
-typedef uint16_t uint16_t_unaligned __attribute__((aligned(1)));
+#define MAY_BE_UNALIGNED __attribute__((aligned(1)))
 #else
-typedef float float_unaligned;
-typedef double double_unaligned;
-typedef uint16_t uint16_t_unaligned;
+#define MAY_BE_UNALIGNED
 #endif
+typedef float MAY_BE_UNALIGNED float_unaligned;
+typedef double MAY_BE_UNALIGNED double_unaligned;
+typedef uint8_t uint8_t_unaligned;
+typedef uint16_t MAY_BE_UNALIGNED uint16_t_unaligned;
+typedef uint32_t MAY_BE_UNALIGNED uint32_t_unaligned;
 #define UNALIGNED(type) JOIN(type, _unaligned)
 
-/* The baseline: what the compiler may use without being told. */
+/* The baseline: what the compiler may use anyway. */
 #define ISA baseline
 #define TARGET
 #include "kernels/instantiate.inc"
@@ -56,12 +43,13 @@ static int always(void)
 #include "kernels/instantiate.inc"
 
 /* __builtin_cpu_supports reports AVX and AVX-512 only where the operating system saves their
- * registers too: libgcc and compiler-rt both read XCR0 (XGETBV) beside CPUID. */
+ * registers too: libgcc and compiler-rt both read XCR0 (XGETBV) as well as CPUID. */
 static int has_avx2(void)
 {
     return __builtin_cpu_supports("avx2");
 }
 
+/* Compilers prefer 256-bit vectors by default. */
 #if defined(__clang__)
 #define WIDEST __attribute__((min_vector_width(512)))
 #define WIDEST_FEATURE
@@ -88,11 +76,47 @@ static int has_avx512(void)
 #define BASELINE "baseline"
 #endif
 
-const fused_adamw_isa fused_adamw_isas[] = {
+/* Widest first. The last row runs everywhere. */
+static const fused_adamw_isa ISAS[] = {
 #if defined(X86_64_TARGETS)
-    {"avx512", has_avx512, avx512_kernels},
-    {"avx2", has_avx2, avx2_kernels},
+    {"avx512", has_avx512, &avx512_kernels},
+    {"avx2", has_avx2, &avx2_kernels},
 #endif
-    {BASELINE, always, baseline_kernels},
-    {NULL, NULL, NULL},
+    {BASELINE, always, &baseline_kernels},
 };
+
+const fused_adamw_isa *fused_adamw_isa_at(int index)
+{
+    return index < (int)(sizeof ISAS / sizeof *ISAS) ? &ISAS[index] : NULL;
+}
+
+const char *fused_adamw_isa_name(const fused_adamw_isa *isa)
+{
+    return isa->name;
+}
+
+int fused_adamw_isa_available(const fused_adamw_isa *isa)
+{
+    return isa->available();
+}
+
+const fused_adamw_isa *fused_adamw_find_isa(const char *name)
+{
+    const fused_adamw_isa *isa;
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++)
+        if (isa->available() && (name == NULL || strcmp(name, isa->name) == 0))
+            return isa;
+    return NULL;
+}
+
+void fused_adamw_decode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
+                              float *m, float *v, float *v_max)
+{
+    isa->kernels->decode_state(tensor, m, v, v_max);
+}
+
+void fused_adamw_encode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
+                              const float *m, const float *v, const float *v_max)
+{
+    isa->kernels->encode_state(tensor, m, v, v_max);
+}

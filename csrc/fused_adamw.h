@@ -1,110 +1,221 @@
-/* The C API of fused-adamw: one AdamW step over any number of tensors, in one pass; and the global
- * norm of their gradients.
+/* The C API of fused-adamw: one AdamW step over any number of tensors in a single pass, and the
+ * global norm of their gradients. The library is complete without Python; examples/linear_model.c
+ * uses it.
  *
- * Nothing here validates. The caller has checked every pointer, length and scalar; no function
- * below fails, allocates, prints, or touches anything but the memory it is handed. */
+ * The functions that take hyper-parameters check them and return a status. Nothing else validates:
+ * the caller guarantees every pointer and length. No function prints, allocates memory, or writes
+ * outside the buffers that it is given. */
 #ifndef FUSED_ADAMW_H
 #define FUSED_ADAMW_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* The dtype of a tensor's buffers. */
+#if defined(__GNUC__)
+#define FUSED_ADAMW_API __attribute__((visibility("default")))
+#else
+#define FUSED_ADAMW_API
+#endif
+
 enum {
-    FUSED_ADAMW_FLOAT32,
-    FUSED_ADAMW_FLOAT64,
-    FUSED_ADAMW_BFLOAT16,
-    FUSED_ADAMW_FLOAT16,
-    FUSED_ADAMW_8BIT /* of moments alone: kernels/low_precision.inc */
+    /* Elements that are converted to float32 at a time. The scales of a state format apply to this
+     * many elements, or to a divisor of it. */
+    FUSED_ADAMW_BLOCK = 256,
+    /* Elements of one partial sum of the gradient norm; a multiple of FUSED_ADAMW_BLOCK. A tensor
+     * that is divided at multiples of it, say over processes, has the same norm as a whole one. */
+    FUSED_ADAMW_CHUNK = 16384,
+    /* The fewest elements that are worth another thread: benches/bench_threads.py. */
+    FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD = 32768
 };
 
-/* The index of a tensor's kernels in fused_adamw_isa.kernels: its dtype where that is float32 or
- * float64 for all its buffers (for the norm: for its gradient), else this one. */
-enum { FUSED_ADAMW_COMPRESSED = FUSED_ADAMW_FLOAT64 + 1, FUSED_ADAMW_KERNELS };
+#include "formats.h"
 
-/* Elements that share a scale in 8-bit state. */
-enum { FUSED_ADAMW_BLOCK = 256 };
+#ifdef __cplusplus
+extern "C" {
+#endif
 
-/* What a step multiplies and divides by, the same for every element of a tensor. The values are
- * already rounded to the tensor's dtype, so that converting them to it changes nothing.
- * Derived from lr, beta1, beta2, eps, weight_decay and t as kernels/adamw.inc says. */
+/* ---- element types and state formats */
+
+/* What parameters and gradients are stored in. */
 typedef struct {
+    const char *name;
+    int size;           /* in bytes */
+    char buffer_format; /* in Python's buffer protocol; 0 where it has none */
+    int dlpack_code, dlpack_bits;
+    int compute; /* the element type of the arithmetic: FUSED_ADAMW_FLOAT32 or _FLOAT64 */
+} fused_adamw_element_type;
+
+/* Indexed by FUSED_ADAMW_FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16; a row without a name ends it. */
+FUSED_ADAMW_API extern const fused_adamw_element_type fused_adamw_element_types[];
+
+/* What the moments m and v are stored in. */
+typedef struct {
+    const char *name;
+    const char *m_type, *v_type; /* storage types of the arrays */
+    int m_bits, v_bits;          /* per element: one unit of the storage type, or a part of it */
+    int block;                   /* elements that share a scale; 1 where there are no scales */
+    const char *m_scale_type, *v_scale_type; /* NULL where there are no scales */
+    int amsgrad;                             /* whether it can store v_max, as it stores v */
+} fused_adamw_state_format;
+
+/* Indexed by FUSED_ADAMW_STATE_FLOAT32, _STATE_FLOAT64, _STATE_BFLOAT16, _STATE_8BIT; a row without
+ * a name ends it. "float64" requires float64 parameters, and these require it; every other pair of
+ * element type and state format has a kernel. */
+FUSED_ADAMW_API extern const fused_adamw_state_format fused_adamw_state_formats[];
+
+/* ---- hyper-parameters */
+
+typedef struct {
+    double lr, beta1, beta2, eps;
+    double weight_decay; /* 0 for a tensor that does not decay */
+    double ema_decay;    /* of the moving average of the weights; 0 where there is none */
+} fused_adamw_hyperparams;
+
+/* What a step multiplies and divides by, the same for every element of a tensor. Opaque: made by
+ * the two functions below, and defined here only so that callers can allocate it. */
+typedef struct {
+    /* Rounded to the type of the arithmetic, so that converting them to it changes nothing. */
     double b1, b2;    /* the betas */
     double c1, c2;    /* 1 - beta */
     double step;      /* lr / (1 - b1^t) */
     double rsqrt_bc2; /* 1 / sqrt(1 - b2^t) */
     double decay;     /* lr * weight_decay */
     double eps;
-    double scale; /* of the gradient: loss scaling, clipping, -1 to maximize */
-    int stochastic;     /* rounding of what is kept in fewer bits; else to the nearest */
-    uint32_t dither[3]; /* of this step, for v, m and params; 2^31 to the nearest */
+    double ema_decay, ema_complement; /* d and 1 - d of the moving average */
+    double scale;                     /* of the gradient: loss scaling, clipping, -1 to maximize */
+    int64_t t;                        /* the number of the step: 1, 2, 3, ... */
+    int compute;                      /* the element type of the arithmetic */
+    int stochastic;                   /* rounding to low precision; else to the nearest */
+    uint32_t dither[3];               /* of this step, for v, m and params */
 } fused_adamw_scalars;
 
-/* One tensor: dense buffers of `size` elements in the same order, at any alignment. None
- * overlaps a buffer that is written, neither of this tensor nor of another one in the call.
- * Tensors may share their scalars. */
+/* A status is 0, or the hyper-parameter that cannot be used; with FUSED_ADAMW_NOT_REPRESENTABLE
+ * added where it, or what is derived from it, overflows in the type of the arithmetic, or where a
+ * beta or ema_decay rounds to 1 there. */
+enum {
+    FUSED_ADAMW_OK,
+    FUSED_ADAMW_BAD_LR,           /* not finite, or below 0 */
+    FUSED_ADAMW_BAD_BETA1,        /* not 0 <= beta < 1 */
+    FUSED_ADAMW_BAD_BETA2,        /* the same */
+    FUSED_ADAMW_BAD_EPS,          /* not finite, or below 0 */
+    FUSED_ADAMW_BAD_WEIGHT_DECAY, /* not finite, or below 0 */
+    FUSED_ADAMW_BAD_EMA_DECAY,    /* not 0 <= ema_decay < 1 */
+    FUSED_ADAMW_BAD_GRAD_SCALE,
+    FUSED_ADAMW_NOT_REPRESENTABLE = 16
+};
+
+/* Derives the scalars of step `t` >= 1 for tensors of an element type. Returns a status; if that is
+ * FUSED_ADAMW_OK, fused_adamw_finish_scalars has to complete the scalars before a step. */
+FUSED_ADAMW_API int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams,
+                                               int element_type, int64_t t,
+                                               fused_adamw_scalars *scalars);
+
+/* Completes the scalars: gradients are multiplied by grad_scale * factor. `factor`, which is for
+ * clipping and for the sign, may be NaN. `stochastic`: whether values are rounded to low precision
+ * stochastically, else to the nearest. Returns a status; may be called again. */
+FUSED_ADAMW_API int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale,
+                                               double factor, int stochastic);
+
+/* The key of the random numbers of one parameter, from the user's seed and the parameter's index
+ * among all. */
+FUSED_ADAMW_API uint32_t fused_adamw_rng_key(uint32_t seed, ptrdiff_t param_index);
+
+/* The factor that clips gradients of a global norm to max_norm, as
+ * torch.nn.utils.clip_grad_norm_ does; 1 where max_norm is 0, NaN where the norm is. */
+FUSED_ADAMW_API double fused_adamw_clip_factor(double norm, double max_norm);
+
+/* ---- tensors */
+
+/* One tensor: dense buffers of `size` elements in the same order, at any alignment. No buffer that
+ * is written overlaps any other buffer of the call. Tensors may share their scalars. */
 typedef struct {
-    void *params;      /* updated */
-    const void *grads; /* read */
-    void *m;           /* updated */
-    void *v;           /* updated */
-    void *v_max;       /* updated: AMSGrad; or NULL */
+    void *params;            /* updated */
+    const void *grads;       /* read */
+    void *m, *v;             /* updated: the moments, as the state format stores them */
+    void *v_max;             /* updated: the largest v so far, for AMSGrad; or NULL */
+    void *m_scale, *v_scale; /* updated: one per block of the state format; or NULL */
+    float *master; /* updated: master weights, which params is rounded from; or NULL. Not for
+                      element types that the arithmetic is done in */
+    void *ema;     /* updated: moving average of the weights, in the compute type; or NULL */
     ptrdiff_t size;
-    int dtype;         /* of params and grads */
-    int state_dtype;   /* of m, v and v_max */
-    float *m_scale;    /* of 8-bit state: one a block */
-    uint32_t *v_scale; /* the same */
-    float *master;     /* updated: the exact params, in float32; or NULL */
-    uint32_t key;      /* of the random numbers */
-    ptrdiff_t first;   /* the index of element 0 to them: a multiple of FUSED_ADAMW_BLOCK */
+    int element_type; /* of params and grads */
+    int state_format; /* of m, v and v_max */
+    uint32_t rng_key;
+    ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK */
     const fused_adamw_scalars *scalars;
 } fused_adamw_tensor;
 
-/* The kernels of one dtype, over the elements [begin, end) of one tensor. */
-typedef struct {
-    void (*adamw)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end);
-    void (*amsgrad)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end);
-    void (*sum_squares)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end,
-                        double *sum); /* of the gradient as it is, before any scale */
-} fused_adamw_kernels;
+/* ---- instruction sets */
 
-/* One instruction set: the kernels compiled for it, and whether this processor and this operating
- * system can run them. */
-typedef struct {
-    const char *name;
-    int (*supported)(void);
-    const fused_adamw_kernels *kernels; /* by dtype, or FUSED_ADAMW_COMPRESSED */
-} fused_adamw_isa;
+typedef struct fused_adamw_isa fused_adamw_isa;
 
-/* The instruction sets of this build, widest first. The last row runs on every machine that the
- * build can start on; a row without a name ends the table. */
-extern const fused_adamw_isa fused_adamw_isas[];
+/* The instruction sets of this build, widest first; NULL past the last, which runs on every machine
+ * that the build can start on. */
+FUSED_ADAMW_API const fused_adamw_isa *fused_adamw_isa_at(int index);
 
-/* Prepares for fork(). Called once, when the module is loaded. */
-void fused_adamw_init(void);
+FUSED_ADAMW_API const char *fused_adamw_isa_name(const fused_adamw_isa *isa);
 
-/* Whether the build has OpenMP. Without it, every step runs on the calling thread. */
-int fused_adamw_has_openmp(void);
+/* Whether this processor and this operating system can run it. */
+FUSED_ADAMW_API int fused_adamw_isa_available(const fused_adamw_isa *isa);
 
-/* The threads that OpenMP would use: OMP_NUM_THREADS where it is set, else the processors that
- * the affinity mask allows; 1 without OpenMP. */
-int fused_adamw_max_threads(void);
+/* The available instruction set of this name, or NULL if there is none. For a `name` of NULL, the
+ * widest. */
+FUSED_ADAMW_API const fused_adamw_isa *fused_adamw_find_isa(const char *name);
 
-/* How many of `num_threads` threads pay for a call over these tensors: 1 where they are small. */
-int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads);
+/* ---- threads */
 
-/* Updates `count` tensors with the kernels of a supported `isa`, on at most `num_threads` >= 1
- * threads. The result does not depend on either. */
-void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                      ptrdiff_t count, int num_threads);
+/* Prepares for fork(): without it, a step on several threads can hang in a forked child. Called
+ * once, before the first step. */
+FUSED_ADAMW_API void fused_adamw_init(void);
 
-/* The gradients are summed in chunks, each within one tensor, and the chunks in their order: this
- * is how many chunks there are. */
-ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count);
+/* Whether the build has OpenMP. Without it, every call runs on the calling thread. */
+FUSED_ADAMW_API int fused_adamw_has_openmp(void);
 
-/* The sum of the squares of all gradients, in float64, with room for one number a chunk. The result
- * does not depend on `isa` or `num_threads`. */
-double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                               ptrdiff_t count, int num_threads, double *room);
+/* The threads to use where the user has not said: OMP_NUM_THREADS where that is set, else the
+ * processors that the affinity mask allows; at most `quota` where that is above 0. */
+FUSED_ADAMW_API int fused_adamw_default_threads(int quota);
+
+/* How many of `num_threads` threads are worth using on these tensors: at least 1. */
+FUSED_ADAMW_API int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count,
+                                               int num_threads);
+
+/* ---- the step */
+
+/* Updates `count` tensors with an available instruction set, on at most `num_threads` >= 1 threads.
+ * The result does not depend on either. */
+FUSED_ADAMW_API void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                                      ptrdiff_t count, int num_threads);
+
+/* The number of partial sums of the gradient norm: one per FUSED_ADAMW_CHUNK elements of each
+ * tensor. */
+FUSED_ADAMW_API ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tensors,
+                                                 ptrdiff_t count);
+
+/* The sum of the squares of all gradients as they are, before any scale, in float64. `partial_sums`
+ * has fused_adamw_num_chunks elements; the result is their sum, added in their order. Only grads,
+ * size and element_type of the tensors are read. The result does not depend on `isa` or
+ * `num_threads`. */
+FUSED_ADAMW_API double fused_adamw_sum_squares(const fused_adamw_isa *isa,
+                                               const fused_adamw_tensor *tensors, ptrdiff_t count,
+                                               int num_threads, double *partial_sums);
+
+/* ---- state, read and written from outside
+ *
+ * On the calling thread, for every state format but float64. Only m, v, v_max, their scales, size
+ * and state_format of the tensor are used. `v_max` must be NULL where tensor->v_max is. */
+
+/* Reads the moments as float32. */
+FUSED_ADAMW_API void fused_adamw_decode_state(const fused_adamw_isa *isa,
+                                              const fused_adamw_tensor *tensor, float *m, float *v,
+                                              float *v_max);
+
+/* Writes moments given as float32, each rounded to the nearest. */
+FUSED_ADAMW_API void fused_adamw_encode_state(const fused_adamw_isa *isa,
+                                              const fused_adamw_tensor *tensor, const float *m,
+                                              const float *v, const float *v_max);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

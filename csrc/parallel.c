@@ -1,5 +1,5 @@
-/* Splits the work of one call over threads. */
-#include "fused_adamw.h"
+/* Splits the work of one call over threads; fork. */
+#include "internal.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -8,7 +8,8 @@
 #endif
 #endif
 
-/* What threads share out: the units [0, total), in parts that begin at multiples of `grain`. */
+/* What threads divide among themselves: the units [0, total), in parts that begin at multiples of
+ * `grain`. */
 struct job {
     void (*work)(const struct job *job, ptrdiff_t begin, ptrdiff_t end);
     ptrdiff_t total;
@@ -16,7 +17,7 @@ struct job {
     int num_threads;
     const fused_adamw_isa *isa;
     const fused_adamw_tensor *tensors;
-    double *room;
+    double *partial_sums;
 };
 
 static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
@@ -29,24 +30,26 @@ static ptrdiff_t total_size(const fused_adamw_tensor *tensors, ptrdiff_t count)
 
 /* ---- the step: a unit is an element of the tensors laid end to end */
 
-/* Whole cache lines in every dtype. */
+/* Whole cache lines in every element type, so that threads do not write to the same one. */
 #define GRAIN 64
 
-static int kernels_for(int dtype)
+/* The kernel that reads a gradient of this element type. */
+static int grad_kernel(int element_type)
 {
-    return dtype <= FUSED_ADAMW_FLOAT64 ? dtype : FUSED_ADAMW_COMPRESSED;
+    return element_type < LOW_PRECISION ? element_type : LOW_PRECISION;
 }
 
-static int kernels_of(const fused_adamw_tensor *tensor)
+static int step_kernel(const fused_adamw_tensor *tensor)
 {
-    return tensor->state_dtype == tensor->dtype ? kernels_for(tensor->dtype)
-                                                : FUSED_ADAMW_COMPRESSED;
+    return tensor->state_format == tensor->element_type ? grad_kernel(tensor->element_type)
+                                                        : LOW_PRECISION;
 }
 
-/* What is stepped in blocks is divided between two of them: up to the first from `end` on. */
-static ptrdiff_t whole_blocks(const fused_adamw_tensor *tensor, ptrdiff_t end)
+/* Where [0, end) of a tensor ends if the low-precision kernel steps it: rounded up to a block
+ * boundary, so that no block is shared by two threads. */
+static ptrdiff_t end_of_block(const fused_adamw_tensor *tensor, ptrdiff_t end)
 {
-    if (kernels_of(tensor) == FUSED_ADAMW_COMPRESSED)
+    if (step_kernel(tensor) == LOW_PRECISION)
         end = (end + FUSED_ADAMW_BLOCK - 1) / FUSED_ADAMW_BLOCK * FUSED_ADAMW_BLOCK;
     return end < tensor->size ? end : tensor->size;
 }
@@ -54,10 +57,9 @@ static ptrdiff_t whole_blocks(const fused_adamw_tensor *tensor, ptrdiff_t end)
 static void step_elements(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 {
     for (const fused_adamw_tensor *tensor = job->tensors; begin < end; tensor++) {
-        const fused_adamw_kernels *kernels = &job->isa->kernels[kernels_of(tensor)];
-        const ptrdiff_t start = whole_blocks(tensor, begin), stop = whole_blocks(tensor, end);
+        const ptrdiff_t start = end_of_block(tensor, begin), stop = end_of_block(tensor, end);
         if (start < stop)
-            (tensor->v_max ? kernels->amsgrad : kernels->adamw)(tensor, start, stop);
+            job->isa->kernels->kernels[step_kernel(tensor)].step(tensor, start, stop);
         begin = begin > tensor->size ? begin - tensor->size : 0;
         end -= tensor->size;
     }
@@ -65,14 +67,12 @@ static void step_elements(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 
 /* ---- the norm: a unit is a chunk of one tensor */
 
-#define CHUNK 16384
-
 static ptrdiff_t chunks_of(const fused_adamw_tensor *tensor)
 {
-    return tensor->size / CHUNK + (tensor->size % CHUNK != 0);
+    return tensor->size / FUSED_ADAMW_CHUNK + (tensor->size % FUSED_ADAMW_CHUNK != 0);
 }
 
-ptrdiff_t fused_adamw_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
+ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
 {
     ptrdiff_t chunks = 0;
     for (ptrdiff_t i = 0; i < count; i++)
@@ -87,18 +87,16 @@ static void sum_chunks(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
     for (ptrdiff_t chunk = begin; chunk < end; chunk++) {
         while (chunk - first >= chunks_of(tensor))
             first += chunks_of(tensor++);
-        const ptrdiff_t from = (chunk - first) * CHUNK, left = tensor->size - from;
-        job->isa->kernels[kernels_for(tensor->dtype)].sum_squares(
-            tensor, from, from + (left < CHUNK ? left : CHUNK), &job->room[chunk]);
+        const ptrdiff_t from = (chunk - first) * FUSED_ADAMW_CHUNK, left = tensor->size - from;
+        job->isa->kernels->kernels[grad_kernel(tensor->element_type)].sum_squares(
+            tensor, from, from + (left < FUSED_ADAMW_CHUNK ? left : FUSED_ADAMW_CHUNK),
+            &job->partial_sums[chunk]);
     }
 }
 
 /* ---- threads */
 
 #if defined(_OPENMP)
-
-/* Fewer elements than this are not worth another thread: benches/bench_threads.py. */
-#define MIN_ELEMENTS_PER_THREAD 32768
 
 static ptrdiff_t part_begin(const struct job *job, int part, int parts)
 {
@@ -117,7 +115,7 @@ static void run_parallel(const struct job *job)
 
 #if defined(_WIN32)
 
-static int run_wherever_safe(struct job *job, ptrdiff_t elements)
+static int run_safely(struct job *job, ptrdiff_t elements)
 {
     (void)elements;
     run_parallel(job);
@@ -130,12 +128,13 @@ void fused_adamw_init(void)
 
 #else
 
-/* In a forked child, libgomp counts on worker threads that only the parent has, and the next
- * parallel region waits for them for ever. The thread that forked carries that memory; a new one
- * does not. So the child opens its parallel regions from a thread made for the purpose. */
+/* In a forked child, libgomp still counts on worker threads that only the parent has, and the next
+ * parallel region waits for them forever. It remembers them per calling thread, so the child opens
+ * its parallel regions from a new thread. */
 static int forked; /* the only mutable global: set before the child can have a second thread */
 
-/* With fewer elements that thread and its team cost more than they save: benches/bench_threads.py. */
+/* With fewer elements that thread and its team cost more than they save:
+ * benches/bench_threads.py. */
 #define MIN_ELEMENTS_AFTER_FORK 4194304
 
 static void after_fork_in_child(void)
@@ -149,7 +148,7 @@ static void *run_in_thread(void *job)
     return NULL;
 }
 
-static int run_wherever_safe(struct job *job, ptrdiff_t elements)
+static int run_safely(struct job *job, ptrdiff_t elements)
 {
     pthread_t thread;
     if (!forked) {
@@ -168,16 +167,16 @@ void fused_adamw_init(void)
 
 #endif
 
-int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
+int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
-    const ptrdiff_t worth = total_size(tensors, count) / MIN_ELEMENTS_PER_THREAD;
+    const ptrdiff_t worth = total_size(tensors, count) / FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD;
     return worth >= num_threads ? num_threads : worth > 1 ? (int)worth : 1;
 }
 
 /* Whether the job was done, on several threads. */
 static int run_on_threads(struct job *job, ptrdiff_t elements)
 {
-    return job->num_threads > 1 && run_wherever_safe(job, elements);
+    return job->num_threads > 1 && run_safely(job, elements);
 }
 
 int fused_adamw_has_openmp(void)
@@ -185,14 +184,14 @@ int fused_adamw_has_openmp(void)
     return 1;
 }
 
-int fused_adamw_max_threads(void)
+static int max_threads(void)
 {
     return omp_get_max_threads();
 }
 
 #else
 
-int fused_adamw_threads_worth(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
+int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
     (void)tensors, (void)count, (void)num_threads;
     return 1;
@@ -213,12 +212,18 @@ int fused_adamw_has_openmp(void)
     return 0;
 }
 
-int fused_adamw_max_threads(void)
+static int max_threads(void)
 {
     return 1;
 }
 
 #endif
+
+int fused_adamw_default_threads(int quota)
+{
+    const int threads = max_threads();
+    return quota > 0 && quota < threads ? quota : threads;
+}
 
 void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                       ptrdiff_t count, int num_threads)
@@ -230,14 +235,14 @@ void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tens
 }
 
 double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                               ptrdiff_t count, int num_threads, double *room)
+                               ptrdiff_t count, int num_threads, double *partial_sums)
 {
-    const ptrdiff_t chunks = fused_adamw_chunks(tensors, count);
-    struct job job = {sum_chunks, chunks, 1, num_threads, isa, tensors, room};
+    const ptrdiff_t chunks = fused_adamw_num_chunks(tensors, count);
+    struct job job = {sum_chunks, chunks, 1, num_threads, isa, tensors, partial_sums};
     if (!run_on_threads(&job, total_size(tensors, count)))
         sum_chunks(&job, 0, chunks);
     double sum = 0;
     for (ptrdiff_t i = 0; i < chunks; i++)
-        sum += room[i];
+        sum += partial_sums[i];
     return sum;
 }

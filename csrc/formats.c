@@ -1,0 +1,22 @@
+/* The tables of element types and of state formats, as callers read them. */
+#include "internal.h"
+
+const fused_adamw_element_type fused_adamw_element_types[] = {
+#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits)                               \
+    {#name, sizeof(type), buffer_format, dlpack_code, dlpack_bits, FUSED_ADAMW_##id},
+    FUSED_ADAMW_COMPUTE_TYPES(ROW)
+#undef ROW
+#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits)                               \
+    {#name, sizeof(type), buffer_format, dlpack_code, dlpack_bits, FUSED_ADAMW_FLOAT32},
+    FUSED_ADAMW_STORAGE_TYPES(ROW)
+#undef ROW
+    {NULL, 0, 0, 0, 0, 0},
+};
+
+const fused_adamw_state_format fused_adamw_state_formats[] = {
+#define STATE_FORMAT(id, name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad)   \
+    {name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad},
+#include "kernels/formats/list.inc"
+#undef STATE_FORMAT
+    {NULL, NULL, NULL, 0, 0, 0, NULL, NULL, 0},
+};

@@ -1,0 +1,67 @@
+/* What the files of csrc share with one another. */
+#ifndef FUSED_ADAMW_INTERNAL_H
+#define FUSED_ADAMW_INTERNAL_H
+
+#include "fused_adamw.h"
+
+#include <float.h>
+
+/* Bit-exact results need each operation rounded to its own type, in the order written. */
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "fused-adamw promises bit-exact results: build it without -ffast-math and its parts"
+#endif
+/* 16 widens _Float16 alone. */
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#error "float arithmetic is evaluated in a wider type here: build with SSE2 (-msse2 -mfpmath=sse)"
+#endif
+#if defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
+
+/* The kernels of one instruction set, each over the elements [begin, end) of one tensor. */
+typedef struct {
+    void (*step)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end);
+    void (*sum_squares)(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end,
+                        double *sum); /* of the gradient as it is, before any scale */
+} fused_adamw_kernel;
+
+/* A kernel is indexed by the element type where that is the type of the arithmetic and everything
+ * is stored in it (for sum_squares: the gradient), else by LOW_PRECISION. */
+enum {
+#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits) COMPUTE_TYPE_##id,
+    FUSED_ADAMW_COMPUTE_TYPES(ROW)
+#undef ROW
+        LOW_PRECISION,
+    NUM_KERNELS
+};
+
+/* So that state stored as the parameters are is recognized by equal indices: parallel.c. */
+#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits)                               \
+    _Static_assert((int)COMPUTE_TYPE_##id == (int)FUSED_ADAMW_##id &&                              \
+                       (int)FUSED_ADAMW_STATE_##id == (int)FUSED_ADAMW_##id,                       \
+                   #name " needs the same index everywhere");
+FUSED_ADAMW_COMPUTE_TYPES(ROW)
+#undef ROW
+
+typedef struct {
+    fused_adamw_kernel kernels[NUM_KERNELS];
+    void (*decode_state)(const fused_adamw_tensor *tensor, float *m, float *v, float *v_max);
+    void (*encode_state)(const fused_adamw_tensor *tensor, const float *m, const float *v,
+                         const float *v_max);
+} fused_adamw_kernels;
+
+/* One instruction set: the kernels compiled for it, and whether this processor and this operating
+ * system can run them. */
+struct fused_adamw_isa {
+    const char *name;
+    int (*available)(void);
+    const fused_adamw_kernels *kernels;
+};
+
+/* The dithers of fused_adamw_scalars. v_max is rounded as v is. */
+enum { DITHER_V, DITHER_M, DITHER_PARAMS, NUM_DITHERS };
+
+/* The dither that rounds to the nearest: half of the interval. */
+#define DITHER_TO_NEAREST 0x80000000u
+
+#endif

@@ -1,0 +1,122 @@
+/* From hyper-parameters to the scalars of a step; what stochastic rounding draws from. */
+#include "internal.h"
+#include "rng.h"
+
+#include <math.h>
+
+/* The nearest value of the type of the arithmetic. The float is volatile because GCC 12 at -O3
+ * vectorizes a select between a value and its rounding, and then always takes the value. */
+static double rounded(int compute, double value)
+{
+    if (compute == FUSED_ADAMW_FLOAT32) {
+        const volatile float narrow = (float)value;
+        return narrow;
+    }
+    return value;
+}
+
+static int is_finite_and_not_negative(double value)
+{
+    return value >= 0 && isfinite(value);
+}
+
+static int is_below_1_and_not_negative(double value)
+{
+    return value >= 0 && value < 1;
+}
+
+static int find_invalid(const fused_adamw_hyperparams *h)
+{
+    if (!is_finite_and_not_negative(h->lr))
+        return FUSED_ADAMW_BAD_LR;
+    if (!is_finite_and_not_negative(h->weight_decay))
+        return FUSED_ADAMW_BAD_WEIGHT_DECAY;
+    if (!is_below_1_and_not_negative(h->beta1))
+        return FUSED_ADAMW_BAD_BETA1;
+    if (!is_below_1_and_not_negative(h->beta2))
+        return FUSED_ADAMW_BAD_BETA2;
+    if (!is_finite_and_not_negative(h->eps))
+        return FUSED_ADAMW_BAD_EPS;
+    if (!is_below_1_and_not_negative(h->ema_decay))
+        return FUSED_ADAMW_BAD_EMA_DECAY;
+    return FUSED_ADAMW_OK;
+}
+
+static int find_not_representable(const fused_adamw_scalars *s)
+{
+    if (s->b1 == 1)
+        return FUSED_ADAMW_BAD_BETA1 | FUSED_ADAMW_NOT_REPRESENTABLE;
+    if (s->b2 == 1)
+        return FUSED_ADAMW_BAD_BETA2 | FUSED_ADAMW_NOT_REPRESENTABLE;
+    if (!isfinite(s->step))
+        return FUSED_ADAMW_BAD_LR | FUSED_ADAMW_NOT_REPRESENTABLE;
+    if (!isfinite(s->decay))
+        return FUSED_ADAMW_BAD_WEIGHT_DECAY | FUSED_ADAMW_NOT_REPRESENTABLE;
+    if (!isfinite(s->eps))
+        return FUSED_ADAMW_BAD_EPS | FUSED_ADAMW_NOT_REPRESENTABLE;
+    if (s->ema_decay == 1)
+        return FUSED_ADAMW_BAD_EMA_DECAY | FUSED_ADAMW_NOT_REPRESENTABLE;
+    return FUSED_ADAMW_OK;
+}
+
+/* The betas are rounded once. Everything else follows in double from the rounded ones, each
+ * expression evaluated as Python evaluates it, and is then rounded once. If a beta and its
+ * complement were rounded separately, they would not add up to 1, an error that grows with t. */
+int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams, int element_type,
+                               int64_t t, fused_adamw_scalars *scalars)
+{
+    const fused_adamw_hyperparams *h = hyperparams;
+    const int compute = fused_adamw_element_types[element_type].compute;
+    const double b1 = rounded(compute, h->beta1), b2 = rounded(compute, h->beta2);
+    const double ema_decay = rounded(compute, h->ema_decay), steps = (double)t;
+    const int status = find_invalid(h);
+    if (status != FUSED_ADAMW_OK)
+        return status;
+    *scalars = (fused_adamw_scalars){
+        .b1 = b1,
+        .b2 = b2,
+        .c1 = rounded(compute, 1 - b1),
+        .c2 = rounded(compute, 1 - b2),
+        .step = rounded(compute, h->lr / (1 - pow(b1, steps))),
+        .rsqrt_bc2 = rounded(compute, 1 / sqrt(1 - pow(b2, steps))),
+        .decay = rounded(compute, h->lr * h->weight_decay),
+        .eps = rounded(compute, h->eps),
+        .ema_decay = ema_decay,
+        .ema_complement = rounded(compute, 1 - ema_decay),
+        .scale = 1,
+        .t = t,
+        .compute = compute,
+    };
+    return find_not_representable(scalars);
+}
+
+/* Irrational fractions of 2^32, by which the dithers move on in each step. Their multiples fill the
+ * interval evenly (Weyl 1916), so that the rounding errors of successive steps cancel. They are
+ * powers of the golden ratio (for m: 1/phi) and of the plastic number (for v and params: 1/rho and
+ * 1/rho^2 of Roberts 2018), so that the three are independent of one another. */
+static const uint32_t WEYL[NUM_DITHERS] = {
+    [DITHER_V] = 0xc13fa9a9, [DITHER_M] = 0x9e3779b9, [DITHER_PARAMS] = 0x91e10da5};
+
+int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale, double factor,
+                               int stochastic)
+{
+    if (!isfinite(rounded(scalars->compute, grad_scale)))
+        return FUSED_ADAMW_BAD_GRAD_SCALE | FUSED_ADAMW_NOT_REPRESENTABLE;
+    scalars->scale = rounded(scalars->compute, grad_scale * factor);
+    scalars->stochastic = stochastic;
+    for (int role = 0; role < NUM_DITHERS; role++)
+        scalars->dither[role] =
+            stochastic ? (uint32_t)scalars->t * WEYL[role] : DITHER_TO_NEAREST;
+    return FUSED_ADAMW_OK;
+}
+
+uint32_t fused_adamw_rng_key(uint32_t seed, ptrdiff_t param_index)
+{
+    return random_bits(random_bits(seed, 0), (uint32_t)param_index);
+}
+
+double fused_adamw_clip_factor(double norm, double max_norm)
+{
+    const double factor = max_norm / (norm + 1e-6);
+    return max_norm == 0 || factor > 1 ? 1 : factor;
+}

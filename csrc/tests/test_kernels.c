@@ -1,0 +1,171 @@
+/* Tests of the C library, without Python: every instruction set that this machine has against the
+ * oracle, bit by bit. From the root of the repository:
+ *
+ *     cc -std=c11 -O2 -ffp-contract=off -fopenmp -fsanitize=address,undefined \
+ *         $(find csrc -name "*.c") -lm -o /tmp/test_kernels && /tmp/test_kernels
+ *
+ * With OMP_WAIT_POLICY=passive it is faster on a busy machine.
+ *
+ * The last line of its output is "N passed, 0 failed"; the exit status is 1 if any failed. */
+#include "test_kernels.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* On both sides of whatever a kernel divides by: vectors, blocks, cache lines, chunks, threads. */
+static const ptrdiff_t SMALL_SIZES[] = {0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257};
+static const ptrdiff_t LARGE_SIZES[] = {16383, 16384, 16385, 2 * 32768 + 1};
+
+static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9, 0.999, 1e-8, 0.1, 0.99};
+enum { RNG_KEY = 123456789, ELEMENT_OFFSET = 3 * 256, FIRST_STEP = 7, NUM_STEPS = 2 };
+static const double GRAD_SCALE = -0.37; /* as of loss scaling, while maximizing */
+
+/* How a problem is computed, which must not matter. */
+typedef struct {
+    const fused_adamw_isa *isa;
+    int num_threads, at_end, num_parts;
+} manner;
+
+/* The tensor divided into parts of whole blocks, with an empty one among them. */
+static ptrdiff_t divide(const problem *p, const fused_adamw_tensor *whole, int num_parts,
+                        fused_adamw_tensor *parts)
+{
+    ptrdiff_t begin = 0, count = 0;
+    for (int part = 1; part <= num_parts; part++) {
+        const ptrdiff_t cut = p->size * part / num_parts / 256 * 256;
+        const ptrdiff_t end = part == num_parts ? p->size : part == 2 ? begin : cut;
+        fused_adamw_tensor *tensor = &parts[count++];
+        *tensor = *whole;
+        tensor->size = end - begin;
+        tensor->element_offset += begin;
+        void **fields[NUM_ROLES] = {[PARAMS] = &tensor->params,
+                                    [M] = &tensor->m,
+                                    [V] = &tensor->v,
+                                    [V_MAX] = &tensor->v_max,
+                                    [M_SCALE] = &tensor->m_scale,
+                                    [V_SCALE] = &tensor->v_scale,
+                                    [EMA] = &tensor->ema};
+        for (int role = 0; role < NUM_ROLES; role++)
+            if (fields[role] && *fields[role]) {
+                const ptrdiff_t item = role == M_SCALE || role == V_SCALE ? begin / 256 : begin;
+                *fields[role] = (char *)*fields[role] + item * (ptrdiff_t)p->unit[role];
+            }
+        tensor->grads = (const char *)whole->grads + begin * (ptrdiff_t)p->unit[GRADS];
+        if (whole->master)
+            tensor->master = (float *)((char *)whole->master + begin * (ptrdiff_t)sizeof(float));
+        begin = end;
+    }
+    return count;
+}
+
+static void run(const problem *start, const problem *expected, manner how)
+{
+    enum { MAX_PARTS = 4 };
+    guarded memory[NUM_ROLES];
+    void *arrays[NUM_ROLES];
+    fused_adamw_tensor parts[MAX_PARTS];
+    for (int role = 0; role < NUM_ROLES; role++) {
+        memory[role] = guarded_copy(start->arrays[role], start->num_bytes[role], how.at_end);
+        arrays[role] = start->unit[role] > 0 ? memory[role].data : NULL;
+    }
+    fused_adamw_tensor whole = tensor_of(start, arrays);
+    whole.rng_key = RNG_KEY;
+    whole.element_offset = ELEMENT_OFFSET;
+    const ptrdiff_t count = divide(start, &whole, how.num_parts, parts);
+    for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++) {
+        fused_adamw_scalars scalars;
+        check(fused_adamw_derive_scalars(&HYPERPARAMS, start->element_type, t, &scalars) == 0 &&
+                  fused_adamw_finish_scalars(&scalars, -GRAD_SCALE, -1, start->stochastic) == 0,
+              "scalars of step %d", (int)t);
+        for (ptrdiff_t i = 0; i < count; i++)
+            parts[i].scalars = &scalars;
+        fused_adamw_step(how.isa, parts, count, how.num_threads);
+    }
+    for (int role = 0; role < NUM_ROLES; role++) {
+        check(same_bits(expected, role, memory[role].data) && guarded_is_intact(&memory[role]),
+              "%s, %s state, %d elements, amsgrad %d, master %d, ema %d, stochastic %d; %s, "
+              "%d threads, at end %d, %d parts: array %d",
+              fused_adamw_element_types[start->element_type].name,
+              fused_adamw_state_formats[start->state_format].name, (int)start->size, start->amsgrad,
+              start->master, start->ema, start->stochastic, fused_adamw_isa_name(how.isa),
+              how.num_threads, how.at_end, how.num_parts, role);
+        guarded_free(&memory[role]);
+    }
+}
+
+static void test_sums(const problem *p, const fused_adamw_isa *isa)
+{
+    enum { MAX_CHUNKS = 5 };
+    double expected[MAX_CHUNKS] = {0}, found[MAX_CHUNKS] = {0}, sum = 0;
+    const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
+    const ptrdiff_t num_chunks = fused_adamw_num_chunks(&tensor, 1);
+    check(num_chunks == (p->size + FUSED_ADAMW_CHUNK - 1) / FUSED_ADAMW_CHUNK, "number of chunks");
+    oracle_sums(p, expected);
+    for (ptrdiff_t i = 0; i < num_chunks; i++)
+        sum += expected[i];
+    for (int num_threads = 1; num_threads <= 3; num_threads++) {
+        const double result = fused_adamw_sum_squares(isa, &tensor, 1, num_threads, found);
+        int same = result == sum || (result != result && sum != sum);
+        for (ptrdiff_t i = 0; i < num_chunks; i++)
+            same = same && (found[i] == expected[i] ||
+                            (found[i] != found[i] && expected[i] != expected[i]));
+        check(same, "sum of squares of %d elements of type %d, %s, %d threads", (int)p->size,
+              p->element_type, fused_adamw_isa_name(isa), num_threads);
+    }
+}
+
+static void test_problem(problem *start)
+{
+    const fused_adamw_isa *isa;
+    problem_fill(start);
+    problem expected = problem_copy(start);
+    for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++)
+        oracle_step(&expected, &HYPERPARAMS, t, GRAD_SCALE, RNG_KEY, ELEMENT_OFFSET);
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
+        if (!fused_adamw_isa_available(isa))
+            continue;
+        for (int at_end = 0; at_end <= 1; at_end++)
+            run(start, &expected, (manner){isa, 1, at_end, 1});
+        if (start->size >= 255)
+            run(start, &expected, (manner){isa, 1 + (int)start->size % 3, 0, 4});
+        if (start->size >= 16383)
+            for (int num_threads = 2; num_threads <= 3; num_threads++)
+                run(start, &expected, (manner){isa, num_threads, 1, 1});
+        test_sums(start, isa);
+    }
+    problem_free(start);
+    problem_free(&expected);
+}
+
+/* Every pair of element type and state format that there is, with every combination of options, or
+ * with every `stride`th. */
+static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride)
+{
+    for (int type = 0; type < FUSED_ADAMW_NUM_ELEMENT_TYPES; type++)
+        for (int state = 0; state < FUSED_ADAMW_NUM_STATE_FORMATS; state++)
+            for (int options = 0; options < 16; options += stride)
+                for (int i = 0; i < num_sizes; i++) {
+                    problem p = {.element_type = type,
+                                 .state_format = state,
+                                 .amsgrad = options & 1,
+                                 .ema = options >> 1 & 1,
+                                 .master = options >> 2 & 1,
+                                 .stochastic = options >> 3,
+                                 .size = sizes[i]};
+                    if (oracle_layout(&p))
+                        test_problem(&p);
+                }
+}
+
+int main(void)
+{
+    fused_adamw_init();
+    test_scalars();
+    test_dispatch();
+    test_codecs();
+    test_fork();
+    test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1);
+    test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5);
+    printf("%ld passed, %ld failed\n", num_passed, num_failed);
+    return num_failed > 0;
+}

@@ -1,0 +1,215 @@
+/* Tests of all but the steps themselves: scalars, tables, instruction sets, codecs, fork. */
+#define _DEFAULT_SOURCE /* of fork and alarm */
+#include "test_kernels.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { FLOAT32 = FUSED_ADAMW_FLOAT32, FLOAT64 = FUSED_ADAMW_FLOAT64 };
+enum { NOT_REPRESENTABLE = FUSED_ADAMW_NOT_REPRESENTABLE };
+
+static const fused_adamw_hyperparams GOOD = {1e-3, 0.9, 0.999, 1e-8, 0.01, 0.0};
+
+/* ---- scalars */
+
+static void test_statuses(void)
+{
+    static const struct {
+        double value;
+        int in_float32, in_float64; /* whether it is bad (1), or not representable (2) */
+    } NONNEGATIVE[] = {{0, 0, 0},        {1e30, 0, 0},      {-1e-300, 1, 1}, {1e300, 2, 0},
+                       {INFINITY, 1, 1}, {-INFINITY, 1, 1}, {NAN, 1, 1}},
+      BELOW_1[] = {{0, 0, 0},         {0.99, 0, 0},     {-1e-300, 1, 1}, {1, 1, 1},
+                   {1 - 1e-12, 2, 0}, {INFINITY, 1, 1}, {NAN, 1, 1}};
+    fused_adamw_hyperparams h;
+    const struct {
+        double *field;
+        int status, below_1;
+    } FIELDS[] = {{&h.lr, FUSED_ADAMW_BAD_LR, 0},
+                  {&h.beta1, FUSED_ADAMW_BAD_BETA1, 1},
+                  {&h.beta2, FUSED_ADAMW_BAD_BETA2, 1},
+                  {&h.eps, FUSED_ADAMW_BAD_EPS, 0},
+                  {&h.weight_decay, FUSED_ADAMW_BAD_WEIGHT_DECAY, 0},
+                  {&h.ema_decay, FUSED_ADAMW_BAD_EMA_DECAY, 1}};
+    for (size_t f = 0; f < sizeof FIELDS / sizeof *FIELDS; f++)
+        for (size_t i = 0; i < sizeof BELOW_1 / sizeof *BELOW_1; i++)
+            for (int type = 0; type < FUSED_ADAMW_NUM_ELEMENT_TYPES; type++) {
+                fused_adamw_scalars scalars;
+                h = GOOD;
+                h.lr = 1; /* so that weight_decay alone makes their product overflow */
+                *FIELDS[f].field = FIELDS[f].below_1 ? BELOW_1[i].value : NONNEGATIVE[i].value;
+                const int double_ = type == FLOAT64;
+                const int bad = FIELDS[f].below_1
+                                    ? double_ ? BELOW_1[i].in_float64 : BELOW_1[i].in_float32
+                                : double_ ? NONNEGATIVE[i].in_float64
+                                          : NONNEGATIVE[i].in_float32;
+                const int expected =
+                    bad == 0 ? 0 : FIELDS[f].status | (bad == 2 ? NOT_REPRESENTABLE : 0);
+                const int status = fused_adamw_derive_scalars(&h, type, 1, &scalars);
+                check(status == expected, "status of hyper-parameter %d, value %d, type %d: %d",
+                      FIELDS[f].status, (int)i, type, status);
+            }
+}
+
+void test_scalars(void)
+{
+    fused_adamw_scalars scalars;
+    fused_adamw_hyperparams several = {NAN, 2, 2, -1, -1, 2};
+    test_statuses();
+    check(fused_adamw_derive_scalars(&several, FLOAT32, 1, &scalars) == FUSED_ADAMW_BAD_LR,
+          "lr is checked first");
+    check(fused_adamw_derive_scalars(&GOOD, FLOAT32, 3, &scalars) == FUSED_ADAMW_OK, "good");
+    check(fused_adamw_finish_scalars(&scalars, 1e39, 1, 0) ==
+              (FUSED_ADAMW_BAD_GRAD_SCALE | NOT_REPRESENTABLE),
+          "grad_scale too large for float32");
+    check(fused_adamw_finish_scalars(&scalars, NAN, 1, 0) != 0, "grad_scale is NaN");
+    check(fused_adamw_finish_scalars(&scalars, 2, NAN, 1) == 0 && isnan(scalars.scale),
+          "a factor of NaN");
+    for (int role = 0; role < 3; role++)
+        check(scalars.dither[role] == oracle_dither(role, 0, 0, 3) - oracle_dither(role, 0, 0, 0),
+              "dither of role %d", role);
+    check(fused_adamw_rng_key(5, 7) == oracle_hash(oracle_hash(5, 0), 7), "random key");
+    check(fused_adamw_clip_factor(2, 0) == 1 && fused_adamw_clip_factor(0.5, 1) == 1 &&
+              fused_adamw_clip_factor(2, 1) == 1 / (2 + 1e-6) &&
+              isnan(fused_adamw_clip_factor(NAN, 1)),
+          "clip factor");
+}
+
+/* ---- tables, instruction sets, threads */
+
+void test_dispatch(void)
+{
+    const fused_adamw_isa *isa, *last = NULL, *widest = NULL;
+    int num_rows = 0;
+    for (; fused_adamw_element_types[num_rows].name; num_rows++)
+        check(fused_adamw_element_types[num_rows].dlpack_bits ==
+                  8 * fused_adamw_element_types[num_rows].size,
+              "size of element type %d", num_rows);
+    check(num_rows == FUSED_ADAMW_NUM_ELEMENT_TYPES, "number of element types");
+    for (num_rows = 0; fused_adamw_state_formats[num_rows].name; num_rows++)
+        check(FUSED_ADAMW_BLOCK % fused_adamw_state_formats[num_rows].block == 0,
+              "block of state format %d", num_rows);
+    check(num_rows == FUSED_ADAMW_NUM_STATE_FORMATS, "number of state formats");
+    check(FUSED_ADAMW_CHUNK % FUSED_ADAMW_BLOCK == 0, "chunks are whole blocks");
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
+        last = isa;
+        if (widest == NULL && fused_adamw_isa_available(isa))
+            widest = isa;
+        check(fused_adamw_find_isa(fused_adamw_isa_name(isa)) ==
+                  (fused_adamw_isa_available(isa) ? isa : NULL),
+              "finding instruction set %d", i);
+    }
+    check(last && fused_adamw_isa_available(last), "the last instruction set runs everywhere");
+    check(fused_adamw_find_isa(NULL) == widest, "the widest instruction set is the default");
+    check(fused_adamw_find_isa("mmx") == NULL, "an unknown instruction set");
+    const fused_adamw_tensor tensors[] = {{.size = 32768}, {.size = 32768}};
+    const int several = fused_adamw_has_openmp() ? 2 : 1;
+    check(fused_adamw_useful_threads(tensors, 2, 8) == several &&
+              fused_adamw_useful_threads(tensors, 2, 1) == 1 &&
+              fused_adamw_useful_threads(tensors, 1, 8) == 1 &&
+              fused_adamw_useful_threads(tensors, 0, 8) == 1,
+          "useful threads");
+    check(fused_adamw_default_threads(1) == 1 && fused_adamw_default_threads(0) >= 1,
+          "default threads");
+}
+
+/* ---- moments, encoded and decoded */
+
+static void test_codec(const fused_adamw_isa *isa, problem *p)
+{
+    const size_t num_floats = (size_t)p->size + 1;
+    float *in[3], *out[3], *expected[3];
+    for (int i = 0; i < 3; i++) {
+        in[i] = calloc(num_floats, sizeof(float));
+        out[i] = calloc(num_floats, sizeof(float));
+        expected[i] = calloc(num_floats, sizeof(float));
+    }
+    problem_fill(p); /* what is overwritten */
+    problem copy = problem_copy(p);
+    oracle_decode(p, in[0], in[1], p->amsgrad ? in[2] : NULL);
+    for (ptrdiff_t i = 0; i < p->size; i++) { /* so that something is rounded */
+        in[0][i] *= 1.2345f;
+        in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
+        if (random_below(100) == 0)
+            in[0][i] = INFINITY;
+        if (i / 256 % 2 == 1) { /* around 2^-100, the ratio to sqrt(v) that is stored as 0 */
+            in[0][i] = ldexpf(1 + (float)random_below(1000) / 1000, -(90 + (int)(i / 256)));
+            in[1][i] = 1;
+        }
+    }
+    const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
+    fused_adamw_encode_state(isa, &tensor, in[0], in[1], p->amsgrad ? in[2] : NULL);
+    oracle_encode(&copy, in[0], in[1], p->amsgrad ? in[2] : NULL, 0, 0, 0);
+    fused_adamw_decode_state(isa, &tensor, out[0], out[1], p->amsgrad ? out[2] : NULL);
+    oracle_decode(&copy, expected[0], expected[1], p->amsgrad ? expected[2] : NULL);
+    for (int role = 0; role < NUM_ROLES; role++)
+        check(same_bits(&copy, role, p->arrays[role]),
+              "encoding %d elements in format %d: array %d", (int)p->size, p->state_format, role);
+    for (int i = 0; i < 3; i++) {
+        check(memcmp(out[i], expected[i], num_floats * sizeof(float)) == 0,
+              "decoding %d elements of format %d: array %d", (int)p->size, p->state_format, i);
+        free(in[i]), free(out[i]), free(expected[i]);
+    }
+    problem_free(p);
+    problem_free(&copy);
+}
+
+void test_codecs(void)
+{
+    static const ptrdiff_t SIZES[] = {0, 1, 255, 256, 257, 5000};
+    const fused_adamw_isa *isa;
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++)
+        for (int state = 0; state < FUSED_ADAMW_NUM_STATE_FORMATS; state++)
+            for (int k = 0; k < 2 * (int)(sizeof SIZES / sizeof *SIZES); k++) {
+                problem p = {.element_type = FLOAT32,
+                             .state_format = state,
+                             .amsgrad = k % 2,
+                             .size = SIZES[k / 2]};
+                if (fused_adamw_isa_available(isa) && oracle_layout(&p))
+                    test_codec(isa, &p);
+            }
+}
+
+/* ---- fork */
+
+/* One step on two threads of as many elements as a forked child uses threads for. */
+static double step_on_two_threads(void)
+{
+    const ptrdiff_t size = 4194304 + 5;
+    float *memory = calloc((size_t)size * 4, sizeof *memory);
+    fused_adamw_scalars scalars;
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < size; i++)
+        memory[size + i] = (float)(i % 1000);
+    fused_adamw_derive_scalars(&GOOD, FLOAT32, 1, &scalars);
+    fused_adamw_finish_scalars(&scalars, 1, 1, 0);
+    const fused_adamw_tensor tensor = {.params = memory,
+                                       .grads = memory + size,
+                                       .m = memory + 2 * size,
+                                       .v = memory + 3 * size,
+                                       .size = size,
+                                       .scalars = &scalars};
+    fused_adamw_step(fused_adamw_find_isa(NULL), &tensor, 1, 2);
+    for (ptrdiff_t i = 0; i < size; i++)
+        sum += memory[i];
+    free(memory);
+    return sum;
+}
+
+void test_fork(void)
+{
+    const double expected = step_on_two_threads();
+    int status = 0;
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60); /* instead of waiting for threads that only the parent has */
+        _exit(step_on_two_threads() == expected ? 0 : 1);
+    }
+    check(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+              WEXITSTATUS(status) == 0,
+          "a step in a forked child");
+}
