@@ -1,13 +1,30 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and which of them are slow."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
-from arrays import ISAS, Tensor
+from arrays import FORCED, ISAS, Tensor
+
+from fused_adamw import _core
+
+# Folders and files of tests that start processes, compile or train; -m "not slow" leaves them out.
+SLOW = ("bench/", "cli/", "distributed/", "test_examples.py")
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=ISAS)
 def isa(request):
-    return request.param
+    """Steps use this instruction set."""
+    _core._force_isa(request.param)
+    yield request.param
+    _core._force_isa(FORCED)
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

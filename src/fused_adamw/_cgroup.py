@@ -1,4 +1,4 @@
-"""How many processors the control groups of Linux grant this process."""
+"""The processors and the memory that the control groups of Linux grant this process."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,23 @@ def cpu_quota(root: str = "/") -> int | None:
     Reads version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``), see cgroups(7). ``root`` is
     the root of the file system.
     """
-    quotas = [_quota(folder) for folder in _folders(Path(root))]
+    quotas = [_quota(folder) for folder in _folders(Path(root), "cpu")]
     return min((q for q in quotas if q is not None), default=None)
 
 
-def _folders(root: Path) -> list[Path]:
-    """The folders that may hold a quota for this process."""
+def memory_limit(root: str = "/") -> int | None:
+    """The smallest memory limit, in bytes, on the way from this process's cgroup to the top; None
+    where nothing is limited, or on a system without cgroups.
+
+    Reads version 2 (``memory.max``) and version 1 (``memory.limit_in_bytes``, where a number close
+    to 2^63 means that there is no limit). ``root`` is the root of the file system.
+    """
+    limits = [_memory_limit(folder) for folder in _folders(Path(root), "memory")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _folders(root: Path, controller: str) -> list[Path]:
+    """The folders that may limit this process with that controller."""
     try:
         lines = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
@@ -24,10 +35,10 @@ def _folders(root: Path) -> list[Path]:
     folders = []
     for line in lines:
         fields = line.split(":", 2)
-        if len(fields) != 3 or not {"", "cpu"} & set(fields[1].split(",")):
+        if len(fields) != 3 or not {"", controller} & set(fields[1].split(",")):
             continue
         _, controllers, path = fields
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         own = mount / path.lstrip("/")
         folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(mount)]
     return folders
@@ -43,3 +54,12 @@ def _quota(folder: Path) -> int | None:
         return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else None
     except (OSError, ValueError):  # no such file, or "max": no limit here
         return None
+
+
+def _memory_limit(folder: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((folder / name).read_text())
+        except (OSError, ValueError):  # no such file, or "max": no limit here
+            continue
+    return None

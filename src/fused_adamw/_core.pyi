@@ -1,52 +1,117 @@
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Arrays: TypeAlias = Array | Sequence["Arrays"] | Mapping[Any, "Arrays"]
+Gradients: TypeAlias = Array | Sequence["Gradients"] | Mapping[Any, "Gradients"] | None
+Hyper: TypeAlias = tuple[float, tuple[float, float], float, float, float | None]
 
 BLOCK: int
+CHUNK: int
+MIN_ELEMENTS_PER_THREAD: int
 
+class ElementType(NamedTuple):
+    name: str
+    itemsize: int
+    compute: str
+
+class StateFormat(NamedTuple):
+    name: str
+    m: str
+    v: str
+    m_bits: int
+    v_bits: int
+    block: int
+    m_scale: str
+    v_scale: str
+    amsgrad: bool
+
+def element_types() -> list[ElementType]: ...
+def state_formats() -> list[StateFormat]: ...
 def available_isas() -> list[str]: ...
 def selected_isa() -> str: ...
 def has_openmp() -> bool: ...
-def require_seed(seed: int | None) -> None: ...
-def resolve_threads(num_threads: int | None) -> int: ...
+def default_num_threads() -> int: ...
+def check_num_threads(num_threads: int | None) -> int: ...
+def check_seed(seed: int | None) -> None: ...
+def clip_factor(norm: float, max_grad_norm: float | None) -> float: ...
+def decode_state(
+    state_format: str, arrays: Mapping[str, Array], size: int
+) -> dict[str, NDArray[np.floating[Any]]]: ...
+def encode_state(
+    state_format: str, arrays: Mapping[str, Array], m: Array, v: Array, v_max: Array | None = None
+) -> None: ...
+def _force_isa(name: str | None) -> None: ...
 
-class Structure:
-    def __init__(self, params: Any, grouped: bool = False) -> None: ...
+class TreeSpec:
+    def __init__(self, params: Arrays, grouped: bool = False) -> None: ...
     def flatten(self, argument: str, arrays: Any) -> tuple[Any, ...]: ...
     def unflatten(self, flat: Any) -> Any: ...
     def paths(self) -> list[tuple[Any, ...]]: ...
+    def names(self) -> list[str]: ...
 
-class Tensors:
-    t: int
-    threads: int
+class TensorState(Protocol):
+    format: str
+    arrays: dict[str, Array]
+
+class BoundArrays:
+    num_slots: int
     def __init__(
         self,
-        structure: Structure,
+        spec: TreeSpec,
         params: Any,
-        m: Any,
-        v: Any,
-        v_max: Any = None,
+        state: Sequence[TensorState] | None = None,
+        *,
+        moments: tuple[Any, Any] | None = None,
+        slices: list[tuple[int, int, int]] | None = None,
         decays: list[bool] | None = None,
-        packed: list[Any] | None = None,
         seed: int | None = None,
+        has_ema: bool = False,
     ) -> None: ...
-    def set_places(self, places: list[int], firsts: list[int], seed: int | None) -> None: ...
-    def sums_of_squares(self, grads: Any, num_threads: int | None = None) -> Any: ...
     def set_seed(self, seed: int | None) -> None: ...
-    def take_step(
+    def set_decays(self, decays: list[bool]) -> None: ...
+    def check_collective(
         self,
         grads: Any,
-        hypers: list[tuple[float, tuple[float, float], float, float]],
-        t: int,
-        grad_scale: float,
-        max_grad_norm: float | None,
-        skip_nonfinite: bool,
-        maximize: bool,
-        num_threads: int | None,
-        isa: str | None,
-        clip: float = 1,
+        hypers: list[Hyper],
+        grad_scale: float = 1.0,
+        max_grad_norm: float | None = None,
+        num_threads: int | None = None,
+        overwritten: bool = False,
+    ) -> tuple[Any, ...]: ...
+
+class BoundTensors(BoundArrays):
+    t: int
+    threads: int
+    def step(
+        self,
+        grads: Any,
+        hypers: list[Hyper],
+        grad_scale: float = 1.0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        maximize: bool = False,
+        num_threads: int | None = None,
     ) -> float | None: ...
+    def step_range(
+        self,
+        first: int,
+        grads: list[Array | None],
+        hypers: list[Hyper],
+        grad_scale: float = 1.0,
+        clip: float = 1.0,
+        maximize: bool = False,
+        num_threads: int | None = None,
+    ) -> None: ...
+    def sums_of_squares(
+        self, first: int, grads: list[Array | None], num_threads: int | None = None
+    ) -> NDArray[np.float64]: ...
     def check(
         self,
-        hypers: list[tuple[float, tuple[float, float], float, float]],
+        hypers: list[Hyper],
         max_grad_norm: float | None,
         steps: list[int],
     ) -> None: ...
@@ -54,22 +119,31 @@ class Tensors:
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...
 
-class WholeTensors(Tensors):
-    def check_step(
+class DLPackExchange:
+    def __init__(self, *types: type) -> None: ...
+
+class PreparedStep:
+    unsupported: list[int]
+    def __init__(
         self,
-        grads: Any,
-        hypers: list[tuple[float, tuple[float, float], float, float]],
-        grad_scale: float,
-        max_grad_norm: float | None,
+        exchange: DLPackExchange,
+        tensors: Any,
+        *,
+        hyper: Hyper,
+        maximize: bool,
         num_threads: int | None,
-        overwritten: bool,
-    ) -> tuple[Any, ...]: ...
+        state_format: str | None = None,
+        grad_scale: float = 1.0,
+        param_indices: list[int] | None = None,
+        seed: int | None = None,
+    ) -> None: ...
+    def step(self) -> None: ...
 
 def fused_adamw(
-    params: Any,
-    grads: Any,
-    m: Any,
-    v: Any,
+    params: Arrays,
+    grads: Arrays,
+    m: Arrays,
+    v: Arrays,
     t: int,
     *,
     lr: float = 1e-3,
@@ -77,31 +151,4 @@ def fused_adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     num_threads: int | None = None,
-    isa: str | None = None,
 ) -> None: ...
-
-class Lender:
-    def __init__(self, *types: type) -> None: ...
-
-class Loan:
-    refused: list[int]
-    def __init__(
-        self,
-        lender: Lender,
-        params: list[Any],
-        grads: list[Any],
-        m: list[Any],
-        v: list[Any],
-        v_max: list[Any],
-        steps: list[Any],
-        hyper: tuple[float, tuple[float, float], float, float],
-        maximize: bool,
-        num_threads: int | None,
-        state_dtype: str | None = None,
-        m_scale: list[Any] | None = None,
-        v_scale: list[Any] | None = None,
-        places: list[int] | None = None,
-        seed: int | None = None,
-        scale: float = 1.0,
-    ) -> None: ...
-    def step(self) -> None: ...

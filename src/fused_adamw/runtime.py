@@ -1,4 +1,4 @@
-"""What this build and this machine are."""
+"""Properties of this build and this machine."""
 
 from importlib.metadata import version
 from typing import TypedDict
@@ -9,6 +9,16 @@ __version__ = version("fused-adamw")
 
 
 class RuntimeInfo(TypedDict):
+    """Properties of this build and this machine.
+
+    Attributes:
+        version: of the package.
+        isa: the instruction set that is used.
+        available_isas: the instruction sets that run on this machine, widest first.
+        openmp: whether the build has OpenMP.
+        num_threads: how many threads a large step uses.
+    """
+
     version: str
     isa: str
     available_isas: list[str]
@@ -17,18 +27,15 @@ class RuntimeInfo(TypedDict):
 
 
 def runtime_info() -> RuntimeInfo:
-    """What a call of ``fused_adamw`` without ``isa`` and ``num_threads`` runs on.
+    """The instruction set and the threads of a call of ``fused_adamw`` without ``num_threads``.
 
-    Returns a dict: ``version`` of the package; ``isa``, the instruction set that is used, and
-    ``available_isas``, those that run on this machine, widest first; ``openmp``, whether the build
-    has it; ``num_threads``, how many threads a large step uses.
-
-    Raises ValueError if the environment variable FUSED_ADAMW_ISA names no available set.
+    Raises:
+        ValueError: the environment variable FUSED_ADAMW_ISA names no available instruction set.
     """
     return {
         "version": __version__,
         "isa": _core.selected_isa(),
         "available_isas": _core.available_isas(),
         "openmp": _core.has_openmp(),
-        "num_threads": _core.resolve_threads(None),
+        "num_threads": _core.default_num_threads(),
     }

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from fused_adamw import fused_adamw
+from fused_adamw import AdamW, fused_adamw
 
 ROLES = ["params", "grads", "m", "v"]
 
@@ -61,7 +61,7 @@ def test_not_an_array(arrays, role, value):
 )
 def test_dtype_without_a_kernel(arrays, role, dtype):
     value = np.zeros((4, 6), dtype)
-    assert_refused(replaced(arrays, role, value), TypeError, role, "expected", "float32")
+    assert_refused(replaced(arrays, role, value), TypeError, role, "must be", "float32")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -113,26 +113,26 @@ STRIDED = {
 @pytest.mark.parametrize("role", ["params", "m", "v"])
 @pytest.mark.parametrize("layout", STRIDED)
 def test_not_dense(arrays, role, layout):
-    words = (role, "not dense", "strides")
+    words = (role, "must be contiguous", "strides")
     assert_refused(replaced(arrays, role, STRIDED[layout]()), ValueError, *words)
 
 
 def test_three_dimensions_in_no_order():
     arrays = [np.ones((2, 3, 4), np.float32).transpose(0, 2, 1) for _ in ROLES]
-    assert_refused(arrays, ValueError, "params", "not dense")
+    assert_refused(arrays, ValueError, "params", "must be contiguous")
 
 
 def test_broadcast(arrays):
     value = np.broadcast_to(np.float32(1), (4, 6))
     assert_refused(replaced(arrays, "v", value), ValueError, "v", "read-only")
     value = np.lib.stride_tricks.as_strided(np.ones(6, np.float32), (4, 6), (0, 4))
-    assert_refused(replaced(arrays, "v", value), ValueError, "v", "not dense")
+    assert_refused(replaced(arrays, "v", value), ValueError, "v", "must be contiguous")
 
 
 @pytest.mark.parametrize("role", ["m", "v"])
 def test_memory_order_that_differs(arrays, role):
     value = np.asfortranarray(np.ones((4, 6), np.float32))
-    words = (role, "Fortran order", "expected C order", "params")
+    words = (role, "must be in C order", "got Fortran order", "params")
     assert_refused(replaced(arrays, role, value), ValueError, *words)
 
 
@@ -208,24 +208,24 @@ def test_last_of_many_is_named_and_none_is_changed(lists, dicts, role):
 @pytest.mark.parametrize("role", range(1, 4))
 def test_number_of_arrays(lists, role):
     lists[role] = lists[role][:2]
-    assert_refused(lists, ValueError, ROLES[role], "2 arrays", "expected 3")
+    assert_refused(lists, ValueError, ROLES[role], "must have 3 items", "got 2")
 
 
 @pytest.mark.parametrize("role", range(1, 4))
 def test_keys(dicts, role):
     dicts[role] = dict(dicts[role])
     moved = dicts[role].pop("b")
-    assert_refused(dicts, ValueError, ROLES[role], "missing ['b']")
+    assert_refused(dicts, ValueError, ROLES[role], "missing keys ['b']")
     dicts[role]["bias"] = moved
-    assert_refused(dicts, ValueError, ROLES[role], "missing ['b']", "unexpected ['bias']")
+    assert_refused(dicts, ValueError, ROLES[role], "missing keys ['b']", "unexpected keys ['bias']")
     dicts[role]["b"] = moved
-    assert_refused(dicts, ValueError, ROLES[role], "unexpected ['bias']")
+    assert_refused(dicts, ValueError, ROLES[role], "unexpected keys ['bias']")
 
 
 def test_default_dict_is_not_filled(dicts):
     grads = collections.defaultdict(lambda: np.zeros(3, np.float32), dicts[1])
     del grads["w"]
-    assert_refused([dicts[0], grads, *dicts[2:]], ValueError, "grads", "missing ['w']")
+    assert_refused([dicts[0], grads, *dicts[2:]], ValueError, "grads", "missing keys ['w']")
     assert "w" not in grads
 
 
@@ -262,10 +262,6 @@ def test_a_mapping_is_asked_for_its_keys_alone(dicts, tensor, role):
     assert [snapshot(dict(column)) for column in dicts] == [snapshot(x) for x in expected]
 
 
-def test_nested(lists):
-    assert_refused([[column] for column in lists], TypeError, "params[0]", "list")
-
-
 def test_other_structures_and_buffers(lists, dicts):
     """What is accepted beside lists, dicts and NumPy arrays."""
     call([tuple(column) for column in lists])
@@ -283,16 +279,16 @@ def test_other_structures_and_buffers(lists, dicts):
 
 @pytest.mark.parametrize("t", [0, -1, -(10**30)])
 def test_t_too_small(arrays, t):
-    assert_refused(arrays, ValueError, "t is", t=t)
+    assert_refused(arrays, ValueError, "t must be", t=t)
 
 
 @pytest.mark.parametrize("t", [1.0, "1", None, np.ones(2)])
 def test_t_not_an_integer(arrays, t):
-    assert_refused(arrays, TypeError, "t is", "expected an integer", t=t)
+    assert_refused(arrays, TypeError, "t must be an integer", t=t)
 
 
 def test_t_beyond_all_numbers(arrays):
-    assert_refused(arrays, ValueError, "t is", t=2**63)
+    assert_refused(arrays, ValueError, "t must be", t=2**63)
 
 
 @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
@@ -321,7 +317,9 @@ def test_betas_not_a_pair(arrays, betas):
 
 def test_beta_that_rounds_to_one(arrays, tensor):
     betas = (0.9, 1 - 1e-9)
-    assert_refused(arrays, ValueError, "betas[1]", "rounds to 1 in float32", betas=betas)
+    assert_refused(
+        arrays, ValueError, "betas[1]", "less than 1 once rounded to float32", betas=betas
+    )
     fused_adamw(*tensor(3, np.float64).arrays, 1, betas=betas)
 
 
@@ -335,7 +333,7 @@ def test_beta_that_rounds_to_one(arrays, tensor):
     ],
 )
 def test_number_too_large_for_the_dtype(arrays, tensor, name, options):
-    assert_refused(arrays, ValueError, name, "too large for float32", **options)
+    assert_refused(arrays, ValueError, name, "representable in float32", **options)
     fused_adamw(*tensor(3, np.float64).arrays, 1, **options)
 
 
@@ -347,14 +345,6 @@ def test_num_threads_out_of_range(arrays, num_threads):
 @pytest.mark.parametrize("num_threads", [1.5, "2", (1,)])
 def test_num_threads_not_an_integer(arrays, num_threads):
     assert_refused(arrays, TypeError, "num_threads", num_threads=num_threads)
-
-
-@pytest.mark.parametrize("isa", ["", "avx1024", "AVX2", 3, b"avx2"])
-def test_unknown_isa(arrays, isa):
-    from fused_adamw import runtime_info
-
-    words = ("isa", repr(isa), *runtime_info()["available_isas"])
-    assert_refused(arrays, ValueError, *words, isa=isa)
 
 
 def test_numbers_of_other_kinds(arrays, tensor):
@@ -435,5 +425,30 @@ def test_zero_dimensions(dtype):
 
 def test_16_bits_that_are_no_array_of_numpy():
     arrays = [memoryview(np.zeros(4, np.float16)) for _ in range(4)]
-    with pytest.raises(TypeError, match="params has dtype float16; expected float32 or float64"):
+    with pytest.raises(TypeError, match=r"params must be .* of float32 or float64; got dtype"):
         fused_adamw(*arrays, t=1)
+
+
+def test_a_subclass_cannot_misstate_its_memory():
+    """The memory of an array of bfloat16 is asked of NumPy, whatever a subclass answers."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    elsewhere = np.full(64, 7, np.uint8)
+
+    class Lying(np.ndarray):
+        def view(self, *_):
+            return elsewhere[:8]
+
+    own = np.ones(8, bfloat16)
+    opt = AdamW(np.ndarray.view(own, Lying), lr=0.5)
+    opt.step(np.ones(8, bfloat16))
+    assert (elsewhere == 7).all()
+    assert (own < 0.6).all()
+
+
+def test_bfloat16_in_the_byte_order_of_other_machines():
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    swapped = np.zeros(8, bfloat16.newbyteorder())
+    if swapped.dtype.isnative:
+        pytest.skip("this ml_dtypes ignores byte orders")
+    with pytest.raises(TypeError, match="params must be"):
+        AdamW(swapped)

@@ -6,13 +6,13 @@ import os
 
 import numpy as np
 import pytest
-from arrays import ISAS, PER_THREAD, Tensor
+from arrays import FORCED, ISAS, PER_THREAD, Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from twin import adamw_twin
 
-from fused_adamw import fused_adamw, runtime_info
-from fused_adamw._core import Structure, Tensors
+from fused_adamw import _core, fused_adamw, runtime_info
+from fused_adamw._core import BoundTensors, TreeSpec
 from fused_adamw.reference import adamw_update
 
 # Straddle the vector widths (2 to 16 elements), their multiples, the tails that are handled with
@@ -44,14 +44,14 @@ def assert_step_is_twin(arrays, t=3, hyper=HYPER, **how):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_length(tensor, dtype, isa, length):
-    assert_step_is_twin(tensor(length, dtype, seed=length).arrays, isa=isa)
+    assert_step_is_twin(tensor(length, dtype, seed=length).arrays)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("length", THREADED_LENGTHS)
 def test_every_number_of_threads(tensor, dtype, isa, length, num_threads):
     arrays = tensor(length, dtype, seed=length).arrays
-    assert_step_is_twin(arrays, isa=isa, num_threads=num_threads)
+    assert_step_is_twin(arrays, num_threads=num_threads)
 
 
 @pytest.mark.parametrize("offset", [*range(1, 9), 12, 16, 31, 32, 60, 63])
@@ -65,7 +65,7 @@ def test_every_alignment(tensor, dtype, isa, offset):
         moved[:] = array
         return moved
 
-    assert_step_is_twin(tensor(1003, dtype, place=place).arrays, isa=isa)
+    assert_step_is_twin(tensor(1003, dtype, place=place).arrays)
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -74,7 +74,7 @@ def test_alignments_that_differ(tensor, dtype, isa, which):
     room = np.empty(516, dtype)
     room[1:] = arrays[which]
     arrays[which] = room[1:]
-    assert_step_is_twin(arrays, isa=isa)
+    assert_step_is_twin(arrays)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 1000])
@@ -87,7 +87,7 @@ def test_nothing_around_a_buffer_changes(tensor, dtype, isa, length):
         room[256:-256] = array.view(np.uint8)
         return room[256:-256].view(dtype)
 
-    assert_step_is_twin(tensor(length, dtype, place=place).arrays, isa=isa)
+    assert_step_is_twin(tensor(length, dtype, place=place).arrays)
     for room in rooms:
         assert (room[:256] == 0xA5).all()
         assert (room[-256:] == 0xA5).all()
@@ -99,7 +99,7 @@ def test_nothing_around_a_buffer_changes(tensor, dtype, isa, length):
 def test_nothing_around_a_buffer_is_touched(tensor, dtype, isa, length, side):
     """The buffer ends (or begins) where a page does that cannot even be read."""
     arrays = tensor(length, dtype, place=lambda array: beside_guard_page(array, side)).arrays
-    assert_step_is_twin(arrays, isa=isa)
+    assert_step_is_twin(arrays)
 
 
 def beside_guard_page(array, side):
@@ -118,13 +118,25 @@ def beside_guard_page(array, side):
     return moved
 
 
-def held_step(arrays, v_max, t, hyper, scale, num_threads, isa):
-    """A step with what only optimizers use: AMSGrad and a scale."""
-    p, g, m, v = arrays
-    structure = Structure(p)
-    tensors = Tensors(structure, p, m, v, v_max)
-    numbers = (hyper["lr"], hyper["betas"], hyper["eps"], hyper["weight_decay"])
-    tensors.take_step(g, [numbers], t, abs(scale), None, False, scale < 0, num_threads, isa)
+NUMBERS = (HYPER["lr"], HYPER["betas"], HYPER["eps"], HYPER["weight_decay"])
+
+
+class Kept:
+    """The state of one tensor, as an optimizer keeps it."""
+
+    def __init__(self, x, **others):
+        self.format = x.p.dtype.name
+        self.arrays = {"m": x.m, "v": x.v, **others}
+
+
+def bound_step(x, t, scale=1.0, num_threads=1, ema_decay=None, **state):
+    """Step t with what only optimizers use: AMSGrad, an average and a scale."""
+    has_ema = "ema" in state
+    tensors = BoundTensors(TreeSpec(x.p), x.p, [Kept(x, **state)], has_ema=has_ema)
+    tensors.set_steps([t - 1])
+    hyper = (*NUMBERS, ema_decay)
+    tensors.step(x.g, [hyper], abs(scale), None, False, scale < 0, num_threads)
+    return tensors
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 0.37, -1e-3, 0.0])
@@ -134,7 +146,7 @@ def test_scale_and_amsgrad(tensor, dtype, isa, length, amsgrad, scale):
     x = tensor(length, dtype, seed=length)
     v_max = x.v[::-1].copy() if amsgrad else None
     expected = adamw_twin(*x.arrays, 3, **HYPER, scale=scale, v_max=v_max)
-    held_step(x.arrays, v_max, 3, HYPER, scale, 2, isa)
+    bound_step(x, 3, scale, 2, **({"v_max": v_max} if amsgrad else {}))
     written = (x.p, x.m, x.v, v_max) if amsgrad else (x.p, x.m, x.v)
     for array, twin in zip(written, expected, strict=True):
         np.testing.assert_array_equal(array, twin, strict=True)
@@ -146,7 +158,7 @@ def test_amsgrad_keeps_nan(tensor, dtype, isa, where):
     v_max = x.v.copy()
     {"gradient": x.g, "v": x.v, "v_max": v_max}[where][21] = np.nan
     expected = adamw_twin(*x.arrays, 1, **HYPER, v_max=v_max)
-    held_step(x.arrays, v_max, 1, HYPER, 1.0, 1, isa)
+    bound_step(x, 1, v_max=v_max)
     assert np.isnan(v_max[21])
     for array, twin in zip((x.p, x.m, x.v, v_max), expected, strict=True):
         np.testing.assert_array_equal(array, twin, strict=True)
@@ -155,15 +167,12 @@ def test_amsgrad_keeps_nan(tensor, dtype, isa, where):
 @pytest.mark.skipif(not runtime_info()["openmp"], reason="a build without OpenMP")
 @pytest.mark.parametrize(("length", "threads"), [(-1, 1), (0, 2), (PER_THREAD, 3)])
 def test_the_sizes_that_threads_join_at(tensor, length, threads):
-    """PER_THREAD is the constant of csrc/dispatch.c, so that the lengths above meet its edges."""
+    """The lengths above meet the edges of PER_THREAD."""
     x = tensor(2 * PER_THREAD + length, np.float32)
-    tensors = Tensors(Structure(x.p), x.p, x.m, x.v)
-    numbers = (HYPER["lr"], HYPER["betas"], HYPER["eps"], HYPER["weight_decay"])
-    tensors.take_step(x.g, [numbers], 1, 1.0, None, False, False, 8, None)
-    assert tensors.threads == threads
+    assert bound_step(x, 1, num_threads=8).threads == threads
 
 
-LANES, CHUNK = 16, 16384  # of csrc/sum_squares.inc and csrc/dispatch.c
+LANES, CHUNK = 16, 16384  # written out: the order of the sum is a promise
 
 
 def norm_twin(arrays):
@@ -189,11 +198,9 @@ def norm_twin(arrays):
 )
 def test_norm(tensor, dtype, isa, lengths, num_threads):
     many = [tensor(n, dtype, seed=i) for i, n in enumerate(lengths)]
-    p, g, m, v = (list(column) for column in zip(*(x.arrays for x in many), strict=True))
-    tensors = Tensors(Structure(p), p, m, v)
-    norm = tensors.take_step(
-        g, [(1e-3, (0.9, 0.999), 1e-8, 0.01)], 1, 1.0, 0.5, False, False, num_threads, isa
-    )
+    p, g, _, _ = (list(column) for column in zip(*(x.arrays for x in many), strict=True))
+    tensors = BoundTensors(TreeSpec(p), p, [Kept(x) for x in many])
+    norm = tensors.step(g, [(*NUMBERS, None)], max_grad_norm=0.5, num_threads=num_threads)
     assert norm == norm_twin(g)
 
 
@@ -205,7 +212,7 @@ def test_many_tensors_are_as_each_alone(tensor, isa, num_threads):
     many = [tensor(n, dtypes[i % 3 == 0], seed=i) for i, n in enumerate(sizes)]
     expected = [adamw_twin(*x.arrays, 7, **HYPER) for x in many]
     lists = [list(column) for column in zip(*(x.arrays for x in many), strict=True)]
-    fused_adamw(*lists, 7, **HYPER, isa=isa, num_threads=num_threads)
+    fused_adamw(*lists, 7, **HYPER, num_threads=num_threads)
     for x, twins in zip(many, expected, strict=True):
         for array, twin in zip((x.p, x.m, x.v), twins, strict=True):
             np.testing.assert_array_equal(array, twin, strict=True)
@@ -213,9 +220,9 @@ def test_many_tensors_are_as_each_alone(tensor, isa, num_threads):
 
 def test_split_does_not_matter(tensor, dtype, isa):
     whole, split = tensor(100_021, dtype), tensor(100_021, dtype)
-    fused_adamw(*whole.arrays, 2, isa=isa)
+    fused_adamw(*whole.arrays, 2)
     cuts = [1, 2, 17, 16384, 16385, 70000]
-    fused_adamw(*(np.split(array, cuts) for array in split.arrays), 2, isa=isa)
+    fused_adamw(*(np.split(array, cuts) for array in split.arrays), 2)
     assert whole.bytes() == split.bytes()
 
 
@@ -224,7 +231,7 @@ def test_many_steps(tensor, dtype, isa):
     p, g, m, v = (array.copy() for array in x.arrays)
     for t in range(1, 101):
         p, m, v = adamw_twin(p, g * t, m, v, t, **HYPER)
-        fused_adamw(x.p, g * t, x.m, x.v, t, **HYPER, isa=isa)
+        fused_adamw(x.p, g * t, x.m, x.v, t, **HYPER)
     for array, twin in zip((x.p, x.m, x.v), (p, m, v), strict=True):
         np.testing.assert_array_equal(array, twin, strict=True)
 
@@ -234,7 +241,7 @@ def test_special_gradients_stay_in_their_element(tensor, dtype, isa, value):
     x = tensor(100, dtype)
     x.g[37] = value
     untouched = [np.delete(array, 37) for array in adamw_twin(*x.arrays, 1)]
-    assert_step_is_twin(x.arrays, t=1, hyper={}, isa=isa)
+    assert_step_is_twin(x.arrays, t=1, hyper={})
     for array, twin in zip((x.p, x.m, x.v), untouched, strict=True):
         np.testing.assert_array_equal(np.delete(array, 37), twin)
 
@@ -242,20 +249,20 @@ def test_special_gradients_stay_in_their_element(tensor, dtype, isa, value):
 def test_zero_gradient_and_state_only_decay(dtype, isa):
     p = np.ones(40, dtype)
     zeros = [np.zeros(40, dtype) for _ in range(3)]
-    fused_adamw(p, *zeros, 1, lr=0.5, weight_decay=0.5, isa=isa)
+    fused_adamw(p, *zeros, 1, lr=0.5, weight_decay=0.5)
     np.testing.assert_array_equal(p, np.full(40, 0.75, dtype))
 
 
 def test_sign_of_nothing(isa):
     """eps = 0 with no gradient at all is 0/0, as the formula says."""
     p, g, m, v = (np.zeros(3) for _ in range(4))
-    fused_adamw(p, g, m, v, 1, eps=0, isa=isa)
+    fused_adamw(p, g, m, v, 1, eps=0)
     assert np.isnan(p).all()
 
 
 @pytest.mark.parametrize("t", [1, 2, 1000, 2**24 + 1, 2**31, 2**53 + 1, 2**62])
 def test_every_step_number(tensor, dtype, isa, t):
-    assert_step_is_twin(tensor(33, dtype).arrays, t=t, isa=isa)
+    assert_step_is_twin(tensor(33, dtype).arrays, t=t)
 
 
 numbers = st.floats(-1e3, 1e3, width=32)
@@ -279,7 +286,9 @@ def test_any_shape_and_hyper_parameters(
     x = Tensor(shape, dtype, seed, lambda array: np.asarray(array, order=order))
     hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     for isa in ISAS:
-        assert_step_is_twin([array.copy(order="K") for array in x.arrays], t, hyper, isa=isa)
+        _core._force_isa(isa)
+        assert_step_is_twin([array.copy(order="K") for array in x.arrays], t, hyper)
+    _core._force_isa(FORCED)
 
 
 def test_against_the_definition(tensor, isa):
@@ -293,9 +302,46 @@ def test_against_the_definition(tensor, isa):
         for row in zip(x.p, x.g, x.m, x.v, strict=True)
     ]
     p, g = x.p.copy(), x.g.copy()
-    fused_adamw(*x.arrays, 5, lr=1e-2, weight_decay=0.1, isa=isa)
+    fused_adamw(*x.arrays, 5, lr=1e-2, weight_decay=0.1)
     theta, m, v = map(np.array, zip(*expected, strict=True))
     ulp = np.finfo(np.float64).eps
     assert np.abs(x.p - theta).max() <= 2 * ulp * np.abs(p).max()
     assert np.abs(x.m - m).max() <= 2 * ulp * 0.1 * np.abs(g).max() + 2 * ulp * np.abs(m).max()
     np.testing.assert_allclose(x.v, v, rtol=4 * ulp, atol=0)
+
+
+# ---- the moving average of the weights
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.9999])
+@pytest.mark.parametrize("length", [1, 7, 16, 33, 257, 1023, 2 * PER_THREAD + 5])
+def test_average(tensor, dtype, isa, length, decay, amsgrad):
+    x = tensor(length, dtype, seed=length)
+    ema, v_max = x.g[::-1].copy(), x.v[::-1].copy() if amsgrad else None
+    d = dtype(decay)
+    p, *_ = adamw_twin(*x.arrays, 3, **HYPER, v_max=v_max)
+    expected = d * ema + dtype(1 - float(d)) * p
+    others = {"v_max": v_max} if amsgrad else {}
+    bound_step(x, 3, num_threads=2, ema_decay=decay, ema=ema, **others)
+    np.testing.assert_array_equal(x.p, p, strict=True)
+    np.testing.assert_array_equal(ema, expected, strict=True)
+
+
+def test_an_average_needs_its_decay(tensor):
+    x = tensor(5, np.float32)
+    with pytest.raises(ValueError, match="ema_decay must be a number"):
+        bound_step(x, 1, ema=x.g.copy())
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1 - 1e-9, float("nan"), "0.9"])
+def test_bad_decay_of_the_average(tensor, decay):
+    x = tensor(5, np.float32)
+    before = x.bytes()
+    with pytest.raises((TypeError, ValueError), match="ema_decay must be"):
+        bound_step(x, 1, ema_decay=decay, ema=x.g.copy())
+    assert x.bytes() == before
+
+
+def test_the_constants_of_the_tests_are_those_of_the_library():
+    assert (_core.CHUNK, _core.MIN_ELEMENTS_PER_THREAD) == (CHUNK, PER_THREAD)

@@ -19,7 +19,7 @@ class Clock:
 
     def __init__(self, optimizer, seconds):
         self.now, self.calls = 0.0, 0
-        self.tensors, self.seconds = optimizer._tensors, seconds
+        self.tensors, self.seconds = optimizer._bound, seconds
 
     def __call__(self):
         self.calls += 1
@@ -38,7 +38,7 @@ def threads_of_steps(optimizer, count):
     used = []
     for _ in range(count):
         optimizer.step(gradient)
-        used.append(optimizer._tensors.threads)
+        used.append(optimizer._bound.threads)
     return used
 
 

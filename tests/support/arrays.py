@@ -13,7 +13,7 @@ FORCED = os.environ.get("FUSED_ADAMW_ISA")
 ISAS = [FORCED] if FORCED else runtime_info()["available_isas"]
 
 
-PER_THREAD = 32768  # the fewest elements that another thread is used for: csrc/parallel.c
+PER_THREAD = 32768  # the fewest elements that another thread is used for
 
 
 class Tensor:

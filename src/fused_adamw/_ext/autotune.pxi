@@ -1,12 +1,12 @@
-"""One thread or all: found out while stepping.
+"""One thread or all: measured while stepping.
 
 The bits of a step do not depend on its threads, so an optimizer is free to try. What is faster
 depends on what else runs: NumPy's own threads spin for a while after each matrix product, and then
 a step on two threads can wait for its second one for milliseconds."""
 
 cdef enum:
-    TRIALS = 6     # of each way, in turns; the first is not counted: it meets cold memory
-    PERIOD = 1000  # steps, after which it is tried again
+    TRIALS = 6     # per setting, alternating; the first is discarded (cold cache)
+    PERIOD = 1000  # steps until the next trials
 
 
 cdef struct Tuner:
@@ -15,19 +15,19 @@ cdef struct Tuner:
     double[TRIALS] parallel
 
 
-cdef bint tuner_is_trying(const Tuner *tuner) noexcept:
+cdef bint is_trial(const Tuner *tuner) noexcept:
     return tuner.steps % PERIOD < 2 * TRIALS
 
 
 cdef int tuner_choice(Tuner *tuner, int threads) noexcept:
     """How many threads the next step should use."""
-    if tuner_is_trying(tuner):
+    if is_trial(tuner):
         return threads if tuner.steps % 2 == 0 else 1
     return threads if median_trial(tuner.parallel) <= median_trial(tuner.serial) else 1
 
 
-cdef void tuner_learn(Tuner *tuner, int threads, double seconds) noexcept:
-    """Take note of what the last step took, which was a trial."""
+cdef void record_trial(Tuner *tuner, int threads, double seconds) noexcept:
+    """Record the time of the last step, which was a trial."""
     cdef long long trial = tuner.steps % PERIOD // 2
     if trial >= TRIALS:  # where two threads step at once, the other one took the last trial
         return
@@ -38,7 +38,7 @@ cdef void tuner_learn(Tuner *tuner, int threads, double seconds) noexcept:
 
 
 cdef double median_trial(const double *seconds) noexcept:
-    """Of an odd number of trials, the first left out: the one that two are below and two above."""
+    """The median of the trials but the first, an odd number of them."""
     cdef Py_ssize_t i, k, below
     for i in range(1, TRIALS):
         below = 0

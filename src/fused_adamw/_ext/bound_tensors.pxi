@@ -1,255 +1,236 @@
-"""The arrays that steps write: checked once, and held."""
-
-cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max")
-cdef dict DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-
-cdef struct Slot:
-    fused_adamw_tensor tensor
-    long long steps   # that it has had
-    Py_ssize_t group  # whose hyper-parameters it takes
-    Py_ssize_t place  # among all tensors: of this optimizer, or of that which it has a part of
-    bint decays       # whether weight decay applies to it
-    char order        # of its elements in memory: b"C" or b"F"
+"""Steps over parameters and state that are bound for an optimizer's life."""
 
 
+@cython.final
 @cython.no_gc
-cdef class Held:
-    """Parameters and their moments, all of one ``structure``; ``v_max`` is for AMSGrad.
+cdef class BoundTensors(BoundArrays):
+    """What the optimizer classes and the function step; see ``BoundArrays`` for the arguments.
 
-    ``decays``: for each tensor, whether weight decay applies to it; None where it does to all.
-    ``packed``: for each tensor, None or its ``Packed`` state (_optim/state_formats.py); then ``m``, ``v`` and
-    ``v_max`` have None in its place. ``seed``: of stochastic rounding; None rounds to nearest."""
+    ``hypers``: one (lr, betas, eps, weight_decay, ema_decay) per group; ``ema_decay`` is None
+    where the state has no averages of the weights."""
 
-    cdef Structure structure
-    cdef Py_ssize_t count        # of tensors
-    cdef Py_ssize_t roles        # how many arrays of each a step writes: 3, or 4 with v_max
-    cdef Slot *slots             # one a tensor
-    cdef Py_buffer *views        # of the first tensor's params, m, v (and v_max), then the next's
-    cdef Py_ssize_t held         # how many of them are borrowed
-    cdef Interval *written       # the views that are not empty, by address
-    cdef Py_ssize_t intervals    # how many of those there are
-    cdef list packed             # the states that are packed, or None
-    cdef bint stochastic
+    cdef Tuner tuner
+    cdef readonly int threads  # that the last step used
+    cdef public long long t    # steps taken
 
-    def __cinit__(
-        self, Structure structure not None, params, m, v, v_max=None, list decays=None,
-        list packed=None, seed=None,
+    cpdef step(
+        self, grads, list hypers, grad_scale=1.0, max_grad_norm=None, bint skip_nonfinite=False,
+        bint maximize=False, num_threads=None,
     ):
-        cdef tuple all_params = structure.flatten("params", params)
-        cdef tuple all_m = structure.flatten("m", m)
-        cdef tuple all_v = structure.flatten("v", v)
-        cdef tuple all_v_max = None if v_max is None else structure.flatten("v_max", v_max)
-        cdef Py_ssize_t i, count = len(all_params)
-        self.structure = structure
-        self.packed = packed
-        self.roles = 3 if v_max is None else 4
-        self.slots = <Slot *>allocate(count, sizeof(Slot))
-        self.views = <Py_buffer *>allocate(self.roles * count, sizeof(Py_buffer))
-        self.written = <Interval *>allocate(2 * self.roles * count, sizeof(Interval))
-        for i in range(count):
-            self.count += 1
-            memset(&self.slots[i], 0, sizeof(Slot))
-            self.slots[i].place = i
-            self.slots[i].decays = True
-            self.hold_params(i, all_params[i])
-            if packed is not None and packed[i] is not None:
-                self.hold_packed(i, packed[i])
-            else:
-                self.refuse_16_bits(i)
-                self.slots[i].tensor.m = self.hold_moment(i, all_m[i])
-                self.slots[i].tensor.v = self.hold_moment(i, all_v[i])
-                if v_max is not None:
-                    self.slots[i].tensor.v_max = self.hold_moment(i, all_v_max[i])
-        self.set_seed(seed)
-        if structure.grouped:
-            self.set_groups(structure.group_indices())
-        if decays is not None:
-            self.set_decays(decays)
-        self.refuse_overlaps()
+        """One AdamW update of all tensors that have a gradient, in place; the others, and their
+        counts of steps, stay as they are. Returns the global gradient norm if it was needed, else
+        None."""
+        self.require_hypers(hypers)
+        cdef tuple flat = self.spec.flatten("grads", grads)
+        cdef int threads = check_num_threads(num_threads)
+        cdef const fused_adamw_isa *isa = find_isa()
+        cdef bint tuned = num_threads is None and not self.plain  # the function has no time for it
+        cdef double scale = finite("grad_scale", grad_scale)
+        cdef double max_norm = positive_or_none("max_grad_norm", max_grad_norm)
+        cdef bint needs_norm = max_norm > 0 or skip_nonfinite
+        cdef double factor = -1 if maximize else 1
+        cdef double norm = 0
+        cdef Workspace space
+        prepare(&space, self.num_params)
+        try:
+            self.gather(&space, flat, hypers)
+            threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
+            if needs_norm:
+                norm = fabs(scale) * gradient_norm(isa, &space, threads)
+                if skip_nonfinite and not isfinite(norm):
+                    return norm
+                factor *= fused_adamw_clip_factor(norm, max_norm)
+            finish_scalars(&space, scale, factor, self.stochastic)
+            self.run(isa, &space, threads, tuned)
+            self.count_step(flat)
+        finally:
+            release(&space)
+        return norm if needs_norm else None
 
-    cdef int set_keys(self, uint32_t seed) except -1:
+    cdef int run(
+        self, const fused_adamw_isa *isa, Workspace *space, int threads, bint tuned
+    ) except -1:
+        """Call the kernels; ``tuned``: on one thread or ``threads``, whichever has been faster."""
+        cdef bint trial = False
+        cdef double started = 0
+        tuned = tuned and threads > 1
+        if tuned:
+            threads = tuner_choice(&self.tuner, threads)
+            trial = is_trial(&self.tuner)
+        if trial:
+            started = perf_counter()
+        self.threads = threads
+        with nogil:
+            fused_adamw_step(isa, space.tensors, space.num_active, threads)
+        if trial:
+            record_trial(&self.tuner, threads, perf_counter() - started)
+        if tuned:
+            self.tuner.steps += 1
+        return 0
+
+    cdef int gather(self, Workspace *space, tuple grads, list hypers) except -1:
+        """Check every gradient and number of a step."""
         cdef Py_ssize_t i
-        for i in range(self.count):
-            self.slots[i].tensor.key = key_of(seed, self.slots[i].place)
+        cdef Param *param
+        cdef Slot *slot
+        cdef Py_buffer *buffer
+        cdef ArrayView view
+        for i in range(self.num_params):
+            array = grads[i]
+            if array is None and not self.plain:
+                continue
+            param, slot = &self.params[i], &self.slots[i]
+            buffer = &space.buffers[space.num_buffers]
+            acquire(buffer, &view, self.spec, "grads", i, array, self.plain)
+            space.num_buffers += 1
+            self.accept_gradient(i, buffer, &view, array)
+            self.activate(space, slot, buffer.buf, hypers)
+        if self.num_params == 0:  # the numbers are checked all the same
+            derive(&space.derived[0], 0, True, FUSED_ADAMW_FLOAT64, 1, hypers[0])
         return 0
 
-    def set_places(self, list places, list firsts, seed):
-        """Where these tensors are parts of others: their places among those, and the index in those
-        of their first element, a multiple of the block's size."""
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            self.slots[i].place = places[i]
-            self.slots[i].tensor.first = firsts[i]
-        self.set_seed(seed)
-
-    def set_seed(self, seed):
-        self.set_keys(seed_of(seed))
-        self.stochastic = seed is not None
-
-    cdef int set_groups(self, list groups) except -1:
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            self.slots[i].group = groups[i]
-        return 0
-
-    cdef int set_decays(self, list decays) except -1:
-        cdef Py_ssize_t i
-        if len(decays) != self.count:
-            raise ValueError(f"decays has {len(decays)} items; expected {self.count}")
-        for i in range(self.count):
-            self.slots[i].decays = bool(decays[i])
-        return 0
-
-    def __dealloc__(self):
-        cdef Py_ssize_t k
-        for k in range(self.held):
-            PyBuffer_Release(&self.views[k])
-        PyMem_Free(self.written)
-        PyMem_Free(self.views)
-        PyMem_Free(self.slots)
-
-    # ---- what is written
-
-    cdef int hold_params(self, Py_ssize_t i, array) except -1:
-        cdef Py_buffer *view = &self.views[self.held]
-        self.slots[i].tensor.dtype = acquire(view, self, "params", i, array)
-        self.held += 1
-        self.slots[i].tensor.state_dtype = self.slots[i].tensor.dtype
-        self.slots[i].tensor.params = view.buf
-        self.slots[i].tensor.size = view.len // view.itemsize
-        self.slots[i].order = order_of(view)
-        if view.readonly or self.slots[i].order == 0:
-            self.refuse_layout("params", i, view)
-        return 0
-
-    cdef void *hold_moment(self, Py_ssize_t i, array) except? NULL:
-        cdef Py_buffer *view = &self.views[self.held]
-        cdef Py_buffer *params = &self.views[self.roles * i]
-        cdef str argument = ROLE_NAMES[self.held % self.roles]
-        acquire(view, self, argument, i, array)
-        self.held += 1
-        if not same_layout(view, params):
-            self.require_like_params(argument, i, view)
-            if not PyBuffer_IsContiguous(view, self.slots[i].order):
-                self.refuse_layout(argument, i, view)
-        if view.readonly:
-            self.refuse_layout(argument, i, view)
-        return view.buf
-
-    cdef int hold_packed(self, Py_ssize_t i, packed) except -1:
-        """Point to the arrays of a packed state, which are ours: they are not checked."""
-        cdef fused_adamw_tensor *tensor = &self.slots[i].tensor
-        tensor.state_dtype = DTYPES_BY_NAME[packed.state_dtype]
-        tensor.m = address_of(packed.m)
-        tensor.v = address_of(packed.v)
-        tensor.v_max = address_of(packed.v_max)
-        tensor.m_scale = <float *>address_of(packed.m_scale)
-        tensor.v_scale = <uint32_t *>address_of(packed.v_scale)
-        tensor.master = <float *>address_of(packed.master)
-        while self.held % self.roles:  # nothing to borrow in these places, nor to return
-            memset(&self.views[self.held], 0, sizeof(Py_buffer))
-            self.held += 1
-        return 0
-
-    cdef int refuse_16_bits(self, Py_ssize_t i) except -1:
-        cdef int dtype = self.slots[i].tensor.dtype
-        if dtype == FUSED_ADAMW_BFLOAT16 or dtype == FUSED_ADAMW_FLOAT16:
-            raise TypeError(
-                f"{self.name('params', i)} has dtype {DTYPE_NAMES[dtype]}; expected "
-                f"{self.dtypes_taken()}"
-            )
-        return 0
-
-    cdef str dtypes_taken(self):
-        if self.packed is None:
-            return "float32 or float64"
-        return "float32, float64, float16 or bfloat16"
-
-    cdef int require_like_params(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
-        cdef Py_buffer *params = &self.views[self.roles * i]
-        if dtype_of(view) != self.slots[i].tensor.dtype:
-            raise TypeError(
-                f"{self.name(argument, i)} has dtype {DTYPE_NAMES[dtype_of(view)]}; expected "
-                f"{DTYPE_NAMES[self.slots[i].tensor.dtype]}, the dtype of {self.name('params', i)}"
-            )
-        if shape_of(view) != shape_of(params):
-            raise ValueError(
-                f"{self.name(argument, i)} has shape {shape_of(view)}; expected "
-                f"{shape_of(params)}, the shape of {self.name('params', i)}"
-            )
-        return 0
-
-    cdef int refuse_layout(self, str argument, Py_ssize_t i, const Py_buffer *view) except -1:
-        name = self.name(argument, i)
-        if view.readonly:
-            raise ValueError(f"{name} is read-only; it is updated in place and must be writable")
-        if order_of(view) == 0:
-            raise ValueError(
-                f"{name} is not dense (shape {shape_of(view)}, strides {strides_of(view)} bytes); "
-                "expected an array in C or Fortran order, without gaps"
-            )
-        raise ValueError(
-            f"{name} is in {ORDER_NAMES[order_of(view)]} order; expected "
-            f"{ORDER_NAMES[self.slots[i].order]} order, that of {self.name('params', i)}"
+    cdef inline int activate(
+        self, Workspace *space, const Slot *slot, const void *gradient, list hypers
+    ) except -1:
+        """Add a slot to those that a step is of."""
+        cdef const Param *param = &self.params[slot.param]
+        cdef fused_adamw_tensor *tensor = &space.tensors[space.num_active]
+        tensor[0] = slot.tensor
+        tensor.grads = gradient
+        tensor.scalars = scalars_of(
+            space, param.group, param.decays,
+            fused_adamw_element_types[tensor.element_type].compute, param.steps + 1,
+            hypers[param.group],
         )
-
-    cdef int refuse_overlaps(self) except -1:
-        cdef Py_ssize_t k
-        for k in range(self.held):
-            if self.views[k].len > 0:
-                self.written[self.intervals] = interval_of(&self.views[k])
-                self.intervals += 1
-        sort_intervals(self.written, self.written + self.intervals, self.intervals)
-        for k in range(1, self.intervals):
-            if self.written[k].begin < self.written[k - 1].end:
-                self.report_overlap()
+        space.num_active += 1
         return 0
 
-    cdef int report_overlap(self) except -1:
-        cdef Py_ssize_t a, b
-        for b in range(self.held):
-            for a in range(b):
-                if overlap(interval_of(&self.views[a]), interval_of(&self.views[b])):
-                    raise ValueError(
-                        f"{self.view_name(a)} and {self.view_name(b)} share memory; every array "
-                        "that is updated needs memory of its own"
-                    )
-        return 0
-
-    # ---- gradients
-
-    cdef int accept_gradient(self, Py_ssize_t i, Py_buffer *view, array) except -1:
+    cdef inline int accept_gradient(
+        self, Py_ssize_t i, Py_buffer *buffer, ArrayView *view, array
+    ) except -1:
         """Check a gradient; one in another memory order is replaced by a copy in the right one."""
-        if not same_layout(view, &self.views[self.roles * i]):
-            self.require_like_params("grads", i, view)
-            if not PyBuffer_IsContiguous(view, self.slots[i].order):
-                array = np.array(array, order=chr(self.slots[i].order), copy=True)
-                PyBuffer_Release(view)
-                acquire(view, self, "grads", i, array)
-                self.require_like_params("grads", i, view)
-        if overlaps_any(interval_of(view), self.written, self.intervals):
-            self.report_gradient_overlap(i, view)
+        cdef const Param *param = &self.params[i]
+        if view.element_type != param.view.element_type or not same_layout(view, &param.view):
+            require_like_params(self.spec, "grads", i, view, &param.view)
+            if not is_ordered(view, param.order):
+                array = np.array(array, order=chr(param.order), copy=True)
+                PyBuffer_Release(buffer)
+                acquire(buffer, view, self.spec, "grads", i, array, self.plain)
+                require_like_params(self.spec, "grads", i, view, &param.view)
+        return self.require_apart("grads", i, interval_of(view))
+
+    # ---- numbers
+
+    def check(self, list hypers, max_grad_norm, list steps):
+        """Raise what a step with these numbers, after ``steps`` of each tensor, would raise."""
+        cdef Derived derived
+        cdef Py_ssize_t i
+        cdef Param *param
+        self.require_hypers(hypers)
+        positive_or_none("max_grad_norm", max_grad_norm)
+        for i in range(self.num_params):
+            param = &self.params[i]
+            derive(
+                &derived, param.group, param.decays,
+                fused_adamw_element_types[param.view.element_type].compute, steps[i] + 1,
+                hypers[param.group],
+            )
+
+    cpdef int count_step(self, tuple grads) except -1:
+        """A step was taken, by the tensors that had a gradient: those that are not None."""
+        cdef Py_ssize_t i
+        self.t += 1
+        for i in range(self.num_params):
+            self.params[i].steps += grads[i] is not None
         return 0
 
-    cdef int report_gradient_overlap(self, Py_ssize_t i, const Py_buffer *view) except -1:
-        cdef Py_ssize_t k
-        for k in range(self.held):
-            if overlap(interval_of(view), interval_of(&self.views[k])):
-                raise ValueError(
-                    f"{self.name('grads', i)} and {self.view_name(k)} share memory; a gradient "
-                    "is read while the other is written"
+    cdef void start_before(self, long long t) noexcept:
+        """The next step is number ``t`` of all tensors."""
+        cdef Py_ssize_t i
+        for i in range(self.num_params):
+            self.params[i].steps = t - 1
+
+    def get_steps(self):
+        """How many steps each tensor has had."""
+        return [self.params[i].steps for i in range(self.num_params)]
+
+    def set_steps(self, list steps not None):
+        """``steps``: one number of steps, 0 or more, for each tensor."""
+        cdef Py_ssize_t i
+        if len(steps) != self.num_params:
+            raise ValueError(f"steps must have {self.num_params} numbers; got {len(steps)}")
+        for i in range(self.num_params):
+            self.params[i].steps = steps[i]
+
+    # ---- steps of ranges, for shards
+
+    def step_range(
+        self, Py_ssize_t first, list grads not None, list hypers, grad_scale=1.0, clip=1.0,
+        bint maximize=False, num_threads=None,
+    ):
+        """One update of the slots from ``first`` on, by flat contiguous gradients of their sizes;
+        None leaves a slot as it is. ``clip``: a further factor, which may be NaN. Counts no
+        step."""
+        cdef int threads = check_num_threads(num_threads)
+        cdef const fused_adamw_isa *isa = find_isa()
+        cdef double factor = -real("clip", clip) if maximize else real("clip", clip)
+        cdef Workspace space
+        self.require_hypers(hypers)
+        prepare(&space, len(grads))
+        try:
+            self.gather_range(&space, first, grads, hypers)
+            finish_scalars(&space, finite("grad_scale", grad_scale), factor, self.stochastic)
+            threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
+            self.run(isa, &space, threads, num_threads is None)
+        finally:
+            release(&space)
+
+    def sums_of_squares(self, Py_ssize_t first, list grads not None, num_threads=None):
+        """Sums of squares, one per chunk, of the gradients of the slots from ``first`` on: added up
+        one after another they are the square of the norm that ``step`` clips by. A float64
+        array."""
+        cdef int threads = check_num_threads(num_threads)
+        cdef const fused_adamw_isa *isa = find_isa()
+        cdef Workspace space
+        cdef double *partial_sums
+        prepare(&space, len(grads))
+        try:
+            self.gather_range(&space, first, grads, [NO_STEP] * self.spec.groups())
+            sums = np.empty(fused_adamw_num_chunks(space.tensors, space.num_active))
+            partial_sums = <double *><size_t>sums.ctypes.data
+            threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
+            with nogil:
+                fused_adamw_sum_squares(
+                    isa, space.tensors, space.num_active, threads, partial_sums
                 )
+        finally:
+            release(&space)
+        return sums
+
+    cdef int gather_range(
+        self, Workspace *space, Py_ssize_t first, list grads, list hypers
+    ) except -1:
+        cdef Py_ssize_t k
+        cdef Slot *slot
+        cdef Py_buffer *buffer
+        cdef ArrayView view
+        if first < 0 or first + len(grads) > self.num_slots:
+            raise ValueError(f"grads must be of {self.num_slots - first} slots; got {len(grads)}")
+        for k in range(len(grads)):
+            if grads[k] is None:
+                continue
+            slot = &self.slots[first + k]
+            buffer = &space.buffers[space.num_buffers]
+            acquire(buffer, &view, self.spec, "grads", slot.param, grads[k], self.plain)
+            space.num_buffers += 1
+            if (
+                view.element_type != slot.tensor.element_type or size_of(&view) != slot.tensor.size
+                or not is_ordered(&view, b"C")
+            ):
+                raise ValueError(
+                    f"{self.spec.name('grads', slot.param)} must have {slot.tensor.size} "
+                    f"contiguous elements of {ELEMENT_TYPES[slot.tensor.element_type]}; got "
+                    f"{shape_of(&view)}"
+                )
+            self.activate(space, slot, view.data, hypers)
         return 0
-
-    # ---- names for messages
-
-    cdef name(self, str argument, Py_ssize_t i):
-        return self.structure.name(argument, i)
-
-    cdef view_name(self, Py_ssize_t k):
-        return self.name(ROLE_NAMES[k % self.roles], k // self.roles)
-
-
-cdef void *address_of(array) except? NULL:
-    """Of an array's memory; NULL for None."""
-    return NULL if array is None else <void *><size_t>array.ctypes.data

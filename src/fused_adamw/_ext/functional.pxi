@@ -1,11 +1,11 @@
-"""The AdamW step as a function over arrays that the caller owns.
+"""The AdamW step as a function over arrays that the caller keeps.
 
-It is compiled too: on a small array the way from Python to the kernel is most of the call."""
+It is compiled, too: on a small array the path from Python to the kernel is most of the call."""
 
 
 def fused_adamw(
     params, grads, m, v, t, *,
-    lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, num_threads=None, isa=None,
+    lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, num_threads=None,
 ):
     """One AdamW step in place, in one pass over memory.
 
@@ -17,29 +17,28 @@ def fused_adamw(
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
     Args:
-        params, grads, m, v: one array each, or a sequence or a mapping of arrays each, all four of
-            the same structure. The arrays of one tensor have one shape (any number of dimensions)
-            and one dtype, float32 or float64, in native byte order. ``params``, ``m`` (first
-            moments) and ``v`` (second moments) are changed in place: they are writable, dense, in
-            the same memory order (C or Fortran), and share no memory with another array of the
-            call. ``grads`` is only read; a gradient in another memory order than its parameters is
-            copied first. ``m`` and ``v`` are zeros before the first step.
+        params, grads, m, v: one array each, or nested sequences and mappings of arrays, all four
+            of the same structure. The arrays of one tensor have one shape (any number of
+            dimensions) and one dtype, float32 or float64, in native byte order. ``params``, ``m``
+            (first moments) and ``v`` (second moments) are updated in place: they must be writable,
+            contiguous, in the same memory order (C or Fortran), and share no memory with any other
+            array of the call. ``grads`` is only read; a gradient in another memory order than its
+            parameters is copied first. ``m`` and ``v`` are zeros before the first step.
         t: the number of this step, 1 at the first.
         lr: learning rate, 0 or more.
-        betas: decay rates of the two moments, each 0 <= beta < 1. They are rounded to the arrays'
-            dtype, and everything derived from them follows from the rounded values.
+        betas: decay rates of the two moments, each at least 0 and less than 1. They are rounded to
+            the arrays' dtype, and everything derived from them follows from the rounded values.
         eps: added to the root of the second moment, 0 or more.
         weight_decay: decoupled from the gradient and multiplied by ``lr``, as in PyTorch and
-            optax (Loshchilov & Hutter multiply it by the schedule alone).
-        num_threads: at most this many threads; None for as many as OMP_NUM_THREADS says, or else
-            as the affinity mask and the cgroup allow. A small step runs on the calling thread.
-        isa: the instruction set, one of ``runtime_info()["available_isas"]``; None for the
-            environment variable FUSED_ADAMW_ISA, or else the widest.
+            optax (Loshchilov & Hutter multiply it by the schedule alone). 0 or more.
+        num_threads: at most this many threads, 1 to 1,024. None: as many as OMP_NUM_THREADS says,
+            or else as the affinity mask and the cgroup allow. A small step runs on the calling
+            thread.
 
-    Returns None. The result is the same to the last bit for every ``num_threads`` and ``isa``, for
-    every alignment, and however the elements are split into tensors; NumPy, evaluating the lines
-    of ``csrc/kernels/adamw.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their own
-    element. The GIL is released during the update.
+    Returns None. The result is the same to the last bit on every instruction set, for every number
+    of threads and every alignment, and however the elements are split into tensors; NumPy,
+    evaluating the lines of ``csrc/kernels/adamw.inc``, gives it too. NaN and infinity follow
+    IEEE 754 and stay in their own element. The GIL is released during the update.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
@@ -58,8 +57,9 @@ def fused_adamw(
         array([0.99899, 1.00099, 0.99999])
     """
     cdef long long step = count_of_steps(t)
-    cdef Structure structure = Structure.__new__(Structure, params)
-    cdef Tensors tensors = Tensors.__new__(Tensors, structure, params, m, v)
-    tensors.take_step(
-        grads, [(lr, betas, eps, weight_decay)], step, 1.0, None, False, False, num_threads, isa
+    cdef TreeSpec spec = TreeSpec.__new__(TreeSpec, params)
+    cdef BoundTensors tensors = BoundTensors.__new__(BoundTensors, spec, params, None, (m, v))
+    tensors.start_before(step)
+    tensors.step(
+        grads, [(lr, betas, eps, weight_decay, None)], 1.0, None, False, False, num_threads
     )

@@ -1,4 +1,4 @@
-"""Hyper-parameters: checked, and turned into what the formula multiplies and divides by."""
+"""Numbers: checked, and turned into the scalars of a step, which csrc/scalars.c derives."""
 
 
 cdef extern from "Python.h":
@@ -14,7 +14,7 @@ cdef integer(str name, value):
         return PyNumber_Index(value)
     except TypeError:
         raise TypeError(
-            f"{name} is {value!r} ({type(value).__name__}); expected an integer"
+            f"{name} must be an integer; got {value!r} ({type(value).__name__})"
         ) from None
 
 
@@ -24,21 +24,14 @@ cdef double real(str name, value) except? -1:
         if not PyErr_ExceptionMatches((TypeError, ValueError, OverflowError)):
             return -1
         PyErr_Clear()
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a real number")
+        raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")
     return number
 
 
 cdef double finite(str name, value) except? -1:
     cdef double number = real(name, value)
     if not isfinite(number):
-        raise ValueError(f"{name} is {value!r}; expected a finite number")
-    return number
-
-
-cdef double not_negative(str name, value) except? -1:
-    cdef double number = real(name, value)
-    if not (number >= 0 and isfinite(number)):
-        raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or more")
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
     return number
 
 
@@ -48,7 +41,7 @@ cdef double positive_or_none(str name, value) except? -1:
         return 0
     cdef double number = real(name, value)
     if not (number > 0 and isfinite(number)):
-        raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
+        raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
     return number
 
 
@@ -56,65 +49,93 @@ cdef long long count_of_steps(t) except -1:
     cdef int overflow
     cdef long long steps = PyLong_AsLongLongAndOverflow(integer("t", t), &overflow)
     if overflow != 0 or steps < 1:
-        raise ValueError(f"t is {t}; expected the number of this step: 1, 2, 3, ...")
+        raise ValueError(f"t must be the number of this step: 1, 2, 3, ...; got {t}")
     return steps
 
 
-cdef inline int computed_in(int dtype) noexcept:
-    """The dtype of the arithmetic on a dtype."""
-    return FUSED_ADAMW_FLOAT64 if dtype == FUSED_ADAMW_FLOAT64 else FUSED_ADAMW_FLOAT32
+cdef uint32_t seed_of(seed) except? 0:
+    """``seed``: an integer from 0 to 2^32 - 1; None rounds to the nearest."""
+    if seed is None:
+        return 0
+    number = integer("seed", seed)
+    if not 0 <= number < 2**32:
+        raise ValueError(f"seed must be None or from 0 to 2**32 - 1; got {number}")
+    return number
 
 
-cdef double rounded(int dtype, double value) noexcept:
-    """The nearest value of the dtype."""
-    if dtype == FUSED_ADAMW_FLOAT32:
-        return <float>value
-    return value
+def check_seed(seed):
+    """Raise what a step with this seed would raise."""
+    seed_of(seed)
 
 
-cdef double rounded_finite(int dtype, double value, str name, given) except? -1:
-    cdef double result = rounded(dtype, value)
-    if not isfinite(result):
-        raise ValueError(f"{name} is {given!r}: too large for {DTYPE_NAMES[dtype]}")
-    return result
+def clip_factor(norm, max_grad_norm):
+    """The factor that clips gradients of this global norm; 1 where ``max_grad_norm`` is None."""
+    return fused_adamw_clip_factor(norm, positive_or_none("max_grad_norm", max_grad_norm))
 
 
-cdef double rounded_beta(int dtype, str name, value) except? -1:
-    cdef double beta = real(name, value)
-    if not 0 <= beta < 1:
-        raise ValueError(f"{name} is {value!r}; expected 0 <= beta < 1")
-    beta = rounded(dtype, beta)
-    if beta == 1:
-        raise ValueError(f"{name} is {value!r}, which rounds to 1 in {DTYPE_NAMES[dtype]}")
-    return beta
+cdef struct Derived:
+    # The scalars of the tensors that agree in all of this.
+    Py_ssize_t group
+    long long t
+    bint decays
+    int compute  # the element type of the arithmetic
+    fused_adamw_scalars scalars
 
 
 cdef int derive(
-    Derived *derived, Py_ssize_t group, bint decays, int dtype, long long t, hyper
+    Derived *derived, Py_ssize_t group, bint decays, int compute, long long t, hyper
 ) except -1:
-    """Everything follows in double from the rounded betas, each expression evaluated as Python
-    evaluates it, and is then rounded once."""
-    lr, betas, eps, weight_decay = hyper
+    """The scalars of step ``t`` from ``hyper``: lr, betas, eps, weight_decay and ema_decay of a
+    group, the last one None without an average."""
+    cdef fused_adamw_hyperparams given
+    cdef int status
+    lr, betas, eps, weight_decay, ema_decay = hyper
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
-        raise TypeError(f"betas is {betas!r}; expected a pair of numbers") from None
-    cdef fused_adamw_scalars *scalars = &derived.scalars
-    cdef double steps = t
-    cdef double rate = not_negative("lr", lr)
-    cdef double decay = rate * not_negative("weight_decay", weight_decay)
-    cdef double b1 = rounded_beta(dtype, "betas[0]", beta1)
-    cdef double b2 = rounded_beta(dtype, "betas[1]", beta2)
+        raise TypeError(f"betas must be a pair of numbers; got {betas!r}") from None
+    given.lr = real("lr", lr)
+    given.weight_decay = real("weight_decay", weight_decay)
+    given.beta1 = real("betas[0]", beta1)
+    given.beta2 = real("betas[1]", beta2)
+    given.eps = real("eps", eps)
+    given.ema_decay = 0 if ema_decay is None else real("ema_decay", ema_decay)
     derived.group = group
-    derived.decays = decays
-    derived.dtype = dtype
     derived.t = t
-    scalars.b1 = b1
-    scalars.b2 = b2
-    scalars.c1 = rounded(dtype, 1 - b1)
-    scalars.c2 = rounded(dtype, 1 - b2)
-    scalars.step = rounded_finite(dtype, rate / (1 - pow(b1, steps)), "lr", lr)
-    scalars.rsqrt_bc2 = rounded(dtype, 1 / sqrt(1 - pow(b2, steps)))
-    scalars.decay = rounded_finite(dtype, decay if decays else 0, "weight_decay", weight_decay)
-    scalars.eps = rounded_finite(dtype, not_negative("eps", eps), "eps", eps)
+    derived.decays = decays
+    derived.compute = compute
+    status = fused_adamw_derive_scalars(&given, compute, t, &derived.scalars)
+    if status == FUSED_ADAMW_OK and not decays:  # checked all the same
+        given.weight_decay = 0
+        status = fused_adamw_derive_scalars(&given, compute, t, &derived.scalars)
+    if status != FUSED_ADAMW_OK:
+        raise_unusable(status, compute, {
+            FUSED_ADAMW_BAD_LR: ("lr", lr),
+            FUSED_ADAMW_BAD_BETA1: ("betas[0]", beta1),
+            FUSED_ADAMW_BAD_BETA2: ("betas[1]", beta2),
+            FUSED_ADAMW_BAD_EPS: ("eps", eps),
+            FUSED_ADAMW_BAD_WEIGHT_DECAY: ("weight_decay", weight_decay),
+            FUSED_ADAMW_BAD_EMA_DECAY: ("ema_decay", ema_decay),
+        })
     return 0
+
+
+cdef int raise_unusable(int status, int compute, dict given) except -1:
+    """Raise ValueError for the number that a status of the C library is about."""
+    cdef int which = status & ~FUSED_ADAMW_NOT_REPRESENTABLE
+    name, value = given[which]
+    below_1 = which in (
+        FUSED_ADAMW_BAD_BETA1, FUSED_ADAMW_BAD_BETA2, FUSED_ADAMW_BAD_EMA_DECAY
+    )
+    if status & FUSED_ADAMW_NOT_REPRESENTABLE:
+        dtype = ELEMENT_TYPES[compute]
+        what = f"less than 1 once rounded to {dtype}" if below_1 else f"representable in {dtype}"
+    else:
+        what = "at least 0 and less than 1" if below_1 else "a finite number, 0 or more"
+    raise ValueError(f"{name} must be {what}; got {value!r}")
+
+
+cdef int raise_unusable_scale(int compute, grad_scale) except -1:
+    raise ValueError(
+        f"grad_scale must be representable in {ELEMENT_TYPES[compute]}; got {grad_scale!r}"
+    )

@@ -1,127 +1,202 @@
-"""The structures of arguments: one array, a sequence or a mapping of arrays, or groups of these."""
+"""How the arrays of an argument are arranged: one array, or nested sequences and mappings."""
 
 
 @cython.no_gc
-cdef class Structure:
+cdef class Node:
+    """A sequence or a mapping that has further ones among its items."""
+
+    cdef object keys      # a mapping's keys in order, or the length of a sequence
+    cdef list children    # the arrangement of each item
+
+
+# An arrangement is None for an array, an int for a sequence of as many arrays, a list of keys for a
+# mapping of arrays, and a Node for what is nested.
+
+
+@cython.no_gc
+cdef class TreeSpec:
     """How the arrays of a call are arranged, learnt from ``params`` and required of the rest.
 
     ``grouped``: ``params`` is a list with one such arrangement a group."""
 
-    cdef object keys             # as of keys_of(params); of each group in a list where grouped
+    cdef object tree   # of params; of each group in a list where grouped
     cdef bint grouped
 
     def __cinit__(self, params, bint grouped=False):
         self.grouped = grouped
-        self.keys = [keys_of(f"params[{g}]", group) for g, group in enumerate(params)] \
-            if grouped else keys_of("params", params)
+        self.tree = [tree_of(f"params[{g}]", group) for g, group in enumerate(params)] \
+            if grouped else tree_of("params", params)
 
     cpdef tuple flatten(self, str argument, arrays):
-        """A tuple of the arrays of an argument, group after group."""
+        """A tuple of the arrays of an argument, group after group, depth first."""
         if not self.grouped:
-            return arrays_of(argument, arrays, self.keys)
+            return flattened(argument, arrays, self.tree)
         flat = []
-        for g, group in enumerate(from_sequence(argument, arrays, len(self.keys))):
-            flat.extend(arrays_of(f"{argument}[{g}]", group, self.keys[g]))
+        for g, group in enumerate(items_of_sequence(argument, arrays, len(self.tree))):
+            flat.extend(flattened(f"{argument}[{g}]", group, self.tree[g]))
         return tuple(flat)
 
     def unflatten(self, flat):
-        """The arrangement with the items of ``flat`` in the places of the arrays."""
+        """The arrangement with the items of ``flat`` in the places of the arrays; sequences become
+        lists, mappings dicts."""
         rest = iter(flat)
         if self.grouped:
-            return [arranged(rest, keys) for keys in self.keys]
-        return arranged(rest, self.keys)
-
-    cdef Py_ssize_t groups(self) except -1:
-        return len(self.keys) if self.grouped else 1
-
-    cdef int require_group_each(self, list hypers) except -1:
-        if len(hypers) != self.groups():
-            raise ValueError(
-                f"param_groups has {len(hypers)} groups; expected {self.groups()}, as at "
-                "construction"
-            )
-        return 0
-
-    cdef list group_indices(self):
-        """The group of each tensor."""
-        if not self.grouped:
-            return [0] * size_of(self.keys)
-        return [g for g, keys in enumerate(self.keys) for _ in range(size_of(keys))]
+            return [unflattened(rest, tree) for tree in self.tree]
+        return unflattened(rest, self.tree)
 
     def paths(self):
-        """What leads to each array: (), (3,), ("w",), or (0, "w") in a group."""
+        """What leads to each array: (), (3,), ("w",), or ("layers", 0, "w"); first the group."""
         if not self.grouped:
-            return paths_of(self.keys)
-        return [(g, *path) for g, keys in enumerate(self.keys) for path in paths_of(keys)]
+            return paths_of(self.tree)
+        return [(g, *path) for g, tree in enumerate(self.tree) for path in paths_of(tree)]
+
+    def names(self):
+        """A dotted name for each array: "layers.0.w"; "params" for a single one."""
+        return [".".join(map(str, path)) or "params" for path in self.paths()]
+
+    cdef Py_ssize_t groups(self) except -1:
+        return len(self.tree) if self.grouped else 1
+
+    cdef list group_indices(self):
+        """The group of each array."""
+        if not self.grouped:
+            return [0] * len(paths_of(self.tree))
+        return [g for g, tree in enumerate(self.tree) for _ in paths_of(tree)]
 
     cdef name(self, str argument, Py_ssize_t i):
-        return argument + "".join([f"[{key!r}]" for key in self.paths()[i]])
+        return argument + subscripts(self.paths()[i])
 
 
-cdef Py_ssize_t size_of(keys) except -1:
-    return 1 if keys is None else len(keys) if type(keys) is list else keys
+cdef str subscripts(path):
+    return "".join([f"[{key!r}]" for key in path])
 
 
-cdef list paths_of(keys):
-    if keys is None:
+cdef list paths_of(tree):
+    if tree is None:
         return [()]
-    return [(key,) for key in (keys if type(keys) is list else range(keys))]
+    if type(tree) is not Node:
+        return [(key,) for key in (tree if type(tree) is list else range(tree))]
+    keys = (<Node>tree).keys
+    return [
+        (key, *path)
+        for key, child in zip(keys if type(keys) is list else range(keys), (<Node>tree).children)
+        for path in paths_of(child)
+    ]
 
 
-cdef arranged(rest, keys):
-    if keys is None:
+cdef unflattened(rest, tree):
+    if tree is None:
         return next(rest)
-    if type(keys) is list:
-        return {key: next(rest) for key in keys}
-    return [next(rest) for _ in range(keys)]
+    if type(tree) is list:
+        return {key: next(rest) for key in tree}
+    if type(tree) is not Node:
+        return [next(rest) for _ in range(tree)]
+    items = [unflattened(rest, child) for child in (<Node>tree).children]
+    keys = (<Node>tree).keys
+    return dict(zip(keys, items)) if type(keys) is list else items
 
 
-cdef keys_of(str argument, arrays):
-    """What names the arrays: None for one, their number for a sequence, a mapping's keys."""
-    if isinstance(arrays, (list, tuple)):
-        return len(arrays)
-    if isinstance(arrays, dict):
-        return list(arrays)
+cdef inline bint is_mapping(arrays) except -1:
+    return isinstance(arrays, dict) or isinstance(arrays, Mapping)
+
+
+cdef inline bint is_container(arrays) except -1:
+    """Whether this is a sequence or a mapping, rather than an array."""
+    if type(arrays) is np_ndarray:
+        return False
+    if isinstance(arrays, (list, tuple, dict)):
+        return True
+    if PyObject_CheckBuffer(arrays) or isinstance(arrays, str):
+        return False
+    return isinstance(arrays, (Mapping, Sequence))
+
+
+cdef object np_ndarray = np.ndarray
+
+cdef enum:
+    MAX_DEPTH = 100  # of nested containers; a structure that contains itself has no end
+
+
+cdef tree_of(str argument, arrays):
     if PyObject_CheckBuffer(arrays):
         return None
-    if isinstance(arrays, Mapping):
-        return list(arrays)
-    if isinstance(arrays, Sequence) and not isinstance(arrays, str):
-        return len(arrays)
-    raise TypeError(
-        f"{argument} is of type {type(arrays).__name__}; expected a NumPy array, or a sequence or "
-        "a mapping of arrays"
-    )
+    if not is_container(arrays):
+        raise TypeError(
+            f"{argument} must be an array, or nested sequences and mappings of arrays; got "
+            f"{type(arrays).__name__}{torch_hint(arrays)}"
+        )
+    return tree_of_container(argument, arrays, 1)
 
 
-cdef tuple arrays_of(str argument, arrays, keys):
-    """The arrays of an argument in the order of the parameters' keys."""
-    if keys is None:
+cdef tree_of_container(str argument, arrays, int depth):
+    if depth > MAX_DEPTH:
+        raise ValueError(
+            f"params must be nested at most {MAX_DEPTH} deep; got {argument[:60]}..., deeper still"
+        )
+    keys = list(arrays) if is_mapping(arrays) else len(arrays)
+    items = list(arrays.values()) if type(arrays) is dict else [
+        arrays[key] for key in (keys if type(keys) is list else range(keys))
+    ]
+    for item in items:
+        if is_container(item):
+            break
+    else:
+        return keys
+    node = <Node>Node.__new__(Node)
+    node.keys = keys
+    node.children = [
+        tree_of_container(f"{argument}[{key!r}]", item, depth + 1) if is_container(item) else None
+        for key, item in zip(keys if type(keys) is list else range(keys), items)
+    ]
+    return node
+
+
+cdef str torch_hint(arrays):
+    """What to add where PyTorch's parameters were passed, or what may yield them."""
+    if hasattr(arrays, "requires_grad") or hasattr(arrays, "__next__"):
+        return "; for PyTorch use fused_adamw.torch.AdamW"
+    return ""
+
+
+cdef tuple flattened(str argument, arrays, tree):
+    """The arrays of an argument in the order of the parameters'."""
+    if tree is None:
         return (arrays,)
+    if type(tree) is list:
+        return items_of_mapping(argument, arrays, tree)
+    if type(tree) is not Node:
+        return items_of_sequence(argument, arrays, tree)
+    keys = (<Node>tree).keys
     if type(keys) is list:
-        return from_mapping(argument, arrays, keys)
-    return from_sequence(argument, arrays, keys)
+        items = items_of_mapping(argument, arrays, keys)
+    else:
+        items = items_of_sequence(argument, arrays, keys)
+        keys = range(keys)
+    flat = []
+    for key, item, child in zip(keys, items, (<Node>tree).children):
+        flat.extend(flattened(f"{argument}[{key!r}]", item, child))
+    return tuple(flat)
 
 
-cdef tuple from_sequence(str argument, arrays, Py_ssize_t length):
+cdef tuple items_of_sequence(str argument, arrays, Py_ssize_t length):
     if not isinstance(arrays, (list, tuple)) and (
         PyObject_CheckBuffer(arrays) or not isinstance(arrays, Sequence)
     ):
         raise TypeError(
-            f"{argument} is of type {type(arrays).__name__}; expected a sequence of arrays, like "
-            "params"
+            f"{argument} must be a sequence of {length} items, like params; got "
+            f"{type(arrays).__name__}"
         )
     cdef tuple found = tuple(arrays)
     if len(found) != length:
-        raise ValueError(f"{argument} has {len(found)} arrays; expected {length}, as in params")
+        raise ValueError(f"{argument} must have {length} items, like params; got {len(found)}")
     return found
 
 
-cdef tuple from_mapping(str argument, arrays, list keys):
-    if not isinstance(arrays, (dict, Mapping)):
+cdef tuple items_of_mapping(str argument, arrays, list keys):
+    if not is_mapping(arrays):
         raise TypeError(
-            f"{argument} is of type {type(arrays).__name__}; expected a mapping of arrays, like "
-            "params"
+            f"{argument} must be a mapping with the same keys as params; got "
+            f"{type(arrays).__name__}"
         )
     cdef tuple found
     if type(arrays) is dict and list(arrays) == keys:  # the usual case, and the fastest way
@@ -131,7 +206,9 @@ cdef tuple from_mapping(str argument, arrays, list keys):
     if len(arrays) == len(keys) and all([key in arrays for key in keys]):
         return tuple([arrays[key] for key in keys])
     missing = [key for key in keys if key not in arrays]
-    extra = sorted(set(arrays).difference(keys), key=str)
+    unexpected = sorted(set(arrays).difference(keys), key=str)
+    found_keys = [f"missing keys {missing}"] if missing else []
+    found_keys += [f"unexpected keys {unexpected}"] if unexpected else []
     raise ValueError(
-        f"{argument} has not the keys of params: missing {missing}, unexpected {extra}"
+        f"{argument} must have the same keys as params; got {' and '.join(found_keys)}"
     )

@@ -1,11 +1,13 @@
-"""What runs a step: instruction sets and threads."""
+"""Instruction sets and threads: what a step runs on."""
 
 cdef enum:
-    MAX_THREADS = 1024  # beyond this a slip is likelier than such a machine
+    MAX_THREADS = 1024  # more is likelier a mistake than a machine
 
+# Read once: the C library takes both as arguments. OMP_NUM_THREADS is the user's choice; without it
+# OpenMP knows the affinity mask but no cgroup.
 cdef object FORCED_ISA = os.environ.get("FUSED_ADAMW_ISA") or None
-# OMP_NUM_THREADS is the user's word. Without it OpenMP knows the affinity mask but no cgroup.
 cdef int CPU_QUOTA = (not os.environ.get("OMP_NUM_THREADS") and cpu_quota()) or MAX_THREADS
+cdef const fused_adamw_isa *SELECTED = NULL  # found at the first call
 
 fused_adamw_init()
 
@@ -13,17 +15,19 @@ fused_adamw_init()
 def available_isas():
     """The instruction sets that can run here, widest first."""
     names = []
-    cdef const fused_adamw_isa *row = fused_adamw_isas
-    while row.name != NULL:
-        if row.supported():
-            names.append(row.name.decode())
-        row += 1
+    cdef int index = 0
+    cdef const fused_adamw_isa *isa = fused_adamw_isa_at(0)
+    while isa != NULL:
+        if fused_adamw_isa_available(isa):
+            names.append(text(fused_adamw_isa_name(isa)))
+        index += 1
+        isa = fused_adamw_isa_at(index)
     return names
 
 
 def selected_isa():
-    """The instruction set of a call that names none."""
-    return find_isa(None).name.decode()
+    """The instruction set that steps use."""
+    return text(fused_adamw_isa_name(find_isa()))
 
 
 def has_openmp():
@@ -31,24 +35,40 @@ def has_openmp():
     return fused_adamw_has_openmp() != 0
 
 
-cpdef int resolve_threads(num_threads) except -1:
+def default_num_threads():
+    """The threads of a large step that is asked for no number: those that OMP_NUM_THREADS says, or
+    else the processors that the affinity mask and the cgroup allow."""
+    return fused_adamw_default_threads(CPU_QUOTA)
+
+
+cpdef int check_num_threads(num_threads) except -1:
     """The number of threads that ``num_threads`` stands for; None is the default."""
     if num_threads is None:
-        return min(fused_adamw_max_threads(), CPU_QUOTA)
+        return fused_adamw_default_threads(CPU_QUOTA)
     threads = integer("num_threads", num_threads)
     if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"num_threads is {threads}; expected 1 to {MAX_THREADS}")
+        raise ValueError(f"num_threads must be from 1 to {MAX_THREADS}; got {threads}")
     return threads
 
 
-cdef const fused_adamw_isa *find_isa(isa) except NULL:
-    cdef const fused_adamw_isa *row = fused_adamw_isas
-    cdef object name = FORCED_ISA if isa is None else isa
-    while row.name != NULL:
-        if row.supported() and (name is None or row.name.decode() == name):
-            return row
-        row += 1
-    argument = "the environment variable FUSED_ADAMW_ISA" if isa is None else "isa"
-    raise ValueError(
-        f"{argument} is {name!r}; available on this machine: {', '.join(available_isas())}"
-    )
+cdef const fused_adamw_isa *find_isa() except NULL:
+    global SELECTED
+    cdef bytes name
+    if SELECTED == NULL and FORCED_ISA is None:
+        SELECTED = fused_adamw_find_isa(NULL)
+    elif SELECTED == NULL:
+        name = FORCED_ISA.encode()
+        SELECTED = fused_adamw_find_isa(name)
+    if SELECTED == NULL:
+        raise ValueError(
+            "the environment variable FUSED_ADAMW_ISA must be one of "
+            f"{', '.join(available_isas())}; got {FORCED_ISA!r}"
+        )
+    return SELECTED
+
+
+def _force_isa(name):
+    """For tests: use an instruction set, one of ``available_isas()``; None for the default."""
+    global FORCED_ISA, SELECTED
+    FORCED_ISA, SELECTED = name, NULL
+    find_isa()

@@ -1,0 +1,182 @@
+"""Tensors validated for one step, through DLPack: those of PyTorch.
+
+Nothing is kept between steps: what is stepped is the state that the optimizer has at that moment,
+even if it was loaded, moved or replaced."""
+
+
+@cython.no_gc
+cdef class PreparedStep:
+    """The tensors of one group, checked, and the scalars of one step.
+
+    ``tensors`` has the lists ``params``, ``grads`` and ``steps`` (tensors of one number, the steps
+    so far), and ``state``, a dict from roles to lists; all of one length. ``hyper``: lr, betas,
+    eps, weight_decay, ema_decay. ``state_format``: None where moments have the dtype of their
+    parameters.
+    ``param_indices``: of the parameters among all of the optimizer, for stochastic rounding by
+    ``seed``. ``grad_scale``: a factor of the gradients.
+
+    ``unsupported`` has the indices of those that no kernel supports, which stay as they are."""
+
+    cdef object tensors
+    cdef list params, grads, steps
+    cdef list state            # a list of tensors for each of `roles`
+    cdef int[ROLES] roles
+    cdef int num_roles
+    cdef int state_format      # -1 for that of the parameters
+    cdef readonly list unsupported
+    cdef int threads
+    cdef const fused_adamw_isa *isa
+    cdef Workspace space
+    cdef StepCounter *counters  # of the tensors that are supported
+    cdef IntervalSet written
+
+    def __cinit__(
+        self, DLPackExchange exchange not None, tensors, *, hyper, bint maximize, num_threads,
+        state_format=None, double grad_scale=1.0, list param_indices=None, seed=None,
+    ):
+        cdef Py_ssize_t i, count = len(tensors.params)
+        cdef uint32_t number = seed_of(seed)
+        self.tensors = tensors  # keeps them alive
+        self.read_lists(tensors, count)
+        self.state_format = -1 if state_format is None else format_index(state_format)
+        self.isa = find_isa()
+        self.unsupported = []
+        self.threads = check_num_threads(num_threads)
+        prepare(&self.space, count)
+        self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
+        reserve(&self.written, count * (self.num_roles + 2))
+        for i in range(count):
+            if not self.gather(exchange, i):
+                self.unsupported.append(i)
+            elif param_indices is not None:
+                self.space.tensors[self.space.num_active - 1].rng_key = fused_adamw_rng_key(
+                    number, param_indices[i]
+                )
+        if self.has_overlaps():
+            self.unsupported = list(range(count))
+            self.space.num_active = 0
+        for i in range(self.space.num_active):
+            self.space.tensors[i].scalars = scalars_of(
+                &self.space, 0, True,
+                fused_adamw_element_types[self.space.tensors[i].element_type].compute,
+                self.counters[i].t, hyper,
+            )
+        finish_scalars(&self.space, grad_scale, -1 if maximize else 1, seed is not None)
+
+    def __dealloc__(self):
+        release(&self.space)
+        PyMem_Free(self.counters)
+        PyMem_Free(self.written.intervals)
+
+    cdef int read_lists(self, tensors, Py_ssize_t count) except -1:
+        self.params, self.grads, self.steps = tensors.params, tensors.grads, tensors.steps
+        self.state = []
+        for name, found in tensors.state.items():
+            self.roles[self.num_roles] = ROLE_INDEX[name]
+            self.num_roles += 1
+            self.state.append(found)
+        for found in (self.grads, self.steps, *self.state):
+            if len(found) != count:
+                raise ValueError(f"tensors must have lists of {count} entries; got {len(found)}")
+        return 0
+
+    cdef bint gather(self, DLPackExchange exchange, Py_ssize_t i) except -1:
+        """Add the tensors of one parameter, where the kernels serve them."""
+        cdef fused_adamw_tensor *tensor = &self.space.tensors[self.space.num_active]
+        cdef ArrayView params, grads
+        if not exchange.view(self.params[i], &params) or params.element_type < 0:
+            return False
+        memset(tensor, 0, sizeof(fused_adamw_tensor))
+        tensor.params = params.data
+        tensor.size = size_of(&params)
+        tensor.element_type = params.element_type
+        tensor.state_format = (
+            plain_format(params.element_type) if self.state_format < 0 else self.state_format
+        )
+        if not (
+            params.nbytes >= 0 and tensor.state_format >= 0
+            and is_compatible(tensor.element_type, tensor.state_format)
+            and exchange.view_like(
+                self.grads[i], StorageType(params.dlpack_code, params.dlpack_bits), &params, &grads
+            )
+            and self.gather_state(exchange, i, tensor, &params)
+            and exchange.view_step(self.steps[i], &self.counters[self.space.num_active])
+        ):
+            return False
+        tensor.grads = grads.data
+        self.space.num_active += 1
+        return True
+
+    cdef bint gather_state(
+        self, DLPackExchange exchange, Py_ssize_t i, fused_adamw_tensor *tensor,
+        const ArrayView *params
+    ) except -1:
+        """Moments and averages are like the parameters, unless several elements share a byte;
+        scales are flat."""
+        cdef int k, role
+        cdef bint found
+        cdef StorageType storage
+        cdef Py_ssize_t nbytes
+        cdef ArrayView view
+        for k in range(self.num_roles):
+            role = self.roles[k]
+            storage = (
+                EMA_STORAGE[tensor.element_type] if role == EMA
+                else STATE_STORAGE[tensor.state_format][role]
+            )
+            if storage.bits == 0:
+                return False
+            nbytes = storage_nbytes(tensor, role)
+            tensors = <list>self.state[k]
+            if role != M_SCALE and role != V_SCALE and nbytes * 8 == tensor.size * storage.bits:
+                found = exchange.view_like(tensors[i], storage, params, &view)
+            else:
+                found = exchange.view_flat(tensors[i], storage, nbytes * 8 // storage.bits, &view)
+            if not found:
+                return False
+            role_pointer(tensor, role)[0] = view.data
+        return True
+
+    cdef bint has_overlaps(self) except -1:
+        """Whether memory that is updated is also another tensor's."""
+        cdef Py_ssize_t k
+        cdef int r
+        cdef fused_adamw_tensor *tensor
+        for k in range(self.space.num_active):
+            tensor = &self.space.tensors[k]
+            include_interval(
+                &self.written, interval_at(tensor.params, storage_nbytes(tensor, PARAMS))
+            )
+            for r in range(self.num_roles):
+                include_interval(&self.written, interval_at(
+                    role_pointer(tensor, self.roles[r])[0], storage_nbytes(tensor, self.roles[r])
+                ))
+            include_interval(&self.written, interval_at(
+                self.counters[k].address,
+                fused_adamw_element_types[self.counters[k].element_type].size,
+            ))
+        if sort_and_find_overlap(&self.written):
+            return True
+        for k in range(self.space.num_active):
+            tensor = &self.space.tensors[k]
+            if overlaps(
+                &self.written, interval_at(tensor.grads, storage_nbytes(tensor, PARAMS))
+            ):
+                return True
+        return False
+
+    def step(self):
+        """Update in place all that is supported, and its counters of steps. To be called once."""
+        cdef Py_ssize_t k, count = self.space.num_active
+        cdef fused_adamw_tensor *tensors = self.space.tensors
+        cdef const StepCounter *counter
+        cdef int threads = fused_adamw_useful_threads(tensors, count, self.threads)
+        with nogil:
+            fused_adamw_step(self.isa, tensors, count, threads)
+        for k in range(count):
+            counter = &self.counters[k]
+            if counter.element_type == FUSED_ADAMW_FLOAT32:
+                (<float *>counter.address)[0] = counter.t
+            else:
+                (<double *>counter.address)[0] = counter.t
+        self.space.num_active = 0

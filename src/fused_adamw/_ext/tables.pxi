@@ -1,0 +1,199 @@
+"""The tables of the C library, read once: element types, state formats, roles of state arrays."""
+
+BLOCK = FUSED_ADAMW_BLOCK
+"""Elements that share a scale in state formats that have scales."""
+
+CHUNK = FUSED_ADAMW_CHUNK
+"""Elements of one partial sum of the gradient norm; shards begin at multiples."""
+
+MIN_ELEMENTS_PER_THREAD = FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD
+"""Fewer elements than this do not pay for another thread."""
+
+
+class ElementType(NamedTuple):
+    """A row of the element types: of parameters and gradients."""
+
+    name: str
+    itemsize: int
+    compute: str  # the element type of the arithmetic
+
+
+class StateFormat(NamedTuple):
+    """A row of the state formats: how the moments are stored."""
+
+    name: str
+    m: str           # storage types of the arrays
+    v: str
+    m_bits: int      # an element
+    v_bits: int
+    block: int       # elements that share a scale; 1 where there are no scales
+    m_scale: str     # storage types; "" where there are no scales
+    v_scale: str
+    amsgrad: bool    # whether it stores v_max
+
+
+cdef str text(const char *string):
+    return "" if string == NULL else string.decode()
+
+
+def element_types():
+    """The element types that parameters and gradients may have, in the order of C's table."""
+    rows = []
+    cdef const fused_adamw_element_type *row = fused_adamw_element_types
+    while row.name != NULL:
+        compute = text(fused_adamw_element_types[row.compute].name)
+        rows.append(ElementType(text(row.name), row.size, compute))
+        row += 1
+    return rows
+
+
+def state_formats():
+    """The formats in which moments may be stored, in the order of C's table."""
+    rows = []
+    cdef const fused_adamw_state_format *row = fused_adamw_state_formats
+    while row.name != NULL:
+        rows.append(StateFormat(
+            text(row.name), text(row.m_type), text(row.v_type), row.m_bits, row.v_bits, row.block,
+            text(row.m_scale_type), text(row.v_scale_type), row.amsgrad != 0,
+        ))
+        row += 1
+    return rows
+
+
+cdef list ELEMENT_TYPES = [row.name for row in element_types()]
+cdef dict FORMAT_INDEX = {row.name: i for i, row in enumerate(state_formats())}
+
+
+cdef int format_index(name) except -1:
+    index = FORMAT_INDEX.get(name)
+    if index is None:
+        raise ValueError(f"state format must be one of {list(FORMAT_INDEX)}; got {name!r}")
+    return index
+
+
+cdef inline int plain_format(int element_type) noexcept:
+    """The format of moments that have the dtype of their parameters; -1 where none has it."""
+    if element_type == FUSED_ADAMW_FLOAT32:
+        return FUSED_ADAMW_STATE_FLOAT32
+    return FUSED_ADAMW_STATE_FLOAT64 if element_type == FUSED_ADAMW_FLOAT64 else -1
+
+
+cdef inline bint is_compatible(int element_type, int state_format) noexcept:
+    """float64 is its own arithmetic's: parameters of it have moments of it, and no others do."""
+    return (element_type == FUSED_ADAMW_FLOAT64) == (state_format == FUSED_ADAMW_STATE_FLOAT64)
+
+
+# ---- roles: the arrays that may be kept for a tensor
+
+
+cdef enum Role:
+    PARAMS
+    M
+    V
+    V_MAX
+    M_SCALE
+    V_SCALE
+    MASTER
+    EMA
+    ROLES
+
+cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max", "m_scale", "v_scale", "master", "ema")
+cdef dict ROLE_INDEX = {name: role for role, name in enumerate(ROLE_NAMES)}
+
+
+cdef inline void **role_pointer(fused_adamw_tensor *tensor, int role) noexcept:
+    """Where a tensor points to the array of a role."""
+    if role == PARAMS:
+        return &tensor.params
+    if role == M:
+        return &tensor.m
+    if role == V:
+        return &tensor.v
+    if role == V_MAX:
+        return &tensor.v_max
+    if role == M_SCALE:
+        return &tensor.m_scale
+    if role == V_SCALE:
+        return &tensor.v_scale
+    if role == MASTER:
+        return <void **>&tensor.master
+    return &tensor.ema
+
+
+cdef const char *storage_type(int role, int element_type, int state_format) noexcept:
+    """The type in which a role's array is stored; NULL where the format has no such array."""
+    cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[state_format]
+    if role == M:
+        return row.m_type
+    if role == V or role == V_MAX:
+        return row.v_type
+    if role == M_SCALE:
+        return row.m_scale_type
+    if role == V_SCALE:
+        return row.v_scale_type
+    if role == MASTER:
+        return b"float32"
+    if role == EMA:
+        return fused_adamw_element_types[fused_adamw_element_types[element_type].compute].name
+    return fused_adamw_element_types[element_type].name
+
+
+cdef enum:
+    DLPACK_INT = 0
+    DLPACK_UINT = 1
+    DLPACK_FLOAT = 2
+    DLPACK_BFLOAT = 4
+
+
+cdef struct StorageType:
+    # The dtype of a stored array, as DLPack numbers it.
+    int code
+    int bits
+
+
+cdef StorageType storage_of(const char *name):
+    """The DLPack dtype of a storage type: "float32", "bfloat16", "int8", "uint32", ..."""
+    digits = name.decode().lstrip("abcdefghijklmnopqrstuvwxyz")
+    kind = name.decode()[:-len(digits)]
+    kinds = {"int": DLPACK_INT, "uint": DLPACK_UINT, "float": DLPACK_FLOAT, "bfloat": DLPACK_BFLOAT}
+    return StorageType(kinds[kind], int(digits))
+
+
+# The storage types of the roles by state format; of EMA, which follows the parameters, by element
+# type. No bits: the format has no such array.
+cdef StorageType[FUSED_ADAMW_NUM_STATE_FORMATS][ROLES] STATE_STORAGE
+cdef StorageType[FUSED_ADAMW_NUM_ELEMENT_TYPES] EMA_STORAGE
+
+
+cdef int read_storage_types() except -1:
+    cdef int index, role
+    cdef const char *name
+    for index in range(FUSED_ADAMW_NUM_STATE_FORMATS):
+        for role in range(<int>ROLES):
+            name = storage_type(role, FUSED_ADAMW_FLOAT32, index)
+            STATE_STORAGE[index][role] = StorageType(0, 0) if name == NULL else storage_of(name)
+    for index in range(FUSED_ADAMW_NUM_ELEMENT_TYPES):
+        EMA_STORAGE[index] = storage_of(storage_type(EMA, index, 0))
+    return 0
+
+read_storage_types()
+
+
+cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexcept:
+    """The bytes of a role's array of a tensor of this size, element type and state format."""
+    cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[tensor.state_format]
+    cdef Py_ssize_t size = tensor.size
+    cdef int compute = fused_adamw_element_types[tensor.element_type].compute
+    if role == M:
+        return (size * row.m_bits + 7) // 8
+    if role == V or role == V_MAX:
+        return (size * row.v_bits + 7) // 8
+    if role == M_SCALE or role == V_SCALE:
+        return (size + row.block - 1) // row.block * (
+            STATE_STORAGE[tensor.state_format][role].bits // 8
+        )
+    if role == MASTER:
+        return size * sizeof(float)
+    if role == EMA:
+        return size * fused_adamw_element_types[compute].size
+    return size * fused_adamw_element_types[tensor.element_type].size

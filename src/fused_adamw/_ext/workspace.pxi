@@ -1,0 +1,80 @@
+"""What one step needs: the tensors that have a gradient, and the scalars of each."""
+
+cdef tuple NO_STEP = (0.0, (0.0, 0.0), 0.0, 0.0, None)
+
+
+cdef struct Workspace:
+    # Each step has its own, so that two threads may step two optimizers at once.
+    Derived *derived             # first in memory, since it is what needs most alignment
+    fused_adamw_tensor *tensors  # those that have a gradient
+    Py_buffer *buffers           # of these gradients, where they are buffers
+    Py_ssize_t num_scalars
+    Py_ssize_t num_active
+    Py_ssize_t num_buffers
+
+
+cdef int prepare(Workspace *space, Py_ssize_t count) except -1:
+    cdef size_t each = sizeof(fused_adamw_tensor) + sizeof(Py_buffer) + sizeof(Derived)
+    count = max(count, 1)
+    space.derived = <Derived *>allocate(count, each)
+    space.tensors = <fused_adamw_tensor *>(space.derived + count)
+    space.buffers = <Py_buffer *>(space.tensors + count)
+    space.num_scalars = 0
+    space.num_active = 0
+    space.num_buffers = 0
+    return 0
+
+
+cdef int release(Workspace *space) except -1:
+    cdef Py_ssize_t k
+    for k in range(space.num_buffers):
+        PyBuffer_Release(&space.buffers[k])
+    PyMem_Free(space.derived)
+    return 0
+
+
+cdef const fused_adamw_scalars *scalars_of(
+    Workspace *space, Py_ssize_t group, bint decays, int compute, long long t, hyper
+) except NULL:
+    """The scalars of a recent tensor with equal inputs, or newly derived ones. Only the last few
+    are looked at: where all tensors differ, deriving is faster than searching."""
+    cdef Py_ssize_t k
+    cdef Derived *derived
+    for k in range(space.num_scalars - 1, max(space.num_scalars - 16, 0) - 1, -1):
+        derived = &space.derived[k]
+        if (
+            derived.t == t and derived.group == group
+            and derived.decays == decays and derived.compute == compute
+        ):
+            return &derived.scalars
+    derived = &space.derived[space.num_scalars]
+    derive(derived, group, decays, compute, t, hyper)
+    space.num_scalars += 1
+    return &derived.scalars
+
+
+cdef int finish_scalars(
+    Workspace *space, double grad_scale, double factor, bint stochastic
+) except -1:
+    """``factor``: of the user's ``grad_scale``; NaN where the norm that it clips by is."""
+    cdef Py_ssize_t k
+    for k in range(space.num_scalars):
+        if fused_adamw_finish_scalars(
+            &space.derived[k].scalars, grad_scale, factor, stochastic
+        ) != FUSED_ADAMW_OK:
+            raise_unusable_scale(space.derived[k].compute, grad_scale)
+    return 0
+
+
+cdef double gradient_norm(const fused_adamw_isa *isa, Workspace *space, int threads) except? -1:
+    """The Euclidean norm of all gradients of the step."""
+    cdef double square
+    cdef double *partial_sums = <double *>allocate(
+        fused_adamw_num_chunks(space.tensors, space.num_active), sizeof(double)
+    )
+    with nogil:
+        square = fused_adamw_sum_squares(
+            isa, space.tensors, space.num_active, threads, partial_sums
+        )
+    PyMem_Free(partial_sums)
+    return sqrt(square)
