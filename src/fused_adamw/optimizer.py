@@ -1,93 +1,92 @@
-"""``AdamW``: the optimizer that a training loop holds."""
+"""``AdamW`` for NumPy arrays."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from ._core import Structure, Tensors, resolve_threads
-from ._optim.state_formats import (
-    converted,
-    decoded,
-    like,
-    order_of,
-    packed_state,
-    require_state_dtype,
-)
+from ._core import BoundTensors, TreeSpec
+from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
+from ._optim.base import BaseOptimizer
+from ._optim.options import HYPERPARAMETERS
+from ._optim.param_groups import DecayMask, hyperparams_at, matrices_only
+from ._optim.state_dict import SavedState, recognized_entry
+from ._optim.state_formats import StateDtype, allocate_state, convert_state, moment
+from .schedules import Schedule
 
-Schedule: TypeAlias = Callable[[int], float]
-"""The learning rate of step t = 1, 2, ...; see ``schedules.py``."""
-
-Hyper: TypeAlias = tuple[float, tuple[float, float], float, float]
-"""lr, betas, eps and weight_decay of one step."""
-
-DecayMask: TypeAlias = Callable[[str, Any], bool] | Any
-
-HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
-OPTIONS = ("maximize", "max_grad_norm", "skip_nonfinite")
+__all__ = ["AdamW", "DecayMask", "matrices_only"]
 
 
-def matrices_only(name: str, array: Any) -> bool:
-    """A ``decay_mask`` that exempts biases and the scales and shifts of norms from weight decay:
-    it decays arrays of two or more dimensions, as is usual for transformers."""
-    return bool(np.ndim(array) >= 2)
+class AdamW(BaseOptimizer):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) for NumPy arrays.
 
+    The interface is that of ``torch.optim.AdamW``, but gradients are passed to ``step``. Each step
+    updates all parameters in place, in one pass over memory::
 
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019), in the manner of ``torch.optim.AdamW``, on NumPy arrays.
-
-    Each step updates all parameters in place, in one pass over memory::
-
-        g <- grad_scale * clip * gradient               (minus that with maximize)
+        g <- grad_scale * clip * gradient               (negated with maximize)
         m <- b1 m + (1 - b1) g
         v <- b2 v + (1 - b2) g^2                        (AMSGrad: v_max <- max(v_max, v))
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)   (AMSGrad: v_max for v)
+        ema <- ema_decay ema + (1 - ema_decay) p
 
     Args:
-        params: one array, a sequence or a mapping of arrays; or a list of groups, each a dict with
-            such a structure under ``"params"`` and its own values of ``lr``, ``betas``, ``eps`` and
-            ``weight_decay`` where they differ. Arrays as ``fused_adamw`` takes them. They are held:
-            the same arrays have to be used for as long as the optimizer is.
-        lr: learning rate, 0 or more, or a function of t that gives the one of step t = 1, 2, ...
-        betas, eps, weight_decay: as of ``fused_adamw``.
-        amsgrad: divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018).
+        params: one array; or lists, tuples and mappings of arrays, nested to any depth; or a list
+            of parameter groups: dicts with such a structure under ``"params"``, and their own
+            ``lr``, ``betas``, ``eps`` and ``weight_decay`` where these differ. Arrays of float32,
+            float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
+            writable, with memory of their own. They are updated in place. The optimizer keeps
+            references; do not replace the arrays while it is in use.
+        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ...
+        betas: decay rates of the moments, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: coefficient of decoupled weight decay, at least 0.
+        amsgrad: divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018,
+            "On the Convergence of Adam and Beyond").
         maximize: ascend.
         max_grad_norm: scale the gradients of a step by min(1, max_grad_norm / (norm + 1e-6)) where
             norm is their global Euclidean norm (Pascanu, Mikolov & Bengio 2013), as
             ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed. A NaN
-            among them reaches all parameters this way, an infinity makes the factor 0.
+            in any gradient makes all parameters NaN this way; an infinity makes the factor 0.
         skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
             float64, changes nothing.
-        state_dtype: what the moments are kept in. None: the dtype of their parameters, or float32
-            where that is float16. "bfloat16": 4 bytes a parameter. "8bit": 2 bytes, and 8 a block
-            of 256 (``state.py`` has the format). The arithmetic is float32 all the same; only what
-            is stored is rounded. For parameters of 16 or 32 bits, without amsgrad in "8bit".
-        master_weights: keep parameters of 16 bits in float32 too, as part of the state, and step
-            those; the parameters are them, rounded to the nearest.
-        seed: of the stochastic rounding of moments in 8 or 16 bits, and of bfloat16 parameters
-            without master weights: up with the probability of what lies above, so that steps that
-            are small beside the rounding add up. Random numbers follow from the seed, the place of
-            the tensor, the index and the step: the result does not depend on threads or machine.
-            None: round to the nearest, where changes of less than half a code are lost: v stalls.
-        num_threads: at most this many threads. None: as many as ``fused_adamw`` would use, or one;
-            the first steps, and a few in each thousand, are taken both ways, and the way that was
-            faster is kept. (NumPy's own threads spin after a matrix product and can delay others.)
+        state_dtype: storage format of the moments. None: the dtype of the parameters (float32 for
+            float16 parameters). "bfloat16": 4 bytes a parameter. "8bit": 2 bytes a parameter and 8
+            bytes a block of 256; not with amsgrad. docs/state-formats.md describes both. The
+            arithmetic is float32 all the same. Not for float64 parameters.
+        num_threads: the largest number of threads. None: the first steps, and a few in each
+            thousand, are timed with one and with all threads, and the faster setting is kept.
+            (NumPy's own threads spin after a matrix product and can delay others.)
         decay_mask: which tensors weight decay applies to: a predicate of a name and an array, such
             as ``matrices_only``, or booleans in the structure of ``params``. None: all.
+        master_weights: keep 16-bit parameters in float32 too, as part of the state, and update
+            those; the parameters are their values, rounded to the nearest.
+        seed: 0 to 2^32 - 1, of the stochastic rounding of 8-bit and 16-bit moments, and of bfloat16
+            parameters without master weights: a number rounds up with probability equal to the
+            discarded fraction, so that updates below one quantum accumulate. The random numbers
+            depend on the seed, the tensor's index, the element's index and the step alone, not on
+            threads or machine. None: round to the nearest; small updates are lost, and v stalls.
+        ema_decay: keep an exponential moving average of the weights, ``ema``, with this decay rate
+            in [0, 1), updated in the same pass (Polyak & Juditsky 1992; Izmailov et al. 2018,
+            arXiv:1803.05407). It starts as the parameters. None: none is kept.
 
     Attributes:
         t: the number of steps taken. Each tensor also has its own count, which bias correction
-            goes by: a tensor whose gradient is None is left out of a step.
+            uses: a tensor whose gradient is None is left out of a step.
         m, v, v_max: the moments, in the structure of ``params``; ``v_max`` is None without amsgrad.
-            With a ``state_dtype``, or of parameters of 16 bits, they are copies in float32.
+            With a ``state_dtype``, and for 16-bit parameters, they are copies in float32.
+        ema: the average of the weights, in the structure of ``params``: in the dtype of the
+            parameters, or in float32 for 16-bit parameters; None without ``ema_decay``.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
-        max_grad_norm, skip_nonfinite, maximize, num_threads: may be changed between steps.
+        maximize, max_grad_norm, skip_nonfinite, num_threads, and ema_decay where it is not None:
+            may be changed between steps.
 
-    Raises TypeError or ValueError, naming the argument, as ``fused_adamw`` does. Two threads may
-    step two optimizers at once, but not one.
+    Raises:
+        TypeError: an argument is of a wrong kind or dtype.
+        ValueError: an argument has a wrong value. The message names the argument.
+
+    Two threads may step two optimizers at once, but not one.
 
     Example:
         >>> import numpy as np
@@ -100,7 +99,7 @@ class AdamW:
 
     def __init__(
         self,
-        params: Any,
+        params: ArrayTree | list[dict[str, Any]],
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -110,419 +109,165 @@ class AdamW:
         maximize: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        state_dtype: str | None = None,
+        state_dtype: StateDtype | None = None,
         num_threads: int | None = None,
         decay_mask: DecayMask | None = None,
         master_weights: bool = False,
         seed: int | None = 0,
+        ema_decay: float | None = None,
     ) -> None:
-        require_state_dtype(state_dtype, amsgrad)
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.maximize = bool(maximize)
-        self.max_grad_norm = max_grad_norm
-        self.skip_nonfinite = bool(skip_nonfinite)
-        self.num_threads = num_threads
-        self._state_dtype, self._master_weights = state_dtype, bool(master_weights)
-        self._seed = seed
-        self._grouped = is_grouped(params)
-        self.param_groups, self._structure, arrays = arranged(params, defaults)
-        refuse_float64(self.names, arrays, state_dtype, "float32, float16 or bfloat16")
-        roles = ("m", "v", "v_max") if amsgrad else ("m", "v")
-        self._packed = [packed_state(a, state_dtype, amsgrad, bool(master_weights)) for a in arrays]
-        self._state = {
-            role: [
-                np.zeros_like(a, subok=False) if packed is None else None
-                for a, packed in zip(arrays, self._packed, strict=True)
-            ]
-            for role in roles
-        }
-        self._decays = [True] * len(arrays)
-        self._hold()
-        if decay_mask is not None:  # asked behind the checks of the arrays
-            self._decays = asked_decays(self._structure, decay_mask, arrays)
-            self._hold()
-        self._tensors.check(hypers_of(self.param_groups, 1), max_grad_norm, [0] * len(arrays))
-        resolve_threads(num_threads)
+        self._arrange(params, locals())
+        self._state = [allocate_state(array, self._state_options) for array in self._arrays]
+        self._bind()
+        self._finish(decay_mask)
 
-    def step(self, grads: Any, grad_scale: float = 1.0) -> float | None:
-        """Update all parameters, in place.
+    def step(self, grads: GradientTree, grad_scale: float = 1.0) -> float | None:
+        """Update all parameters in place.
 
         Args:
             grads: the gradients, in the structure of ``params`` (for groups: a list with one such
                 structure for each), of the shapes and dtypes of the parameters, in any memory
-                order; only read. None for a tensor leaves it, its moments and its count alone.
+                order; only read. None for a tensor leaves it, its state and its count unchanged.
             grad_scale: a factor of all gradients, such as 1 / loss scale, or 1 / number of
                 accumulated batches. It counts as a part of the gradient for ``max_grad_norm``.
 
-        Returns the global norm of the gradients, times ``grad_scale``, where it was needed (for
-        ``max_grad_norm`` or ``skip_nonfinite``), else None.
+        Returns:
+            The global norm of the gradients, times ``grad_scale``, where it was needed (for
+            ``max_grad_norm`` or ``skip_nonfinite``), else None.
 
-        Raises TypeError or ValueError, naming the argument, with nothing changed, ``t`` included.
-        An interrupt (Ctrl-C) is raised behind the step that it arrives in.
+        Raises:
+            TypeError, ValueError: naming the argument, with nothing changed, ``t`` included.
+            KeyboardInterrupt: after the current step has completed.
         """
-        tensors = self._tensors
-        return tensors.take_step(
+        bound = self._bound
+        return bound.step(
             grads,
-            hypers_of(self.param_groups, tensors.t + 1),
-            0,
-            grad_scale,
+            hyperparams_at(self.param_groups, bound.t + 1, self.ema_decay),
+            grad_scale,  # by position: names would take a twentieth of a small model's step
             self.max_grad_norm,
             self.skip_nonfinite,
             self.maximize,
             self.num_threads,
-            None,
         )
 
     # ---- state
 
     @property
-    def t(self) -> int:
-        return self._tensors.t
+    def m(self) -> ArrayTree:
+        """The first moments, in the structure of ``params``."""
+        return self._moments("m")
 
     @property
-    def m(self) -> Any:
-        return self._structure.unflatten(self._moments("m"))
+    def v(self) -> ArrayTree:
+        """The second moments, in the structure of ``params``."""
+        return self._moments("v")
 
     @property
-    def v(self) -> Any:
-        return self._structure.unflatten(self._moments("v"))
+    def v_max(self) -> ArrayTree | None:
+        """The largest second moments, in the structure of ``params``; None without amsgrad."""
+        return self._moments("v_max") if self.amsgrad else None
 
     @property
-    def v_max(self) -> Any:
-        return self._structure.unflatten(self._moments("v_max")) if self.amsgrad else None
-
-    @property
-    def state_dtype(self) -> str | None:
-        return self._state_dtype
-
-    @property
-    def master_weights(self) -> bool:
-        return self._master_weights
-
-    @property
-    def seed(self) -> int | None:
-        return self._seed
-
-    @property
-    def amsgrad(self) -> bool:
-        return "v_max" in self._state
-
-    @property
-    def state_nbytes(self) -> int:
-        """The memory of the moments, their scales and the master weights, in bytes."""
-        return sum(x.nbytes for i in range(len(self.names)) for x in self._state_of(i).values())
+    def ema(self) -> ArrayTree | None:
+        """The averages of the weights, in the structure of ``params``; None without ema_decay."""
+        return self._moments("ema") if self._state_options.ema else None
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of everything but the parameters, which shares no memory with the optimizer.
 
-        ``t``; ``param_groups`` without their parameters; the options; and under ``state``, for each
-        tensor by name, its ``step`` count and copies of its moments, as they are kept: those of
-        state.py flat, in the ``order`` in which the parameters lie in memory, "C" or "F".
+        Returns:
+            ``t``; ``param_groups`` without their parameters; the options that are saved; and under
+            ``state``, for each tensor by name, its ``step`` count and copies of its arrays as they
+            are stored. Arrays that do not have the shape of the parameter are flat, in the memory
+            ``order`` of the parameter, "C" or "F"; those of bfloat16 are of uint16.
         """
-        return {
-            "t": self.t,
-            "param_groups": described_groups(self.param_groups),
-            "maximize": bool(self.maximize),
-            "max_grad_norm": self.max_grad_norm,
-            "skip_nonfinite": bool(self.skip_nonfinite),
-            "seed": self.seed,
-            "state": {
-                name: {
-                    "step": step,
-                    **self._order_of(i),
-                    **{role: a.copy("K") for role, a in self._state_of(i).items()},
-                }
-                for i, (name, step) in enumerate(
-                    zip(self.names, self._tensors.get_steps(), strict=True)
-                )
-            },
-        }
+        numbers = self.state_numbers()
+        for entry, state in zip(numbers["state"].values(), self._state, strict=True):
+            entry |= {role: array.copy("K") for role, array in state.arrays.items()}
+        return numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = False) -> None:
         """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
 
-        ``convert``: where the snapshot's moments are kept in another way than by this optimizer,
-        convert them: from any ``state_dtype`` and memory order to any other, rounded to the
-        nearest. Master weights that it has not are then made from the parameters as they are now.
+        Args:
+            state_dict: from ``state_dict()``; its arrays are copied.
+            convert: where the snapshot stores state in another format or memory order than this
+                optimizer, convert it, rounding to the nearest. Missing master weights and averages
+                of the weights are initialised from the current parameters.
 
-        Raises TypeError or ValueError, naming the entry, with nothing changed.
+        Raises:
+            TypeError, ValueError: naming the entry, with nothing changed.
         """
-        if isinstance(state_dict, Mapping):  # which has no seed if it is older
-            state_dict = {"seed": self.seed, **state_dict}
-        if convert:
-            state_dict = self._converted(state_dict)
-        groups, steps = self._checked_state(state_dict)
-        self._tensors.set_seed(state_dict["seed"])  # which checks it
-        self._seed = state_dict["seed"]
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update(saved)
-        for option in OPTIONS:
-            setattr(self, option, state_dict[option])
-        self._tensors.t = state_dict["t"]
-        self._tensors.set_steps(steps)
-        for i, name in enumerate(self.names):
-            for role, array in self._state_of(i).items():
-                array[...] = state_dict["state"][name][role]
+        self.check_numbers(state_dict)
+        entries = self._checked_entries(state_dict, convert)
+        self.load_numbers(state_dict)
+        for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
+            convert_state(*saved, own, param)
 
-    @property
-    def names(self) -> list[str]:
-        """A name for each tensor: its key or index, behind the index of its group."""
-        return names_of(self._structure)
+    def _checked_entries(self, saved: Mapping[str, Any], convert: bool) -> list[SavedState]:
+        entries = []
+        for name, param in zip(self.names, self._arrays, strict=True):
+            where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
+            own = self.state_entries(param)
+            entries.append(recognized_entry(where, entry, own, param, convert))
+        return entries
+
+    # ---- checkpoints
+
+    def shards(self, tensor: int) -> list[ShardSlice]:
+        """One, which is the tensor as a whole."""
+        return [ShardSlice(tensor, 0, self._arrays[tensor].size, rank=0)]
+
+    def own_state(self, shard: ShardSlice, role: str) -> Array:
+        """The array of a role of a tensor, in one dimension, in the parameter's memory order."""
+        array = self._state[shard.tensor].arrays[role]
+        return ravel_like(array, order_of(array))
+
+    def gather_params(self) -> None:
+        """Nothing: a single process has all parameters."""
+
+    # ---- copies
 
     def __getstate__(self) -> dict[str, Any]:
-        attributes = {name: x for name, x in vars(self).items() if name not in _REBUILT}
-        counts = {"t": self.t, "steps": self._tensors.get_steps(), "grouped": self._grouped}
-        return attributes | counts
+        counts = {"t": self.t, "steps": self._bound.get_steps()}
+        return {name: x for name, x in vars(self).items() if name not in _REBUILT} | counts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        t, steps, grouped = (state.pop(name) for name in ("t", "steps", "grouped"))
+        t, steps = state.pop("t"), state.pop("steps")
         vars(self).update(state)
-        self._grouped = grouped
-        self._structure = Structure(self._params(), grouped)
-        self._hold()
-        self._tensors.t = t
-        self._tensors.set_steps(steps)
+        self._spec = TreeSpec(self._params(), self._grouped)
+        self._arrays = [np.asarray(a) for a in self._spec.flatten("params", self._params())]
+        self._bind()
+        self._bound.t = t
+        self._bound.set_steps(steps)
 
     def __repr__(self) -> str:
-        size = sum(next(iter(self._state_of(i).values())).size for i in range(len(self.names)))
-        kept = ("state_dtype", "master_weights", "seed") if any(self._packed) else ()
-        options = "".join(
-            f", {name}={getattr(self, name)!r}" for name in ("amsgrad", *OPTIONS, *kept)
+        size = sum(array.size for array in self._arrays)
+        lines = "".join(
+            f"\n    group {g}: " + ", ".join(f"{name}={group[name]!r}" for name in HYPERPARAMETERS)
+            for g, group in enumerate(self.param_groups)
         )
-        groups = (
-            ", ".join(f"{name}={group[name]!r}" for name in HYPER_PARAMETERS)
-            for group in self.param_groups
-        )
-        lines = "".join(f"\n    group {g}: {text}" for g, text in enumerate(groups))
         return (
-            f"AdamW({len(self.names)} tensors, {size:,} parameters, t={self.t}{options}{lines}\n)"
+            f"AdamW({len(self.names)} tensors, {size:,} parameters, t={self.t}"
+            f"{self._options_repr()}{lines}\n)"
         )
 
     # ---- inner parts
 
-    def _params(self) -> Any:
-        groups = [group["params"] for group in self.param_groups]
-        return groups if self._grouped else groups[0]
-
-    def _hold(self) -> None:
-        state = {role: self._structure.unflatten(arrays) for role, arrays in self._state.items()}
-        self._tensors = Tensors(
-            self._structure,
+    def _bind(self) -> None:
+        self._bound = BoundTensors(
+            self._spec,
             self._params(),
-            **state,
+            self._state,
             decays=self._decays,
-            packed=self._packed,
-            seed=self._seed,
+            seed=self.seed,
+            has_ema=self._state_options.ema,
         )
 
-    def state_layout(self) -> dict[str, tuple[str, ...]]:
-        """The names of the arrays that are kept for each tensor, such as ("m", "v")."""
-        return {name: tuple(self._state_of(i)) for i, name in enumerate(self.names)}
-
-    def _state_of(self, i: int) -> dict[str, Any]:
-        """The arrays that are kept for tensor i, by name."""
-        packed = self._packed[i]
-        if packed is not None:
-            return dict(packed.arrays())
-        return {role: arrays[i] for role, arrays in self._state.items()}
-
-    def _order_of(self, i: int) -> dict[str, str]:
-        """The ``order`` of the flat arrays that are kept for tensor i."""
-        return {} if self._packed[i] is None else {"order": order_of(self._arrays()[i])}
-
-    def _moments(self, role: str) -> list[Any]:
-        return [
-            array if packed is None else like(p, decoded(packed)[role])
-            for p, array, packed in zip(
-                self._arrays(), self._state[role], self._packed, strict=True
-            )
-        ]
-
-    def _arrays(self) -> tuple[Any, ...]:
-        return self._structure.flatten("params", self._params())
-
-    def _checked_state(self, saved: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
-        groups, steps = checked_numbers(saved, len(self.param_groups), self.names)
-        for i, name in enumerate(self.names):
-            self._require_entry(f"state_dict['state'][{name!r}]", saved["state"][name], i)
-        self._tensors.check(hypers_of(groups, saved["t"] + 1), saved["max_grad_norm"], steps)
-        return groups, steps
-
-    def _require_entry(self, where: str, entry: Mapping[str, Any], i: int) -> None:
-        state, order = self._state_of(i), self._order_of(i)
-        _require_keys(where, entry, {"step", *order, *state})
-        if order and entry["order"] != order["order"]:
-            raise ValueError(
-                f"{where}['order'] is {entry['order']!r}; expected {order['order']!r}, that of the "
-                "parameters, or convert=True"
-            )
-        for role, own in state.items():
-            array = entry[role]
-            if not isinstance(array, np.ndarray) or array.dtype != own.dtype:
-                found = getattr(array, "dtype", type(array).__name__)
-                raise TypeError(f"{where}[{role!r}] is {found}; expected an array of {own.dtype}")
-            if array.shape != own.shape:
-                raise ValueError(f"{where}[{role!r}] has shape {array.shape}; expected {own.shape}")
-
-    def _converted(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The snapshot with its moments kept as this optimizer keeps them."""
-        _require_state(saved, self.names)
-        state = {}
-        for name, array, packed in zip(self.names, self._arrays(), self._packed, strict=True):
-            where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-            _require_mapping(where, entry)
-            state[name] = converted(where, entry, array, packed)
-        return {**saved, "state": state}
+    def _moments(self, role: str) -> ArrayTree:
+        arrays = zip(self._state, self._arrays, strict=True)
+        tree: ArrayTree = self._spec.unflatten(moment(state, role, p) for state, p in arrays)
+        return tree
 
 
-_REBUILT = {"_structure", "_tensors", "_grouped"}
-
-
-def names_of(structure: Structure) -> list[str]:
-    """A name for each tensor: its key or index, behind the index of its group."""
-    return [".".join(map(str, path)) or "params" for path in structure.paths()]
-
-
-def arranged(
-    params: Any, defaults: dict[str, Any]
-) -> tuple[list[dict[str, Any]], Structure, tuple[Any, ...]]:
-    """The groups of ``params``, which has one or is one; its structure; and its arrays."""
-    grouped = is_grouped(params)
-    groups = checked_groups(params if grouped else [{"params": params}], defaults)
-    held = [group["params"] for group in groups] if grouped else groups[0]["params"]
-    structure = Structure(held, grouped)
-    arrays = checked_arrays(structure, held)
-    # Our own arrangement of the arrays: a dict of the caller's may change.
-    own = structure.unflatten(arrays)
-    for group, of_group in zip(groups, own if grouped else [own], strict=True):
-        group["params"] = of_group
-    return groups, structure, arrays
-
-
-def refuse_float64(
-    names: list[str], arrays: tuple[Any, ...], state_dtype: str | None, expected: str
-) -> None:
-    """There is no ``state_dtype`` for it."""
-    for name, array in zip(names, arrays, strict=True):
-        if state_dtype is not None and np.asarray(array).dtype == np.float64:
-            raise TypeError(
-                f"state_dtype is {state_dtype!r}, but params[{name!r}] has dtype float64; "
-                f"expected {expected}"
-            )
-
-
-def checked_arrays(structure: Structure, params: Any) -> tuple[Any, ...]:
-    """The arrays of ``params``, one at least, each with a name of its own."""
-    arrays = structure.flatten("params", params)
-    if not arrays:
-        raise ValueError("params holds no array")
-    for path, array in zip(structure.paths(), arrays, strict=True):
-        _require_array("params" + "".join(f"[{key!r}]" for key in path), array)
-    twice = [name for name, count in Counter(names_of(structure)).items() if count > 1]
-    if twice:
-        raise ValueError(f"params has several arrays with one name: {twice}")
-    return arrays
-
-
-def asked_decays(structure: Structure, mask: DecayMask, arrays: tuple[Any, ...]) -> list[bool]:
-    """For each tensor, whether a ``decay_mask`` lets weight decay apply to it."""
-    if callable(mask):
-        return [bool(mask(name, a)) for name, a in zip(names_of(structure), arrays, strict=True)]
-    return [bool(decays) for decays in structure.flatten("decay_mask", mask)]
-
-
-def _require_array(name: str, array: Any) -> None:
-    try:
-        isinstance(array, np.ndarray) or memoryview(array)
-    except TypeError:
-        hint = "; for PyTorch there is fused_adamw.torch" if hasattr(array, "requires_grad") else ""
-        raise TypeError(
-            f"{name} is of type {type(array).__name__}; expected a NumPy array{hint}"
-        ) from None
-
-
-def is_grouped(params: Any) -> bool:
-    if not isinstance(params, (list, tuple)):
-        return False
-    groups = [isinstance(item, Mapping) for item in params]
-    if any(groups) and not all(groups):
-        raise TypeError("params holds groups and arrays; expected a list of one or the other")
-    return any(groups)
-
-
-def checked_groups(groups: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-    for g, group in enumerate(groups):
-        unknown = sorted(set(map(str, group)) - {"params", *HYPER_PARAMETERS})
-        if "params" not in group or unknown:
-            raise ValueError(
-                f"params[{g}] has the keys {list(group)}; expected 'params', and of "
-                f"{', '.join(HYPER_PARAMETERS)} what differs"
-            )
-    return [{"params": group["params"], **defaults, **group} for group in groups]
-
-
-def hypers_of(groups: list[dict[str, Any]], t: int) -> list[Hyper]:
-    """The hyper-parameters of step t, by group."""
-    hypers = []
-    for group in groups:
-        lr = group["lr"]
-        rate = lr(t) if callable(lr) else lr
-        hypers.append((rate, group["betas"], group["eps"], group["weight_decay"]))
-    return hypers
-
-
-def checked_numbers(
-    saved: Mapping[str, Any], groups: int, names: list[str]
-) -> tuple[list[dict[str, Any]], list[int]]:
-    """Check a state dict but for its arrays and the values of its hyper-parameters; return its
-    groups and the steps of its tensors."""
-    _require_state(saved, names)
-    _require_count("state_dict['t']", saved["t"])
-    for option in ("maximize", "skip_nonfinite"):
-        if not isinstance(saved[option], bool):
-            raise TypeError(f"state_dict[{option!r}] is {saved[option]!r}; expected a bool")
-    found = saved["param_groups"]
-    if not isinstance(found, list):
-        raise TypeError(f"state_dict['param_groups'] is {found!r}; expected a list")
-    if len(found) != groups:
-        raise ValueError(f"state_dict['param_groups'] has {len(found)} groups; expected {groups}")
-    for g, group in enumerate(found):
-        _require_keys(f"state_dict['param_groups'][{g}]", group, set(HYPER_PARAMETERS))
-    steps = []
-    for name in names:
-        where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-        _require_mapping(where, entry)
-        _require_keys(where, entry, {"step", *entry})
-        _require_count(f"{where}['step']", entry["step"])
-        steps.append(entry["step"])
-    return found, steps
-
-
-def _require_state(saved: Mapping[str, Any], names: list[str]) -> None:
-    _require_keys("state_dict", saved, {"t", "param_groups", "state", "seed", *OPTIONS})
-    _require_keys("state_dict['state']", saved["state"], set(names))
-
-
-def described_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups of a state dict: without their parameters."""
-    return [
-        {**{name: group[name] for name in HYPER_PARAMETERS}, "betas": tuple(group["betas"])}
-        for group in groups
-    ]
-
-
-def _require_mapping(where: str, mapping: Any) -> None:
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"{where} is of type {type(mapping).__name__}; expected a mapping")
-
-
-def _require_keys(where: str, mapping: Any, keys: set[str]) -> None:
-    _require_mapping(where, mapping)
-    if set(mapping) != keys:
-        missing, extra = sorted(keys - set(mapping)), sorted(map(str, set(mapping) - keys))
-        raise ValueError(f"{where} is of another optimizer: missing {missing}, unexpected {extra}")
-
-
-def _require_count(where: str, count: Any) -> None:
-    if not isinstance(count, int) or not 0 <= count < 2**63 - 2**32:  # with room to count on
-        raise ValueError(f"{where} is {count!r}; expected a number of steps, 0 or more")
+_REBUILT = {"_spec", "_arrays", "_bound"}

@@ -1,35 +1,40 @@
-"""Learning-rate schedules: functions of the number of a step, t = 1, 2, ..., for ``AdamW(lr=...)``.
+"""Learning-rate schedules for ``AdamW(lr=...)``: functions of the step t = 1, 2, ...
 
-They are joined with ``then``. Warm-up to 0.001 over 100 steps, then a cosine down to 0.0001 over
-900, and 0.0001 from there on::
+``then`` chains them. Warm-up to 0.001 over 100 steps, then a cosine down to 0.0001 over 900 steps,
+and 0.0001 from there on::
 
     AdamW(params, lr=LinearWarmup(1e-3, 100).then(CosineDecay(1e-3, 900, end=1e-4)))
 
-No step is spent at a rate of zero: a warm-up arrives, the rate of its last step being the peak; a
-decay departs, the rate of its first step being the one that it starts from, and ``end`` that of the
-first step after it. After its last step a schedule that is not joined to another keeps its rate.
+No step is spent at a rate of zero. The last step of a warm-up has the peak rate; the first step of
+a decay has the rate that it starts from, and ``end`` is the rate of the first step after it. After
+its last step a schedule keeps its rate, unless another one is chained to it.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Schedule: TypeAlias = Callable[[int], float]
+"""The learning rate as a function of the step t = 1, 2, ...; any such function will do."""
 
 
-class _Schedule:
-    """What schedules have in common: they check t, and can be joined."""
+class _Chainable:
+    """The base of the schedules here: they check t, and can be chained."""
 
     steps: int | None
 
     def __call__(self, t: int) -> float:
-        """The learning rate of step t, which is 1 or more."""
+        """The learning rate of step t, which is at least 1."""
         if not t >= 1:
-            raise ValueError(f"t is {t!r}; expected the number of a step: 1, 2, 3, ...")
+            raise ValueError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
         return self._rate(t)
 
-    def then(self, following: Callable[[int], float]) -> "Joined":
-        """This schedule for its number of steps, then ``following``, which counts from 1 again.
+    def then(self, following: Schedule) -> "Joined":
+        """Chain another schedule to this one.
 
-        ``following`` is a schedule, or any function of the number of a step.
+        Args:
+            following: takes over after ``steps`` steps, and counts from t = 1 again.
         """
         return Joined(self, following)
 
@@ -38,14 +43,17 @@ class _Schedule:
 
 
 @dataclass(frozen=True)
-class Constant(_Schedule):
+class Constant(_Chainable):
     """The same rate at every step::
 
         lr(t) = lr
 
     The rate of the original algorithm (Kingma & Ba 2015, "Adam: A Method for Stochastic
-    Optimization", arXiv:1412.6980). ``steps`` says when ``then`` goes on to the next schedule; it
-    changes nothing else.
+    Optimization", arXiv:1412.6980).
+
+    Args:
+        lr: the rate, at least 0.
+        steps: after how many steps a chained schedule takes over; nothing else depends on it.
     """
 
     lr: float
@@ -61,13 +69,18 @@ class Constant(_Schedule):
 
 
 @dataclass(frozen=True)
-class LinearWarmup(_Schedule):
+class LinearWarmup(_Chainable):
     """Up by the same amount each step::
 
         lr(t) = start + (peak - start) t / steps    for t <= steps, then peak
 
     Gradual warm-up (Goyal et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1
     Hour", section 2.2, arXiv:1706.02677).
+
+    Args:
+        peak: the rate of the last step.
+        steps: the number of steps, at least 1.
+        start: the rate that the first step is one increment above; at most ``peak``.
     """
 
     peak: float
@@ -79,7 +92,7 @@ class LinearWarmup(_Schedule):
         _accept_rate(self, "start")
         _require_steps(self.steps)
         if self.start > self.peak:
-            raise ValueError(f"start is {self.start!r}; expected at most peak, {self.peak!r}")
+            raise ValueError(f"start must be <= peak ({self.peak!r}); got {self.start!r}")
 
     def _rate(self, t: int) -> float:
         # The last rate is the argument itself, not what a sum rounds to.
@@ -87,8 +100,8 @@ class LinearWarmup(_Schedule):
 
 
 @dataclass(frozen=True)
-class _Decay(_Schedule):
-    """From ``start`` at the first step down to ``end`` behind the last."""
+class _Decay(_Chainable):
+    """From ``start`` at the first step down to ``end`` after the last."""
 
     start: float
     steps: int
@@ -99,15 +112,15 @@ class _Decay(_Schedule):
         _accept_rate(self, "end")
         _require_steps(self.steps)
         if self.end > self.start:
-            raise ValueError(f"end is {self.end!r}; expected at most start, {self.start!r}")
+            raise ValueError(f"end must be <= start ({self.start!r}); got {self.end!r}")
 
     def _rate(self, t: int) -> float:
         if t > self.steps:
             return self.end
-        return _between(self.start, self.end, self._part((t - 1) / self.steps))
+        return _between(self.start, self.end, self._decayed((t - 1) / self.steps))
 
-    def _part(self, elapsed: float) -> float:
-        """The part of the way down that is behind at this part of the steps."""
+    def _decayed(self, elapsed: float) -> float:
+        """The fraction of the way down after this fraction of the steps."""
         raise NotImplementedError
 
 
@@ -120,9 +133,14 @@ class LinearDecay(_Decay):
     As after the warm-up of BERT (Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional
     Transformers", appendix A.2, arXiv:1810.04805); why it does well: Defazio et al. 2023, "When,
     Why and How Much? Adaptive Learning Rate Scheduling by Refinement", arXiv:2310.07831.
+
+    Args:
+        start: the rate of the first step.
+        steps: the number of steps, at least 1.
+        end: the rate of the first step after them; at most ``start``.
     """
 
-    def _part(self, elapsed: float) -> float:
+    def _decayed(self, elapsed: float) -> float:
         return elapsed
 
 
@@ -133,32 +151,47 @@ class CosineDecay(_Decay):
         lr(t) = end + (start - end) (1 + cos(pi (t - 1) / steps)) / 2    for t <= steps, then end
 
     One period of SGDR (Loshchilov & Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm
-    Restarts", equation 5, arXiv:1608.03983). Restarts are such schedules, joined.
+    Restarts", equation 5, arXiv:1608.03983). Restarts are such schedules, chained.
+
+    Args:
+        start: the rate of the first step.
+        steps: the number of steps, at least 1.
+        end: the rate of the first step after them; at most ``start``.
     """
 
-    def _part(self, elapsed: float) -> float:
-        # The formula, turned round so that the first rate is exactly start.
+    def _decayed(self, elapsed: float) -> float:
+        # The formula, rearranged so that the first rate is exactly start.
         return (1 - math.cos(math.pi * elapsed)) / 2
 
 
 @dataclass(frozen=True)
-class Joined(_Schedule):
-    """One schedule after the other, as ``first.then(following)`` makes it::
+class Joined(_Chainable):
+    """One schedule after another, as ``first.then(following)`` makes it::
 
         lr(t) = first(t)    for t <= first.steps, then following(t - first.steps)
 
-    ``steps`` is the number of both together; None where the second has none.
+    Args:
+        first: a schedule with ``steps``.
+        following: a schedule that counts from t = 1 again.
+
+    Attributes:
+        steps: the number of steps of both together; None where the second never ends.
     """
 
-    first: _Schedule
-    following: Callable[[int], float]
+    first: _Chainable
+    following: Schedule
     steps: int | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.first.steps is None:
-            raise ValueError(f"{self.first!r} has no end: nothing can follow it")
+            raise ValueError(
+                f"{type(self.first).__name__} without `steps` never ends; give it `steps` to chain "
+                "another schedule"
+            )
         if not callable(self.following):
-            raise TypeError(f"following is {self.following!r}; expected a schedule")
+            raise TypeError(
+                f"following must be a schedule, a function of t; got {self.following!r}"
+            )
         after = getattr(self.following, "steps", None)
         object.__setattr__(self, "steps", None if after is None else self.first.steps + after)
 
@@ -172,24 +205,24 @@ class Joined(_Schedule):
         return f"{self.first!r}.then({self.following!r})"
 
 
-def _between(start: float, end: float, part: float) -> float:
-    return start + (end - start) * part
+def _between(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * fraction
 
 
-def _accept_rate(schedule: _Schedule, name: str) -> None:
+def _accept_rate(schedule: _Chainable, name: str) -> None:
     """Check a rate and make it a float, so that a NumPy scalar does not set the precision."""
     value = getattr(schedule, name)
     try:
         valid = math.isfinite(value) and value >= 0
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected a number, 0 or more") from None
+        raise TypeError(f"{name} must be a number >= 0; got {value!r}") from None
     if not valid:
-        raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or more")
+        raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
     object.__setattr__(schedule, name, float(value))
 
 
 def _require_steps(steps: int) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps is {steps!r}; expected an integer, 1 or more")
+        raise TypeError(f"steps must be an integer >= 1; got {steps!r}")
     if steps < 1:
-        raise ValueError(f"steps is {steps}; expected 1 or more")
+        raise ValueError(f"steps must be an integer >= 1; got {steps}")

@@ -10,79 +10,13 @@ import pytest
 from arrays import ISAS
 from hypothesis import given
 from hypothesis import strategies as st
-from test_runtime import run_python
+from optimizers import EVERYTHING, HYPER, OTHER, SHAPES, Twins, clip, draw, snapshot, steps_of
+from processes import run_python
 from twin import adamw_twin
 
 from fused_adamw import AdamW
 
-HYPER = {"lr": 3e-3, "betas": (0.85, 0.99), "eps": 1e-6, "weight_decay": 0.1}
-OTHER = {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.5}
-SHAPES = [(7, 5), (5,), (), (0, 3), (2, 3, 4)]
 SIZES = [1, 1000, 32767, 32768, 32769, 65535, 65536, 65537]  # threads join at 2 x 32,768
-EVERYTHING = {"amsgrad": True, "maximize": True, "max_grad_norm": 0.5, "skip_nonfinite": True}
-
-
-def draw(shapes, dtype=np.float64, seed=0):
-    rng = np.random.default_rng(seed)
-    return [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
-
-
-def leaves(structure):
-    """The arrays of a structure, in order."""
-    if structure is None or isinstance(structure, np.ndarray):
-        return [] if structure is None else [structure]
-    values = structure.values() if isinstance(structure, dict) else structure
-    return [leaf for value in values for leaf in leaves(value)]
-
-
-def arrays_of(opt):
-    """Parameters and moments: of each role, the arrays of all tensors."""
-    params = leaves([group["params"] for group in opt.param_groups])
-    return [params, leaves(opt.m), leaves(opt.v), leaves(opt.v_max)]
-
-
-def steps_of(opt):
-    return [entry["step"] for entry in opt.state_dict()["state"].values()]
-
-
-def snapshot(opt):
-    """Everything that an error, or a skipped step, must leave alone."""
-    numbers = [{k: x for k, x in group.items() if k != "params"} for group in opt.param_groups]
-    options = opt.maximize, opt.max_grad_norm, opt.skip_nonfinite, opt.num_threads
-    data = [[array.tobytes() for array in role] for role in arrays_of(opt)]
-    return opt.t, steps_of(opt), repr(numbers), options, data
-
-
-def clip(norm, most):
-    return min(1.0, most / (norm + 1e-6))
-
-
-class Twins:
-    """What an optimizer over ``params`` has to be after each step: the twin, tensor by tensor."""
-
-    def __init__(self, params, amsgrad=False):
-        state = 3 if amsgrad else 2
-        self.tensors = [[p.copy(), *(np.zeros_like(p) for _ in range(state))] for p in params]
-        self.steps = [0] * len(params)
-
-    def step(self, grads, hypers, scale=1.0):
-        """``hypers``: the hyper-parameters of each tensor, or one dict for all."""
-        for i, g in enumerate(grads):
-            if g is None:
-                continue
-            self.steps[i] += 1
-            p, m, v, *v_max = self.tensors[i]
-            hyper = hypers if isinstance(hypers, dict) else hypers[i]
-            options = {"scale": scale, "v_max": v_max[0] if v_max else None}
-            new = adamw_twin(p, g, m, v, self.steps[i], **hyper, **options)
-            self.tensors[i] = [np.asarray(array) for array in new]
-
-    def assert_equal(self, opt):
-        assert steps_of(opt) == self.steps
-        for role, arrays in enumerate(arrays_of(opt)):
-            for i, array in enumerate(arrays):
-                np.testing.assert_array_equal(array, self.tensors[i][role], strict=True)
-
 
 # ---- a step is the twin's
 
@@ -95,7 +29,7 @@ class Twins:
 def test_every_option(dtype, options, size, num_threads):
     p, *gradients = draw([size] * 4, dtype)
     opt = AdamW(p, **HYPER, **options, num_threads=num_threads)
-    twins = Twins([p], opt.amsgrad)
+    twins = Twins([p], opt.amsgrad, opt.ema_decay)
     sign = -1 if opt.maximize else 1
     for t, g in enumerate(gradients, 1):
         norm = opt.step(g, grad_scale=0.3 / t)
@@ -106,13 +40,14 @@ def test_every_option(dtype, options, size, num_threads):
     assert opt.t == len(gradients)
 
 
+@pytest.mark.slow
 def test_many_steps_in_which_everything_changes(dtype):
     """Groups, missing gradients, options and hyper-parameters, over 150 steps."""
     rng = np.random.default_rng(1)
     params = draw(SHAPES, dtype)
     groups = [{"params": params[:2]}, {"params": params[2:], **OTHER, "lr": lambda t: 0.1 / t}]
-    opt = AdamW(groups, **HYPER, amsgrad=True, skip_nonfinite=True)
-    twins = Twins(params, amsgrad=True)
+    opt = AdamW(groups, **HYPER, amsgrad=True, skip_nonfinite=True, ema_decay=0.5)
+    twins = Twins(params, amsgrad=True, ema_decay=0.5)
     for t in range(1, 151):
         grads = [None if rng.random() < 0.3 else g for g in draw(SHAPES, dtype, seed=t)]
         scale = float(rng.choice([1.0, -1.0, 0.25, 3.7]))
@@ -121,6 +56,7 @@ def test_many_steps_in_which_everything_changes(dtype):
         opt.maximize = bool(rng.random() < 0.5)
         opt.max_grad_norm = rng.choice([None, 0.5, 100.0])
         opt.num_threads = int(rng.integers(1, 4))
+        opt.ema_decay = twins.ema_decay = rng.random()
         norm = opt.step([grads[:2], grads[2:]], scale)
         if opt.max_grad_norm:
             scale *= clip(norm, opt.max_grad_norm)
@@ -131,6 +67,7 @@ def test_many_steps_in_which_everything_changes(dtype):
     assert opt.t == 150
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32 - 1),
     shapes=st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=5),
@@ -142,16 +79,29 @@ def test_many_steps_in_which_everything_changes(dtype):
     max_grad_norm=st.none() | st.floats(1e-6, 1e6),
     switches=st.tuples(*[st.booleans()] * 3),
     order=st.sampled_from("CF"),
+    ema_decay=st.none() | st.floats(0, 0.99999),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
 def test_any_shapes_and_numbers(
-    seed, shapes, lr, betas, eps, weight_decay, grad_scale, max_grad_norm, switches, order, dtype
+    seed,
+    shapes,
+    lr,
+    betas,
+    eps,
+    weight_decay,
+    grad_scale,
+    max_grad_norm,
+    switches,
+    order,
+    ema_decay,
+    dtype,
 ):
     hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     options = dict(zip(["amsgrad", "maximize", "skip_nonfinite"], switches, strict=True))
+    options["ema_decay"] = ema_decay
     params = [np.asarray(p, order=order) for p in draw(shapes, dtype, seed)]
     opt = AdamW(params, **hyper, **options, max_grad_norm=max_grad_norm)
-    twins = Twins(params, opt.amsgrad)
+    twins = Twins(params, opt.amsgrad, ema_decay)
     for t in range(3):
         grads = draw(shapes, dtype, seed + t)
         norm = opt.step(grads, grad_scale)
@@ -276,6 +226,7 @@ for seed in range(12):
 """
 
 
+@pytest.mark.slow
 def test_norm_and_step_have_the_same_bits_everywhere():
     """Of several gradients, as a root can hide the last bit of a sum."""
     printed = [run_python(NORMS, FUSED_ADAMW_ISA=isa).stdout for isa in ISAS]
@@ -288,7 +239,7 @@ def test_norm_and_step_have_the_same_bits_everywhere():
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_gradients_are_only_read(dtype, order):
     params = [np.asarray(p, order=order) for p in draw([(30, 20), (4,)], dtype)]
-    twins = Twins(params, amsgrad=True)
+    twins = Twins(params, amsgrad=True, ema_decay=0.9)
     opt = AdamW(params, **HYPER, **EVERYTHING)
     grads = draw([(30, 20), (4,)], dtype, seed=1)
     before = [g.tobytes() for g in grads]
@@ -342,7 +293,7 @@ def test_without_skipping_they_follow_ieee(dtype, value, max_grad_norm, amsgrad)
     opt = AdamW(p, **HYPER, max_grad_norm=max_grad_norm, amsgrad=amsgrad)
     twins = Twins([p], amsgrad)
     if amsgrad:  # a NaN here is the largest, whatever v is
-        opt.v_max[3] = twins.tensors[0][3][3] = math.nan
+        opt.v_max[3] = twins.v_max[0][3] = math.nan
     for gradient in (g, np.where(np.arange(40) == 7, dtype(value), g), g):
         norm = opt.step(gradient)
         exact = math.sqrt(math.fsum(float(x) ** 2 for x in gradient))

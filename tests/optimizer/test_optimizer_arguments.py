@@ -5,28 +5,43 @@ import math
 
 import numpy as np
 import pytest
-from test_optimizer import EVERYTHING, HYPER, OTHER, SHAPES, Twins, draw, leaves, snapshot, steps_of
-from test_runtime import run_python
+from optimizers import (
+    EVERYTHING,
+    HYPER,
+    OTHER,
+    SHAPES,
+    Twins,
+    draw,
+    group_grads,
+    group_params,
+    grouped_optimizer,
+    leaves,
+    snapshot,
+    steps_of,
+)
+from processes import run_python
 
 from fused_adamw import AdamW, matrices_only
 
 # ---- structures
 
 
-def group_params(structures):
-    return [{"params": x, **(OTHER if g else {})} for g, x in enumerate(structures)]
-
-
 PLAIN = {
     "sequence": list,
     "tuple": tuple,
     "mapping": lambda a: dict(zip("wbsev", a, strict=True)),
+    "dicts in a list": lambda a: [{"w": a[0], "b": a[1]}, {"w": a[2], "b": a[3]}, a[4]],
+    "Flax": lambda a: {
+        "layers": [{"attention": {"q": a[0], "k": a[1]}}, {"mlp": (a[2], a[3])}],
+        "head": {"kernel": a[4]},
+    },
 }
 GROUPED = {
     "mappings": lambda a: [{"w": a[0], "b": a[1]}, {"w": a[2], "b": a[3], "e": a[4]}],
     "sequences": lambda a: [list(a[:2]), tuple(a[2:])],
     "arrays": list,
     "mixed": lambda a: ({0: a[0]}, [a[1], a[2]], a[3], {"w": a[4]}),
+    "nested": lambda a: [{"x": [a[0], {"y": a[1]}]}, [(a[2],), {"z": [[a[3]], a[4]]}]],
 }
 
 
@@ -72,28 +87,13 @@ def test_keys_in_another_order():
     twins.assert_equal(opt)
 
 
-def grouped_optimizer(seed=0, **options):
-    """Two groups in two dtypes and memory orders; the last tensor has no gradient in one step."""
-    w, b, last = draw([(4, 3), (3,), (5,)], seed=seed)
-    groups = group_params([{"w": np.asfortranarray(w, np.float32), "b": b}, {"w": last}])
-    opt = AdamW(groups, **HYPER, **options)
-    for t in range(3):
-        grads = draw([(4, 3), (3,), (5,)], seed=10 + t)
-        opt.step(group_grads([*grads[:2], None if t == 1 else grads[2]]))
-    return opt
-
-
-def group_grads(grads):
-    return [{"w": grads[0].astype(np.float32), "b": grads[1]}, {"w": grads[2]}]
-
-
 BAD_GRADS = {
-    "missing key": (lambda g, p: [g[0], {}], ValueError, ["grads[1]", "missing ['w']"]),
+    "missing key": (lambda g, p: [g[0], {}], ValueError, ["grads[1]", "missing keys ['w']"]),
     "extra key": (lambda g, p: [g[0], g[1] | {"x": 1}], ValueError, ["grads[1]", "['x']"]),
     "another key": (lambda g, p: [{"w": 1, "c": 1}, g[1]], ValueError, ["grads[0]", "'b'", "'c'"]),
-    "too few groups": (lambda g, p: g[:1], ValueError, ["grads has 1", "expected 2"]),
-    "too many groups": (lambda g, p: [*g, g[1]], ValueError, ["grads has 3", "expected 2"]),
-    "no groups": (lambda g, p: g[0], TypeError, ["grads is of type dict"]),
+    "too few groups": (lambda g, p: g[:1], ValueError, ["grads must have 2 items", "got 1"]),
+    "too many groups": (lambda g, p: [*g, g[1]], ValueError, ["grads must have 2 items", "got 3"]),
+    "no groups": (lambda g, p: g[0], TypeError, ["grads must be a sequence", "got dict"]),
     "a list": (lambda g, p: [[1, 2], g[1]], TypeError, ["grads[0]", "list"]),
     "no group": (lambda g, p: [g[0], None], TypeError, ["grads[1]", "NoneType"]),
     "nothing": (lambda g, p: None, TypeError, ["grads", "NoneType"]),
@@ -139,6 +139,7 @@ def raising(t):
         ("group", "weight_decay", -0.1, ValueError),
         ("option", "max_grad_norm", 0.0, ValueError),
         ("option", "num_threads", 0, ValueError),
+        ("option", "ema_decay", 0.9, ValueError),  # without averages from the start
     ],
 )
 def test_a_bad_number_changes_nothing(where, name, value, error):
@@ -157,28 +158,35 @@ def test_a_bad_number_changes_nothing(where, name, value, error):
 
 # ---- the constructor
 
-vector, matrix, room = np.ones(3), np.ones((2, 2)), np.ones(4)
+vector, matrix, memory = np.ones(3), np.ones((2, 2)), np.ones(4)
 BAD_ARGUMENTS = [
-    ([], {}, ValueError, ["params", "no array"]),
-    ([{"params": []}], {}, ValueError, ["params", "no array"]),
+    ([], {}, ValueError, ["params must contain", "got none"]),
+    ([{"params": []}], {}, ValueError, ["params must contain", "got none"]),
+    ([[], {}, ()], {}, ValueError, ["params must contain", "got none"]),
     ("text", {}, TypeError, ["params", "str"]),
     (iter([vector]), {}, TypeError, ["params", "iterator"]),
     ([vector, 1.0], {}, TypeError, ["params[1]", "float"]),
     ([vector, np.ones(2, int)], {}, TypeError, ["params[1]", "int64"]),
-    ([vector[::2]], {}, ValueError, ["params[0]", "not dense"]),
-    ([{"params": vector}, matrix], {}, TypeError, ["groups and arrays"]),
-    ([{"lr": 1.0}], {}, ValueError, ["params[0]", "'params'"]),
-    ([{"params": vector, "momentum": 0.9}], {}, ValueError, ["params[0]", "'momentum'"]),
-    ([{"params": vector}, {"params": matrix, "lr": -1}], {}, ValueError, ["lr is -1"]),
+    ([vector[::2]], {}, ValueError, ["params[0] must be contiguous", "strides (16,)"]),
+    ([{"params": vector}, matrix], {}, TypeError, ["mixes parameter groups and arrays"]),
+    ([{"params": vector}, {"lr": 1.0}], {}, TypeError, ["mixes parameter groups"]),
+    ([{"lr": 1.0}], {}, TypeError, ["params[0]['lr'] must be", "got float"]),
     (
-        [{"params": {"w": room}}, {"params": [room[3:]]}],
+        [{"params": vector, "momentum": 0.9}],
+        {},
+        ValueError,
+        ["params[0]: unknown key 'momentum'; allowed: params, lr, betas, eps, weight_decay"],
+    ),
+    ([{"params": vector}, {"params": matrix, "lr": -1}], {}, ValueError, ["lr", "got -1"]),
+    (
+        [{"params": {"w": memory}}, {"params": [memory[3:]]}],
         {},
         ValueError,
         ["params[0]['w']", "params[1][0]", "share memory"],
     ),
     (vector, {"lr": -1e-9}, ValueError, ["lr"]),
     (vector, {"lr": "fast"}, TypeError, ["lr"]),
-    (vector, {"lr": lambda t: -t}, ValueError, ["lr is -1"]),
+    (vector, {"lr": lambda t: -t}, ValueError, ["lr", "got -1"]),
     (vector, {"betas": 0.9}, TypeError, ["betas"]),
     (vector, {"betas": (0.9, 1.0)}, ValueError, ["betas[1]"]),
     (vector, {"eps": math.nan}, ValueError, ["eps"]),
@@ -188,8 +196,26 @@ BAD_ARGUMENTS = [
     (vector, {"max_grad_norm": "1"}, TypeError, ["max_grad_norm"]),
     (vector, {"state_dtype": "float32"}, ValueError, ["state_dtype", "float32"]),
     (vector, {"num_threads": 0}, ValueError, ["num_threads"]),
+    (vector, {"maximize": "no"}, TypeError, ["maximize must be a bool; got 'no'"]),
+    (vector, {"ema_decay": 1.0}, ValueError, ["ema_decay", "got 1.0"]),
+    (vector, {"ema_decay": -0.5}, ValueError, ["ema_decay", "got -0.5"]),
+    (vector, {"ema_decay": "1"}, TypeError, ["ema_decay"]),
+    (np.ones(3, np.float32), {"ema_decay": 1 - 1e-9}, ValueError, ["ema_decay"]),
+    ({"a": [{"b": vector[::2]}]}, {}, ValueError, ["params['a'][0]['b'] must be contiguous"]),
+    ({"a": [{"b": 1.0}]}, {}, TypeError, ["params['a'][0]['b'] must be", "got float"]),
+    (
+        {"a": {"b": vector}, "a.b": matrix},
+        {},
+        ValueError,
+        ["params must have unique names; got duplicates", "'a.b'"],
+    ),
     ({"w": vector}, {"decay_mask": {"b": True}}, ValueError, ["decay_mask", "['w']", "['b']"]),
-    ([vector, matrix], {"decay_mask": [True]}, ValueError, ["decay_mask has 1", "expected 2"]),
+    (
+        [vector, matrix],
+        {"decay_mask": [True]},
+        ValueError,
+        ["decay_mask must have 2", "got 1"],
+    ),
     ({1: vector, "1": matrix}, {}, ValueError, ["params", "'1'"]),  # one name for two tensors
 ]
 
@@ -201,6 +227,7 @@ def test_bad_arguments_are_named(params, options, error, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["clear", "pop", "append"])
 def test_groups_can_be_neither_added_nor_removed(change):
     """In a process of its own: the core must not look for the numbers of a group that is gone."""
@@ -258,6 +285,6 @@ def test_a_mask_gets_the_names_of_state_dict(grouped, prefix):
 
 
 @pytest.mark.parametrize("mask", [matrices_only, [True]])
-def test_a_mask_is_asked_behind_the_checks(mask):
-    with pytest.raises(TypeError, match=r"params\[0\] is of type float"):
+def test_a_mask_is_evaluated_after_the_checks(mask):
+    with pytest.raises(TypeError, match=r"params\[0\] must be a NumPy array .*; got float"):
         AdamW([1.0], decay_mask=mask)

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/adamw.inc in NumPy: the one copy, held bit-equal to the kernels."""
+"""The arithmetic of csrc/kernels/adamw.inc in NumPy, which the kernels match bit by bit."""
 
 import math
 
@@ -34,3 +34,11 @@ def adamw_twin(
         largest = v if v_max is None else np.maximum(v_max, v)
         p = p - (decay * p + step * (m / (np.sqrt(largest) * rsqrt_bc2 + eps)))
     return (p, m, v) if v_max is None else (p, m, v, largest)
+
+
+def ema_twin(ema, p, ema_decay):
+    """The new average of the weights, given the new ``p``, both of one dtype."""
+    real = p.dtype.type
+    d = float(real(ema_decay))
+    with np.errstate(all="ignore"):
+        return real(d) * ema + real(1 - d) * p

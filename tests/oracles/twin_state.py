@@ -1,10 +1,10 @@
-"""A step on compressed state in NumPy, from the description of the format in state.py and the
-comments of csrc/compressed.inc: the kernels are held bit-equal to it."""
+"""A step on state in any format in NumPy, from docs/state-formats.md and the comments of
+csrc/kernels/formats: the kernels match it bit by bit."""
 
 import math
 
 import numpy as np
-from twin import adamw_twin
+from twin import adamw_twin, ema_twin
 
 BLOCK = 256
 WEYL = {"v": 0xC13FA9A9, "m": 0x9E3779B9, "params": 0x91E10DA5, "v_max": 0xC13FA9A9}
@@ -158,8 +158,16 @@ class TensorTwin:
     memory order, under the names of ``state_dict``."""
 
     def __init__(
-        self, array, tensor=0, state_dtype=None, amsgrad=False, master_weights=False, seed=0
+        self,
+        array,
+        tensor=0,
+        state_dtype=None,
+        amsgrad=False,
+        master_weights=False,
+        seed=0,
+        ema_decay=None,
     ):
+        self.ema_decay = ema_decay
         self.dtype, self.tensor, self.seed, self.t = array.dtype.name, tensor, seed, 0
         self.params = raw(array).copy()
         narrow = self.dtype in ("float16", "bfloat16")
@@ -172,6 +180,9 @@ class TensorTwin:
             self.state["v_scale"][:] = 0  # before the first step
         if narrow and master_weights:
             self.state["master"] = decode(self.params, self.dtype)
+        if ema_decay is not None:
+            wide = self.dtype == "float64"
+            self.state["ema"] = (self.params if wide else decode(self.params, self.dtype)).copy()
 
     def encoded(self, m, v, v_max, dither):
         if self.kept == "8bit":
@@ -193,7 +204,7 @@ class TensorTwin:
     def step(self, gradient, scale=1.0, **hyper):
         self.t += 1
         m, v, v_max = self.moments()
-        master = self.state.get("master")
+        master, ema = self.state.get("master"), self.state.get("ema")
         if self.kept == "float64":
             p, g = self.params, raw(gradient)
         else:
@@ -204,6 +215,8 @@ class TensorTwin:
         self.state = self.encoded(m, v, v_max[0] if v_max else None, dither)
         if master is not None:
             self.state["master"] = p
+        if ema is not None:
+            self.state["ema"] = ema_twin(ema, p, self.ema_decay)
         of_params = None if master is not None else dither["params"]
         self.params = p if self.kept == "float64" else encode(p, self.dtype, of_params)
 

@@ -1,26 +1,13 @@
-"""Numbers in fewer bits: codes against brute force and NumPy, stochastic rounding against what
-statistics expect."""
+"""Stored numbers of 8 and 16 bits, against brute force and NumPy."""
 
 import numpy as np
 import pytest
-from arrays import ISAS, dtype_named
-from test_state_steps import step_with
+from arrays import dtype_named
+from states import CARRIED, STILL, stored
 from twin_state import BLOCK, blocks, decode_8bit, roots
 
 from fused_adamw import AdamW
-from fused_adamw._optim import state_formats as state
-
-STILL = {"lr": 0.0, "weight_decay": 0.0}
-CARRIED = STILL | {"betas": (0.0, 0.0)}  # m becomes the gradient, v its square
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    return request.param
-
-
-def stored(opt):
-    return opt.state_dict()["state"]["params"]
+from fused_adamw._core import decode_state, encode_state
 
 
 def codes_16(dtype):
@@ -50,7 +37,7 @@ def test_every_number_of_16_bits_is_read_exactly(dtype, isa):
     dtype = dtype_named(dtype)
     g = codes_16(dtype)
     opt = AdamW(np.zeros(65536, dtype), **CARRIED)
-    step_with(opt, g, isa)
+    opt.step(g)
     np.testing.assert_array_equal(opt.m, g.astype(np.float32), strict=True)
 
 
@@ -62,7 +49,7 @@ def test_every_parameter_of_16_bits_is_written_as_it_was(dtype, seed, isa):
     p = p[np.isfinite(p.astype(np.float32))]
     before = p.tobytes()
     opt = AdamW(p, **STILL, seed=seed)
-    step_with(opt, np.zeros_like(p), isa)
+    opt.step(np.zeros_like(p))
     assert p.tobytes() == before
 
 
@@ -77,7 +64,7 @@ def test_parameters_are_rounded_to_the_nearest(dtype, isa):
     saved = opt.state_dict()
     saved["state"]["params"]["master"] = exact
     opt.load_state_dict(saved)
-    step_with(opt, np.zeros_like(p), isa)
+    opt.step(np.zeros_like(p))
     with np.errstate(over="ignore"):
         expected = exact.astype(dtype)
     np.testing.assert_array_equal(p.view(np.uint16), expected.view(np.uint16))
@@ -87,7 +74,7 @@ def test_moments_are_rounded_to_the_nearest_bfloat16(isa):
     bfloat16 = dtype_named("bfloat16")
     g = np.concatenate([floats_to_round(bfloat16), np.float32([np.nan, np.inf, -np.inf])])
     opt = AdamW(np.zeros_like(g), **CARRIED, state_dtype="bfloat16", seed=None)
-    step_with(opt, g, isa)
+    opt.step(g)
     with np.errstate(all="ignore"):
         for role, exact in (("m", g + 0), ("v", g * g)):
             expected, found = exact.astype(bfloat16), stored(opt)[role].view(bfloat16)
@@ -161,7 +148,7 @@ def test_steps_give_the_nearest_codes(spread, isa):
     for t in range(3):
         g, _ = moments(spread, seed=t)
         m, v = decode_8bit(stored(opt))
-        step_with(opt, g, isa)
+        opt.step(g)
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * (g * g)
         assert_nearest(stored(opt), m, v)
@@ -176,7 +163,7 @@ def test_every_code_of_v_is_written_as_it_was(shift, seed, isa):
     g = np.append(roots(codes, base | shift), np.zeros(2, np.float32))
     g *= np.random.default_rng(0).choice(np.float32([-1, 1]), g.size)
     opt = AdamW(np.zeros_like(g), **CARRIED, state_dtype="8bit", seed=seed)
-    step_with(opt, g, isa)
+    opt.step(g)
     np.testing.assert_array_equal(np.sqrt(opt.v), np.abs(g))
     np.testing.assert_array_equal(stored(opt)["v"], [*codes, 0, 0])
     assert stored(opt)["v_scale"] == [base | shift]
@@ -185,24 +172,26 @@ def test_every_code_of_v_is_written_as_it_was(shift, seed, isa):
 
 @pytest.mark.parametrize("unit", [1e-30, 0.01, 1.0, 1e10])
 def test_every_code_of_m_decodes_and_encodes_to_itself(unit):
-    packed = state.packed_state(np.zeros(255, np.float32), "8bit", False, False)
-    packed.m[:] = np.arange(-127, 128)
-    packed.v[:] = np.random.default_rng(0).permutation(254).repeat(2)[:255] + 1
-    packed.v_scale[:], packed.m_scale[:] = (0x3F800000 | 18), np.float32(unit)
-    decoded = state.decoded(packed)
-    for role, values in zip("mv", decode_8bit(vars(packed)), strict=True):
+    stored = {
+        "m": np.arange(-127, 128).astype(np.int8),
+        "v": (np.random.default_rng(0).permutation(254).repeat(2)[:255] + 1).astype(np.uint8),
+        "m_scale": np.full(1, unit, np.float32),
+        "v_scale": np.full(1, 0x3F800000 | 18, np.uint32),
+    }
+    decoded = decode_state("8bit", stored, 255)
+    for role, values in zip("mv", decode_8bit(stored), strict=True):
         np.testing.assert_array_equal(decoded[role], values, strict=True)
-    again = state.packed_state(np.zeros(255, np.float32), "8bit", False, False)
-    state.encode(again, **decoded)
-    np.testing.assert_array_equal(again.m, packed.m)
-    np.testing.assert_array_equal(state.decoded(again)["v"], decoded["v"])
+    again = {role: np.zeros_like(array) for role, array in stored.items()}
+    encode_state("8bit", again, **decoded)
+    np.testing.assert_array_equal(again["m"], stored["m"])
+    np.testing.assert_array_equal(decode_state("8bit", again, 255)["v"], decoded["v"])
 
 
-def test_what_is_no_number_begins_anew(isa):
+def test_what_is_no_number_starts_again(isa):
     g = np.zeros(257, np.float32)
     g[:4] = np.nan, np.inf, -np.inf, 1
     opt = AdamW(np.zeros_like(g), **CARRIED, state_dtype="8bit")
-    step_with(opt, g, isa)
+    opt.step(g)
     assert list(stored(opt)["m"][:4]) == [0, 0, 0, 127]
     assert list(stored(opt)["v"][:4]) == [0, 0, 0, 1]
     assert not stored(opt)["m"][4:].any()
@@ -220,107 +209,10 @@ def test_state_nbytes(size, dtype):
     for state_dtype, nbytes in expected.items():
         opt = AdamW(p, state_dtype=state_dtype)
         assert opt.state_nbytes == nbytes
-        held = (x for x in stored(opt).values() if isinstance(x, np.ndarray))
-        assert sum(x.nbytes for x in held) == nbytes
+        kept = (x for x in stored(opt).values() if isinstance(x, np.ndarray))
+        assert sum(x.nbytes for x in kept) == nbytes
         opt = AdamW(p, state_dtype=state_dtype, master_weights=True)
         assert opt.state_nbytes == nbytes + master
     assert AdamW(p).state_nbytes == 8 * size
     if size >= 80 and size != 257:
         assert expected["8bit"] <= 2.1 * size
-
-
-# ---- stochastic rounding
-
-DRAWS = 100_000
-
-
-def assert_share(ups, probability):
-    """5 standard deviations of a binomial distribution: beyond it by chance in 6 of 10^7 cases."""
-    deviation = 5 * np.sqrt(ups.size * probability * (1 - probability))
-    assert abs(np.count_nonzero(ups) - ups.size * probability) <= max(deviation, 1)
-
-
-@pytest.mark.parametrize("share", [0.0, 1 / 1024, 0.1, 0.5, 0.75, 0.999])
-@pytest.mark.parametrize("seed", [0, 1, 12345])
-def test_bfloat16_moments_go_up_with_the_probability_of_what_lies_above(share, seed):
-    x = np.float32(-(1 + share / 128))
-    opt = AdamW(np.zeros(DRAWS, np.float32), **CARRIED, state_dtype="bfloat16", seed=seed)
-    opt.step(np.full(DRAWS, x))
-    exact = {"m": float(x), "v": float(x * x)}
-    for role, value in exact.items():
-        found = np.abs(getattr(opt, role).astype(np.float64))
-        below = np.floor(abs(value) * 128) / 128
-        assert set(np.unique(found)) <= {below, below + 1 / 128}
-        assert_share(found > below, (abs(value) - below) * 128)
-
-
-@pytest.mark.parametrize("share", [1 / 1024, 0.3, 0.5, 0.9])
-def test_bfloat16_parameters_go_up_with_the_probability_of_what_lies_above(share):
-    dtype = dtype_named("bfloat16")
-    p = np.full(DRAWS, 1.5, dtype)
-    opt = AdamW(p, lr=share / 128, weight_decay=0.0, betas=(0.0, 0.0), eps=0.0)
-    opt.step(np.full(DRAWS, -1, dtype))
-    assert set(np.unique(p.astype(np.float64))) <= {1.5, 1.5 + 1 / 128}
-    exact = np.float32(1.5) + np.float32(share / 128)
-    assert_share(p.astype(np.float64) > 1.5, (float(exact) - 1.5) * 128)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.8])
-@pytest.mark.parametrize("octaves", [1, 10, 30])
-def test_roots_in_8_bits_go_up_with_the_probability_of_what_lies_above(share, octaves):
-    """Two elements of each block set its range, the others lie between two codes."""
-    g = np.ones(DRAWS // 254 * 256, np.float32).reshape(-1, 256)
-    g[:, 0], g[:, 1] = 2.0**-octaves, 1.9
-    probe = AdamW(g[0].copy(), **CARRIED, state_dtype="8bit")
-    probe.step(g[0])
-    scale = stored(probe)["v_scale"][0]
-    below, above = roots([100, 101], scale)
-    x = np.float32(below + share * (above - below))
-    g[:, 2:] = x
-    opt = AdamW(np.zeros(g.size, np.float32), **CARRIED, state_dtype="8bit")
-    opt.step(g.ravel())
-    codes = stored(opt)["v"].reshape(-1, 256)[:, 2:]
-    assert set(np.unique(codes)) <= {100, 101}
-    assert_share(codes == 101, float(x - below) / float(above - below))
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_m_in_8_bits_is_what_it_was_on_average(seed):
-    """m / s is 1 for one element of each block, less for the others."""
-    blocks_of = DRAWS // 255 + 1
-    first = np.ones((blocks_of, 256), np.float32)
-    second = np.ones((blocks_of, 256), np.float32)
-    first[:, 1:] = -0.25  # which has a code of its own, as its m has
-    opt = AdamW(
-        np.zeros(first.size, np.float32), **STILL, betas=(0.5, 0.0), state_dtype="8bit", seed=seed
-    )
-    opt.step(first.ravel())
-    before = opt.m.astype(np.float64).reshape(blocks_of, 256)
-    opt.step(second.ravel())
-    exact = ((before + 1) / 2)[:, 1:]  # the roots are 1
-    scale = stored(opt)["m_scale"].astype(np.float64)[:, None]
-    codes, at = stored(opt)["m"].reshape(blocks_of, 256)[:, 1:], exact / scale
-    assert (np.abs(codes - at) < 1 + 1e-4).all()
-    # The variance of a code is p (1 - p) where p is the probability to go up.
-    variance = (at % 1 * (1 - at % 1)).sum()
-    assert variance > DRAWS / 100
-    assert abs((codes - at).sum()) <= 5 * np.sqrt(variance)
-
-
-@pytest.mark.parametrize("role", ["m", "v"])
-def test_one_element_over_many_steps(role):
-    """The share of steps in which it goes up, for each of 64 elements."""
-    share, steps = 0.3, 2000
-    x = np.float32(1 + share / 128)
-    exact = {"m": float(x), "v": float(x * x)}[role]
-    below = np.floor(exact * 128) / 128
-    opt = AdamW(np.zeros(64, np.float32), **CARRIED, state_dtype="bfloat16")
-    ups = np.zeros((steps, 64), bool)
-    for t in range(steps):
-        opt.step(np.full(64, x))
-        ups[t] = getattr(opt, role) > below
-    for of_element in ups.T:
-        assert_share(of_element, (exact - below) * 128)
-    # Successive steps fill the interval: 2000 multiples of a quadratic irrational number, or of
-    # those of the plastic number, leave a discrepancy of some log2(2000) = 11, not sqrt(2000) = 45.
-    assert (np.abs(ups.sum(0) - steps * (exact - below) * 128) <= 11).all()

@@ -1,105 +1,57 @@
-"""Steps on compressed state: each has the bits of the NumPy twin, wherever it is taken."""
+"""Steps on low-precision state: each has the bits of the NumPy twin, wherever it is taken."""
 
-import hashlib
 import math
 
 import numpy as np
 import pytest
 from arrays import ISAS, dtype_named
-from twin_state import TensorTwin, dithers, norm_of, raw
+from states import (
+    HYPER,
+    LOW_PRECISION,
+    OTHER,
+    SIZES,
+    assert_twins,
+    contents,
+    digest,
+    draw,
+    forced_isa,
+    state_of,
+    twins_of,
+)
+from twin_state import TensorTwin, dithers, norm_of
 
 from fused_adamw import AdamW
-
-HYPER = {"lr": 3e-3, "betas": (0.85, 0.99), "eps": 1e-6, "weight_decay": 0.1}
-OTHER = {"lr": 0.02, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.5}
-SHAPES = [(), (1,), (2,), (255,), (256,), (257,), (0,), (511,), (0, 3), (513,), (30, 17)]
-COMPRESSED = [
-    (dtype, state_dtype)
-    for dtype in ("float32", "float16", "bfloat16")
-    for state_dtype in (None, "bfloat16", "8bit")
-    if (dtype, state_dtype) != ("float32", None)
-]
-
-
-def draw(shapes, dtype, seed=0, scale=1.0):
-    """Of magnitudes that differ by some decades, as gradients do."""
-    rng = np.random.default_rng(seed)
-    return [
-        np.array(rng.standard_normal(n) * 10 ** rng.uniform(-3, 0, n) * scale, dtype)
-        for n in shapes
-    ]
-
-
-def state_of(opt):
-    return list(opt.state_dict()["state"].values())
-
-
-def arrays_of(opt):
-    groups = [group["params"] for group in opt.param_groups]
-    values = [list(x.values()) if isinstance(x, dict) else x for x in groups]
-    return [a for x in values for a in (x if isinstance(x, list) else [x])]
-
-
-def contents(opt):
-    """Everything that an error, or a skipped step, must leave alone, to the bit."""
-    state = opt.state_dict()
-    entries = [
-        [(role, x.tobytes() if isinstance(x, np.ndarray) else x) for role, x in entry.items()]
-        for entry in state.pop("state").values()
-    ]
-    return entries, repr(state), [array.tobytes() for array in arrays_of(opt)]
-
-
-def digest(opt):
-    return hashlib.sha256(repr(contents(opt)).encode()).hexdigest()
-
-
-def twins_of(arrays, **options):
-    return [TensorTwin(array, i, **options) for i, array in enumerate(arrays)]
-
-
-def assert_twins(opt, twins):
-    for array, entry, twin in zip(arrays_of(opt), state_of(opt), twins, strict=True):
-        assert entry["step"] == twin.t
-        np.testing.assert_array_equal(raw(array), twin.params, strict=True)
-        assert set(entry) - {"step", "order"} == set(twin.state)
-        for role, values in twin.state.items():
-            kept = entry[role] if "order" in entry else raw(entry[role])
-            np.testing.assert_array_equal(kept, values, role, strict=True)
-
-
-def step_with(opt, grads, isa, num_threads=1, grad_scale=1.0):
-    """A step of ``opt`` with an instruction set."""
-    hypers = [
-        tuple(group[name] for name in ("lr", "betas", "eps", "weight_decay"))
-        for group in opt.param_groups
-    ]
-    options = opt.max_grad_norm, opt.skip_nonfinite, opt.maximize, num_threads
-    return opt._tensors.take_step(grads, hypers, 0, grad_scale, *options, isa)
-
 
 # ---- the twin
 
 
-@pytest.mark.parametrize("master_weights", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("master_weights", "ema_decay"), [(False, None), (True, None), (False, 0.75), (True, 0.999)]
+)
 @pytest.mark.parametrize("seed", [None, 0, 2**32 - 1])
-@pytest.mark.parametrize(("dtype", "state_dtype"), COMPRESSED)
-def test_every_kind_of_state(dtype, state_dtype, seed, master_weights):
+@pytest.mark.parametrize(("dtype", "state_dtype"), LOW_PRECISION)
+def test_every_kind_of_state(dtype, state_dtype, seed, master_weights, ema_decay):
     dtype = dtype_named(dtype)
-    options = {"state_dtype": state_dtype, "seed": seed, "master_weights": master_weights}
-    params = [np.asarray(p, order="F") for p in draw([*SHAPES, (70_001,)], dtype)]
+    options = {
+        "state_dtype": state_dtype,
+        "seed": seed,
+        "master_weights": master_weights,
+        "ema_decay": ema_decay,
+    }
+    params = [np.asarray(p, order="F") for p in draw([*SIZES, (70_001,)], dtype)]
     opt, twins = AdamW(params, **HYPER, **options), twins_of(params, **options)
     for t in range(3):
-        grads = [np.asarray(g, order="F") for g in draw([*SHAPES, (70_001,)], dtype, seed=t)]
+        grads = [np.asarray(g, order="F") for g in draw([*SIZES, (70_001,)], dtype, seed=t)]
         opt.step(grads)
         for twin, g in zip(twins, grads, strict=True):
             twin.step(g, **HYPER)
     assert_twins(opt, twins)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.slow
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize(("dtype", "state_dtype"), [*COMPRESSED, ("float64", None)])
+@pytest.mark.parametrize(("dtype", "state_dtype"), [*LOW_PRECISION, ("float64", None)])
 def test_many_steps_in_which_everything_changes(dtype, state_dtype, amsgrad, isa):
     """Groups, missing gradients, options and hyper-parameters, over 40 steps."""
     if amsgrad and state_dtype == "8bit":
@@ -107,7 +59,7 @@ def test_many_steps_in_which_everything_changes(dtype, state_dtype, amsgrad, isa
     rng, dtype = np.random.default_rng(1), dtype_named(dtype)
     shapes = [(7, 5), (300,), (), (0, 3), (2, 150, 4), (256,)]
     params = [np.asarray(p, order="F") for p in draw(shapes, dtype)]
-    options = {"state_dtype": state_dtype, "amsgrad": amsgrad}
+    options = {"state_dtype": state_dtype, "amsgrad": amsgrad, "ema_decay": 0.9}
     opt = AdamW(
         [{"params": params[:3]}, {"params": params[3:], **OTHER}],
         **HYPER,
@@ -122,7 +74,8 @@ def test_many_steps_in_which_everything_changes(dtype, state_dtype, amsgrad, isa
         opt.param_groups[0] |= {"lr": rng.random() / 10, "weight_decay": rng.random()}
         opt.maximize = bool(rng.random() < 0.5)
         opt.max_grad_norm = rng.choice([None, 0.5, 100.0])
-        norm = step_with(opt, [grads[:3], grads[3:]], isa, grad_scale=scale)
+        opt.ema_decay = rng.random()
+        norm = opt.step([grads[:3], grads[3:]], grad_scale=scale)
         exact = abs(scale) * norm_of([g for g in grads if g is not None])
         # At most 1,200 / 256 sums, of 16 squares to a lane, and of 16 lanes, each addition within
         # 2^-53; as many again for the root, the scale and the oracle.
@@ -132,6 +85,7 @@ def test_many_steps_in_which_everything_changes(dtype, state_dtype, amsgrad, isa
         for i, (twin, g) in enumerate(zip(twins, grads, strict=True)):
             group = opt.param_groups[i >= 3]
             hyper = {name: group[name] for name in HYPER}
+            twin.ema_decay = opt.ema_decay
             if g is not None:
                 same_order = np.asarray(g, order="F")
                 twin.step(same_order, scale=-scale if opt.maximize else scale, **hyper)
@@ -172,7 +126,8 @@ def test_mixed_dtypes_and_gradients_in_another_order(dtype):
 # ---- where it is taken
 
 
-@pytest.mark.parametrize(("dtype", "state_dtype"), COMPRESSED)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "state_dtype"), LOW_PRECISION)
 def test_the_same_bits_everywhere(dtype, state_dtype):
     """On each instruction set, and however threads split the tensors: the borders of their parts
     are multiples of 64 elements of all tensors together, so most lie inside blocks."""
@@ -182,14 +137,21 @@ def test_the_same_bits_everywhere(dtype, state_dtype):
     for isa in ISAS:
         for num_threads in (1, 2, 3, 7):
             params = draw(shapes, dtype)
-            opt = AdamW(params, **HYPER, state_dtype=state_dtype, max_grad_norm=10.0)
-            norms = [step_with(opt, g, isa, num_threads).hex() for g in grads]
+            opt = AdamW(
+                params,
+                **HYPER,
+                state_dtype=state_dtype,
+                max_grad_norm=10.0,
+                num_threads=num_threads,
+            )
+            with forced_isa(isa):
+                norms = [opt.step(g).hex() for g in grads]
             digests[isa, num_threads] = (digest(opt), norms)
     assert len(set(map(str, digests.values()))) == 1, digests
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
-def test_a_seed_decides_and_a_tensors_place_too(state_dtype):
+def test_a_seed_and_a_tensors_index_decide(state_dtype):
     (p,), (g,) = draw([(5000,)], np.float32), draw([(5000,)], np.float32, seed=1)
 
     def trained(seed):
@@ -211,7 +173,6 @@ def test_a_seed_decides_and_a_tensors_place_too(state_dtype):
 TINY = 1e-45  # the least float32
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 @pytest.mark.parametrize(
@@ -238,14 +199,14 @@ def test_values_that_are_not_ordinary(values, state_dtype, seed, isa, size):
     options = {"state_dtype": state_dtype, "seed": seed}
     opt, twin = AdamW(p, **HYPER, **options), TensorTwin(p, **options)
     for gradient in (g, g, g[::-1].copy(), np.zeros_like(g)):
-        step_with(opt, gradient, isa)
+        opt.step(gradient)
         twin.step(gradient, **HYPER)
         assert_twins(opt, [twin])
     touched = ~np.isfinite(g) | ~np.isfinite(g[::-1])
     assert not np.isnan(p[~touched]).any()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 def test_a_tensor_that_is_no_longer_trained(state_dtype, seed, isa):
@@ -257,14 +218,13 @@ def test_a_tensor_that_is_no_longer_trained(state_dtype, seed, isa):
     hyper = HYPER | {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     for t in range(1100):
         gradient = g if t == 0 else np.zeros_like(g)
-        step_with(opt, gradient, isa)
+        opt.step(gradient)
         twin.step(gradient, **hyper)
     assert_twins(opt, [twin])
     assert np.isfinite(opt.m).all()
     assert np.abs(opt.m).max() < 1e-38
 
 
-@pytest.mark.parametrize("isa", ISAS)
 def test_the_lowest_code_where_its_block_ends_at_minus_127(isa):
     """-127 comes out an ulp lower where 127 / largest was rounded up; with the least dithers it is
     -128 then, the last code that there is."""
@@ -274,7 +234,7 @@ def test_the_lowest_code_where_its_block_ends_at_minus_127(isa):
     betas = (np.float32(b / 64) for b in range(1, 64))
     b1 = next(b for b in betas if np.float32(127) / (one - b) * (one - b) > 127)
     opt = AdamW(np.ones(size, np.float32), state_dtype="8bit", betas=(b1, 0.0))
-    step_with(opt, np.full(size, -1, np.float32), isa)  # m / s is b1 - 1 exactly
+    opt.step(np.full(size, -1, np.float32))  # m / s is b1 - 1 exactly
     codes = state_of(opt)[0]["m"]
     assert (codes[lowest] == -128).all()
     assert (codes[~lowest] == -127).all()
@@ -352,7 +312,8 @@ def test_master_weights_are_those_of_float32(dtype):
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 def test_a_skipped_step_is_none_at_all(state_dtype):
     (p,), (g,) = draw([(600,)], np.float16), draw([(600,)], np.float16, seed=1)
-    opt = AdamW(p, skip_nonfinite=True, state_dtype=state_dtype, master_weights=True)
+    options = {"state_dtype": state_dtype, "master_weights": True, "ema_decay": 0.9}
+    opt = AdamW(p, skip_nonfinite=True, **options)
     opt.step(g)
     before = contents(opt)
     for value in (np.nan, np.inf):
@@ -363,7 +324,7 @@ def test_a_skipped_step_is_none_at_all(state_dtype):
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
-def test_the_norm_does_not_depend_on_how_state_is_kept(state_dtype):
+def test_the_norm_does_not_depend_on_how_state_is_stored(state_dtype):
     g = np.random.default_rng(0).standard_normal(100_001).astype(np.float32)
     norms = [
         AdamW(np.ones_like(g), max_grad_norm=1.0, state_dtype=kept).step(g)

@@ -1,1 +1,1 @@
-"""Sharding over MPI: what ShardedAdamW is made of."""
+"""Sharding over MPI: partition, collectives and consistency checks. ``mpi.py`` imports mpi4py."""

@@ -1,9 +1,9 @@
-"""Who keeps what: a plan that each rank makes for itself, and all of them alike.
+"""Partition of the state over ranks; every rank computes the same partition.
 
-The tensors are laid end to end, in buckets of one dtype: what one collective moves. Each rank owns
-one stretch of each bucket, which may be empty; all its stretches are its shard. Tensors are cut
-only at multiples of ``UNIT`` elements, so that blocks of 8-bit state stay whole, and the sums that
-the gradient norm is made of are those of a single process.
+The tensors are laid end to end in buckets of one dtype: what one collective moves. Each rank owns
+one contiguous range of each bucket, which may be empty; all its ranges are its shard. Tensors are
+cut only at multiples of ``CHUNK`` elements, so that the blocks of state with scales stay whole, and
+the partial sums of the gradient norm are those of a single process.
 """
 
 from bisect import bisect_right
@@ -11,37 +11,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
-UNIT = 16384  # elements: CHUNK of csrc/dispatch.c, and a multiple of BLOCK of state.py
-PACKED_SHARE = 16  # tensors of less than this part of a bucket share one
+from .._core import CHUNK
+from .._optim.arrays import ShardSlice
 
+PACKED_FRACTION = 16  # tensors smaller than this fraction of a bucket share one
 
-class Strip(NamedTuple):
-    """The elements [begin, end) of a tensor, in the order in which they lie in memory."""
-
-    tensor: int
-    begin: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.begin
+TensorRange: TypeAlias = tuple[int, int, int]
+"""A tensor, and the begin and end of some of its elements, in the order they lie in memory."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """What one reduce-scatter and one all-gather move."""
+    """The elements that one reduce-scatter and one all-gather move."""
 
     dtype: str
-    parts: tuple[tuple[Strip, ...], ...]  # what each rank owns; laid end to end, all of it
+    parts: tuple[tuple[ShardSlice, ...], ...]  # of each rank; end to end they are the bucket
 
     @cached_property
     def counts(self) -> list[int]:
         """The number of elements of each rank."""
-        return [sum(strip.size for strip in part) for part in self.parts]
+        return [sum(s.size for s in part) for part in self.parts]
 
     @cached_property
     def starts(self) -> list[int]:
@@ -49,94 +42,109 @@ class Bucket:
         return list(accumulate(self.counts, initial=0))[:-1]
 
     @cached_property
-    def strips(self) -> list[Strip]:
-        return [strip for part in self.parts for strip in part]
+    def slices(self) -> list[ShardSlice]:
+        """The slices of all ranks, in order."""
+        return [s for part in self.parts for s in part]
 
     @cached_property
-    def size(self) -> int:
-        return sum(self.counts)
+    def tensors(self) -> list[int]:
+        """The tensors that the bucket has elements of."""
+        return list(dict.fromkeys(s.tensor for s in self.slices))
 
     @cached_property
     def nbytes(self) -> int:
-        return self.size * np.dtype(self.dtype).itemsize
+        return sum(self.counts) * np.dtype(self.dtype).itemsize
 
     @cached_property
-    def stretch(self) -> Strip | None:
-        """The bucket itself, where it lies within one tensor; it need not be packed, then."""
-        strips = self.strips
-        if len({strip.tensor for strip in strips}) > 1:
+    def contiguous_range(self) -> TensorRange | None:
+        """The bucket as a range of one tensor, which need not be packed; else None."""
+        if len(self.tensors) > 1:
             return None
-        return Strip(strips[0].tensor, strips[0].begin, strips[-1].end)
+        return self.tensors[0], self.slices[0].begin, self.slices[-1].end
 
 
-def make_plan(
-    sizes: Sequence[int], dtypes: Sequence[str], ranks: int, bucket_bytes: int
+def partition(
+    sizes: Sequence[int], dtypes: Sequence[str], num_ranks: int, bucket_bytes: int
 ) -> list[Bucket]:
-    """The buckets for tensors of these numbers of elements and dtypes.
+    """Partition tensors of these numbers of elements and dtypes.
 
-    No bucket has more than ``bucket_bytes``, which holds a unit of each dtype or more; no rank owns
-    more than its equal share and a unit.
+    No bucket exceeds ``bucket_bytes``, which must suffice for a chunk of each dtype. No rank owns
+    more than an equal share and a chunk.
     """
-    owned = [0] * ranks  # bytes
+    owned = [0] * num_ranks  # bytes
     buckets = []
     for dtype in dict.fromkeys(dtypes):
         itemsize = np.dtype(dtype).itemsize
-        own_sizes = {i: sizes[i] for i, other in enumerate(dtypes) if other == dtype and sizes[i]}
-        for strips in _filled(own_sizes, bucket_bytes // itemsize):
-            parts = _divided(strips, owned, itemsize)
+        of_dtype = {i: sizes[i] for i, other in enumerate(dtypes) if other == dtype and sizes[i]}
+        for ranges in _fill_buckets(of_dtype, bucket_bytes // itemsize):
+            parts = _divide(ranges, owned, itemsize)
             for rank, part in enumerate(parts):
-                owned[rank] += itemsize * sum(strip.size for strip in part)
-            buckets.append(Bucket(dtype, tuple(map(tuple, parts))))
+                owned[rank] += itemsize * sum(s.size for s in part)
+            buckets.append(Bucket(dtype, tuple(parts)))
     return buckets
 
 
-def _filled(sizes: dict[int, int], capacity: int) -> Iterator[list[Strip]]:
-    """Strips for one bucket after the other: large tensors by themselves, small ones together."""
-    shared: list[Strip] = []
-    room = capacity
-    whole = capacity // UNIT * UNIT
+def slices_by_tensor(buckets: Sequence[Bucket], num_tensors: int) -> list[list[ShardSlice]]:
+    """The slices of each tensor, in order."""
+    found: list[list[ShardSlice]] = [[] for _ in range(num_tensors)]
+    for bucket in buckets:
+        for s in bucket.slices:
+            found[s.tensor].append(s)
+    return found
+
+
+def _fill_buckets(sizes: dict[int, int], capacity: int) -> Iterator[list[TensorRange]]:
+    """The contents of one bucket after another: large tensors on their own, small ones together."""
+    shared: list[TensorRange] = []
+    free = capacity
+    whole = capacity // CHUNK * CHUNK
     for i, size in sizes.items():
-        if size > max(UNIT, capacity // PACKED_SHARE):
+        if size > max(CHUNK, capacity // PACKED_FRACTION):
             for begin in range(0, size, whole):
-                yield [Strip(i, begin, min(begin + whole, size))]
+                yield [(i, begin, min(begin + whole, size))]
             continue
-        if size > room:
+        if size > free:
             yield shared
-            shared, room = [], capacity
-        shared.append(Strip(i, 0, size))
-        room -= size
+            shared, free = [], capacity
+        shared.append((i, 0, size))
+        free -= size
     if shared:
         yield shared
 
 
-def _divided(strips: list[Strip], owned: list[int], itemsize: int) -> list[list[Strip]]:
-    """The strips of a bucket, cut and dealt to the ranks so as to even out what they own."""
-    starts = list(accumulate((strip.size for strip in strips), initial=0))
+def _divide(
+    ranges: list[TensorRange], owned: list[int], itemsize: int
+) -> list[tuple[ShardSlice, ...]]:
+    """Cut the contents of a bucket into a part for each rank, to even out what they own."""
+    starts = list(accumulate((end - begin for _, begin, end in ranges), initial=0))
     share = (sum(owned) + itemsize * starts[-1]) / len(owned)
-    wishes = list(accumulate((max(0.0, share - own) for own in owned), initial=0.0))
-    cuts = [_cut(strips, starts, round(starts[-1] * wish / wishes[-1])) for wish in wishes]
-    return [_between(strips, starts, *ends) for ends in pairwise(cuts)]
+    wanted = list(accumulate((max(0.0, share - own) for own in owned), initial=0.0))
+    cuts = [_nearest_cut(ranges, starts, round(starts[-1] * x / wanted[-1])) for x in wanted]
+    return [
+        tuple(_slices_between(ranges, starts, rank, *ends))
+        for rank, ends in enumerate(pairwise(cuts))
+    ]
 
 
-def _cut(strips: list[Strip], starts: list[int], position: int) -> int:
+def _nearest_cut(ranges: list[TensorRange], starts: list[int], position: int) -> int:
     """The nearest position to this one where a tensor may be cut."""
     if position >= starts[-1]:
         return starts[-1]
     k = bisect_right(starts, position) - 1
-    strip = strips[k]
-    inside = strip.begin + position - starts[k]
-    nearest = (inside + UNIT // 2) // UNIT * UNIT
-    return starts[k] + min(max(nearest, strip.begin), strip.end) - strip.begin
+    _, begin, end = ranges[k]
+    inside = begin + position - starts[k]
+    nearest = (inside + CHUNK // 2) // CHUNK * CHUNK
+    return starts[k] + min(max(nearest, begin), end) - begin
 
 
-def _between(strips: list[Strip], starts: list[int], first: int, last: int) -> list[Strip]:
-    """What lies in [first, last) of the strips laid end to end."""
-    found = []
-    for k in range(bisect_right(starts, first) - 1, len(strips)):
-        strip, start = strips[k], starts[k]
-        begin, end = max(first, start), min(last, start + strip.size)
+def _slices_between(
+    ranges: list[TensorRange], starts: list[int], rank: int, first: int, last: int
+) -> Iterator[ShardSlice]:
+    """The slices in [first, last) of the ranges laid end to end."""
+    for k in range(bisect_right(starts, first) - 1, len(ranges)):
+        (tensor, range_begin, range_end), start = ranges[k], starts[k]
+        begin, end = max(first, start), min(last, start + range_end - range_begin)
         if begin >= end:
-            break
-        shift = strip.begin - start
-        found.append(Strip(strip.tensor, begin + shift, end + shift))
-    return found
+            return
+        shift = range_begin - start
+        yield ShardSlice(tensor, begin + shift, end + shift, rank)

@@ -1,1 +1,1 @@
-"""What the optimizer classes share."""
+"""Shared code of the optimizer classes."""

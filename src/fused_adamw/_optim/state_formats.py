@@ -1,260 +1,272 @@
-"""Optimizer state in fewer bits: what it consists of, and how it reads as float32.
+"""State of one tensor: which arrays it consists of, and conversion between formats.
 
-Each tensor that is not plain float32 or float64 throughout has a ``Packed`` state: flat arrays, in
-the order in which the parameters lie in memory. The kernels (``csrc/compressed.inc``) read and
-write it; this module allocates it, and decodes and encodes it for whoever wants to look.
-
-**bfloat16**: ``m`` and ``v`` as the upper 16 bits of their float32, in uint16.
-
-**8bit**: blocks of 256 elements, the last one shorter, with two numbers of 4 bytes each:
-2 bytes an element and 8 bytes a block.
-
-- ``v`` (uint8) holds the root s = sqrt(v). Code 0 is 0, and a code c above is the float32 with the
-  bits ``base + ((c - 1) << shift)``. ``v_scale`` (uint32) of the block is ``base | shift``: base is
-  a multiple of 2^shift, and 5 <= shift <= 20.
-- ``m`` (int8) is in proportion to that root: m = (m_scale c) s for a code c, with the float32
-  ``m_scale`` of the block.
-
-Both ranges are those of the block's own elements, so codes lie the closer the less these differ:
-roots within one octave are told apart by less than a hundredth, and a block with an outlier 10,000
-times the rest still has 16 codes an octave. A root that is not 0 never becomes 0; more than 31
-octaves below the largest it is raised to there. An element whose v is NaN or infinite begins anew,
-with both moments 0; a parameter that is NaN by then stays it.
+The formats are the rows of ``_core.state_formats()``. The kernels read and write them, and do the
+encoding and decoding. docs/state-formats.md describes what the arrays contain.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from .._core import BLOCK
+from .._core import decode_state, element_types, encode_state, state_formats
+from .arrays import Array, MemoryOrder, Shape, order_of, ravel_like, reshape_like
 
-COARSEST = 20  # the largest shift
-INFINITE = 0x7F800000  # its bits as a float32
-SMALLEST = np.float32(2.0**-100)  # where all |m| / s of a block are less, its m becomes 0
+StateDtype: TypeAlias = Literal["bfloat16", "8bit"]
 
-STATE_DTYPES = ("bfloat16", "8bit")
-FLOATS_16 = ("float16", "bfloat16")
-
-CODES: dict[str, tuple[Any, Any]] = {  # of m and of v
-    "float32": (np.float32, np.float32),
-    "bfloat16": (np.uint16, np.uint16),
-    "8bit": (np.int8, np.uint8),
-}
+ELEMENT_TYPES = {row.name: row for row in element_types()}
+FORMATS = {row.name: row for row in state_formats()}
+STATE_DTYPES = tuple(
+    name for name in FORMATS if name not in {row.compute for row in ELEMENT_TYPES.values()}
+)
+FROM_PARAMS = ("master", "ema")  # roles that start as a copy of the parameters
 
 
 @dataclass
-class Packed:
-    """The state of one tensor, flat arrays all."""
+class TensorState:
+    """The state that an optimizer keeps of one tensor.
 
-    state_dtype: str  # "float32", "bfloat16" or "8bit"
-    m: Any
-    v: Any
-    v_max: Any = None  # with AMSGrad
-    m_scale: Any = None  # with "8bit", one a block
-    v_scale: Any = None
-    master: Any = None  # the parameters in float32
+    Attributes:
+        format: name of the format of the moments, a row of ``_core.state_formats()``.
+        arrays: by role, in this order: m, v, v_max (with amsgrad), m_scale, v_scale (formats with
+            scales), master (16-bit parameters with master weights), ema (with ema_decay).
+    """
 
-    def arrays(self) -> Iterator[tuple[str, Any]]:
-        """What there is, by name."""
-        return ((name, x) for name, x in vars(self).items() if isinstance(x, np.ndarray))
+    format: str
+    arrays: dict[str, Array]
 
 
-def require_state_dtype(state_dtype: str | None, amsgrad: bool = False) -> None:
-    """Raise ValueError for what there is none of."""
-    if state_dtype not in (None, *STATE_DTYPES):
-        expected = ", ".join(map(repr, STATE_DTYPES))
-        raise ValueError(f"state_dtype is {state_dtype!r}; expected None, {expected}")
-    if state_dtype == "8bit" and amsgrad:
-        raise ValueError("amsgrad is True; with state_dtype '8bit' there is none")
+class StateOptions(NamedTuple):
+    """The options of an optimizer that decide which arrays it keeps."""
+
+    state_dtype: str | None = None
+    amsgrad: bool = False
+    master_weights: bool = False
+    ema: bool = False
 
 
-def packed_dtype(dtype: str, state_dtype: str | None) -> str | None:
-    """What the moments of parameters of a dtype are packed in; None where they are arrays like the
-    parameters. If nothing is asked for it is the parameters' own; float16 has not the range for
-    v."""
-    if dtype not in FLOATS_16 and (state_dtype is None or dtype != "float32"):
-        return None
+# ---------------------------------------------------------------------------- layout
+
+
+def check_state_dtype(name: str, value: Any) -> StateDtype | None:
+    """Raise ValueError unless the value is None or a format that can be asked for."""
+    if value is not None and not (isinstance(value, str) and value in STATE_DTYPES):
+        expected = either(["None", *map(repr, STATE_DTYPES)])
+        raise ValueError(f"{name} must be {expected}; got {value!r}")
+    return cast(StateDtype | None, value)
+
+
+def check_amsgrad(state_dtype: str | None, amsgrad: bool) -> None:
+    """Raise ValueError where the format has no place for the largest second moment."""
+    if amsgrad and state_dtype is not None and not FORMATS[state_dtype].amsgrad:
+        raise ValueError(f"amsgrad=True is not supported with state_dtype={state_dtype!r}")
+
+
+def format_of(param_dtype: str, state_dtype: str | None) -> str:
+    """The format of the moments: ``state_dtype``, else the parameters' own type where there is a
+    format of that name, else the type of the arithmetic (float16 lacks the range for v)."""
     if state_dtype is not None:
         return state_dtype
-    return "float32" if dtype == "float16" else dtype
+    return param_dtype if param_dtype in FORMATS else ELEMENT_TYPES[param_dtype].compute
 
 
-def layout(state_dtype: str, size: int, amsgrad: bool, master: bool) -> dict[str, tuple[Any, int]]:
-    """The dtype and the length of each array of a state of ``size`` elements, by name."""
-    of_m, of_v = CODES[state_dtype]
-    arrays: dict[str, tuple[Any, int]] = {"m": (of_m, size), "v": (of_v, size)}
-    if amsgrad:
-        arrays["v_max"] = (of_v, size)
-    if state_dtype == "8bit":
-        blocks = -(-size // BLOCK)
-        arrays |= {"m_scale": (np.float32, blocks), "v_scale": (np.uint32, blocks)}
-    if master:
-        arrays["master"] = (np.float32, size)
-    return arrays
+def is_compatible(param_dtype: str, format_: str) -> bool:
+    """Whether there is a kernel: float64 parameters and the float64 format go together only."""
+    return (ELEMENT_TYPES[param_dtype].compute == "float64") == (FORMATS[format_].m == "float64")
 
 
-def packed_state(
-    array: Any, state_dtype: str | None, amsgrad: bool, master_weights: bool
-) -> Packed | None:
-    """A state of zeros for one tensor; None where it takes arrays like its own."""
-    array = np.asarray(array)
-    chosen = packed_dtype(array.dtype.name, state_dtype)
-    if chosen is None:
-        return None
-    has_master = master_weights and array.dtype.name in FLOATS_16
-    arrays = layout(chosen, array.size, amsgrad, has_master)
-    packed = Packed(chosen, **{name: np.zeros(n, dtype) for name, (dtype, n) in arrays.items()})
-    if packed.master is not None:
-        packed.master[:] = array.ravel(order="K")
-    return packed
+def has_param_layout(param_dtype: str, format_: str) -> bool:
+    """Whether the state has the parameter's shape and memory order; else it is flat."""
+    return param_dtype == format_ == ELEMENT_TYPES[param_dtype].compute
 
 
-def order_of(array: Any) -> str:
-    """In which the elements lie in memory: "C", also where it is both, or "F"."""
-    return "C" if np.asarray(array).flags.c_contiguous else "F"
+def supported_dtypes(state_dtype: str | None) -> str:
+    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, those that
+    are also the type of the arithmetic."""
+    return either(
+        name
+        for name, row in ELEMENT_TYPES.items()
+        if (name == row.compute if state_dtype is None else is_compatible(name, state_dtype))
+    )
 
 
-def like(array: Any, flat: Any) -> Any:
-    """Flat elements in memory order, in the shape of the array that has this order."""
-    return flat.reshape(np.shape(array), order=order_of(array))
+def either(names: Iterable[str]) -> str:
+    """The names as in "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def state_layout(
+    param_dtype: str, shape: Shape, options: StateOptions
+) -> dict[str, tuple[str, Shape]]:
+    """The storage type and shape of each array of a tensor's state, by role.
+
+    Args:
+        param_dtype: name of the parameter's dtype.
+        shape: of the parameter.
+        options: of the optimizer.
+    """
+    format_ = format_of(param_dtype, options.state_dtype)
+    element, row, size = ELEMENT_TYPES[param_dtype], FORMATS[format_], prod(shape)
+    like_param = has_param_layout(param_dtype, format_)
+
+    def stored(storage: str, bits: int) -> tuple[str, Shape]:
+        length = -(-size * bits // (8 * storage_dtype(storage).itemsize))
+        return storage, shape if like_param else (length,)
+
+    own = shape if like_param else (size,)
+    blocks = (-(-size // row.block),)
+    layout = {"m": stored(row.m, row.m_bits), "v": stored(row.v, row.v_bits)}
+    if options.amsgrad:
+        layout["v_max"] = layout["v"]
+    if row.block > 1:
+        layout |= {"m_scale": (row.m_scale, blocks), "v_scale": (row.v_scale, blocks)}
+    if options.master_weights and element.name != element.compute:
+        layout["master"] = (element.compute, own)
+    if options.ema:
+        layout["ema"] = (element.compute, own)
+    return layout
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of the arrays of a storage type; NumPy lacks bfloat16, which is kept as uint16."""
+    return np.dtype(np.uint16 if name == "bfloat16" else name)
+
+
+def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dtype[Any], Shape]]:
+    """The dtypes and shapes of the arrays of a layout."""
+    return {role: (storage_dtype(storage), shape) for role, (storage, shape) in layout.items()}
+
+
+def allocate_state(param: Array, options: StateOptions) -> TensorState:
+    """The state before the first step: moments of 0, ``master`` and ``ema`` as the parameters."""
+    order = order_of(param)
+    layout = state_layout(param.dtype.name, param.shape, options)
+    arrays: dict[str, Array] = {
+        role: np.zeros(shape, storage_dtype(storage), order)
+        for role, (storage, shape) in layout.items()
+    }
+    for role in arrays.keys() & FROM_PARAMS:
+        arrays[role].ravel("K")[...] = param.ravel("K")
+    return TensorState(format_of(param.dtype.name, options.state_dtype), arrays)
+
+
+# ---------------------------------------------------------------------------- moments
+
+
+def moment(state: TensorState, role: str, param: Array) -> Array:
+    """A moment, or the average of the weights, in the shape of the parameter.
+
+    What the parameter's shape and dtype are kept in is returned itself; else moments are decoded
+    into a new float32 array, and ``ema`` is a view.
+    """
+    array = state.arrays[role]
+    if has_param_layout(param.dtype.name, state.format):
+        return array
+    if role not in FROM_PARAMS:
+        array = decode_state(state.format, state.arrays, param.size)[role]
+    return reshape_like(array, param)
 
 
 # ---------------------------------------------------------------------------- conversion
 
 
-def converted(
-    where: str, entry: Mapping[str, Any], array: Any, packed: Packed | None
-) -> dict[str, Any]:
-    """The entry of a state dict, kept as in ``packed``, or as ``array`` is where that is None.
-    What is kept in that way already keeps its bits."""
-    array = np.asarray(array)
-    step = {name: x for name, x in entry.items() if name == "step"}
-    was, moments, master = unpacked(where, entry, array)
-    if packed is None:
-        return step | {role: x.astype(array.dtype) for role, x in moments.items()}
-    if (packed.v_max is None) != ("v_max" not in moments):
-        raise ValueError(f"{where} has {', '.join(moments)}: it is of another amsgrad")
-    order = order_of(array)
-    if was is not None and (was.state_dtype, entry["order"]) == (packed.state_dtype, order):
-        new = replace(was)
+def recognize(
+    found: Mapping[str, tuple[np.dtype[Any], Shape]], param_shape: Shape, param_dtype: str
+) -> str:
+    """The name of the format that saved arrays are in.
+
+    Args:
+        found: by role, the dtype (uint16 for bfloat16) and the shape.
+        param_shape, param_dtype: of the parameter whose state it is.
+
+    Raises:
+        ValueError: the arrays are in none of the formats for such a parameter.
+    """
+    for name, row in FORMATS.items():
+        options = StateOptions(
+            name, amsgrad="v_max" in found, master_weights="master" in found, ema="ema" in found
+        )
+        if not is_compatible(param_dtype, name) or (options.amsgrad and not row.amsgrad):
+            continue
+        if found == stored_as(state_layout(param_dtype, param_shape, options)):
+            return name
+    listed = {role: f"{dtype} {shape}" for role, (dtype, shape) in found.items()}
+    raise ValueError(
+        f"the state must be that of a {param_dtype} parameter of shape {param_shape}; got {listed}"
+    )
+
+
+def convert_range(source: TensorState, target: TensorState, params: Array) -> None:
+    """Write the state of a range of a tensor's elements in a different format.
+
+    Moments are decoded and rounded to the nearest; those of the same format keep their bits.
+    ``master`` and ``ema`` that the source lacks are made from the parameters.
+
+    Args:
+        source, target: flat arrays for a range of elements that begins at a multiple of the blocks
+            of both formats. The arrays of ``target`` are written.
+        params: the parameters of the range, flat; bfloat16 may be given as uint16.
+    """
+    moments = [role for role in target.arrays if role not in FROM_PARAMS]
+    if source.format == target.format:
+        for role in moments:
+            target.arrays[role][...] = source.arrays[role]
     else:
-        new = replace(packed, **{name: np.zeros_like(x) for name, x in packed.arrays()})
-        encode(new, **{role: x.ravel(order=order) for role, x in moments.items()})
-    new.master = None
-    if packed.master is not None:
-        new.master = (array if master is None else master).ravel(order=order).astype(np.float32)
-    return step | {"order": order} | dict(new.arrays())
+        decoded = decode_state(source.format, source.arrays, params.size)
+        encode_state(target.format, target.arrays, **decoded)
+    for role in FROM_PARAMS:
+        if role in target.arrays:
+            saved = source.arrays.get(role)
+            target.arrays[role][...] = _widened(params) if saved is None else saved
 
 
-def unpacked(where: str, entry: Mapping[str, Any], array: Any) -> tuple[Any, dict[str, Any], Any]:
-    """The packed state in an entry of a state dict, its moments and its master weights, in the
-    shape of ``array``. None for what it has not."""
-    arrays = {name: x for name, x in entry.items() if name not in ("step", "order")}
-    found = {name: (getattr(x, "dtype", None), np.shape(x)) for name, x in arrays.items()}
-    options = "v_max" in arrays, "master" in arrays
-    order = entry.get("order")
+def convert_state(
+    source: TensorState, order: MemoryOrder | None, target: TensorState, param: Array
+) -> None:
+    """Write the state of a whole tensor in a different format or memory order.
+
+    Args:
+        source: arrays as in a state dict.
+        order: the memory order of flat arrays; None where they have the parameter's shape.
+        target: the state to write.
+        param: the parameter, dense.
+    """
+    own = order_of(param)
+    flat = {role: ravel_like(array, own) for role, array in target.arrays.items()}
+    source = _in_order(source, order, own, param.shape)
+    convert_range(source, TensorState(target.format, flat), ravel_like(param, own))
+
+
+def _in_order(
+    state: TensorState, order: MemoryOrder | None, wanted: MemoryOrder, shape: Shape
+) -> TensorState:
+    """The state with flat arrays in the wanted memory order; a format with scales is decoded."""
+    if order == wanted:
+        return state
     if order is None:
-        for dtype in (np.float32, np.float64):
-            roles = ("m", "v", "v_max") if options[0] else ("m", "v")
-            if found == {role: (np.dtype(dtype), array.shape) for role in roles}:
-                return None, arrays, None
-    for state_dtype in CODES if order in ("C", "F") else ():
-        expected = layout(state_dtype, array.size, *options).items()
-        if found == {name: (np.dtype(dtype), (n,)) for name, (dtype, n) in expected}:
-            packed = Packed(state_dtype, **arrays)
-            flat = {**decoded(packed), "master": packed.master}
-            shaped = {
-                name: None if x is None else x.reshape(array.shape, order=order)
-                for name, x in flat.items()
-            }
-            return packed, shaped, shaped.pop("master")
-    raise ValueError(f"{where} is no state of shape {array.shape}: order {order!r}, {found}")
+        flat = {role: x.ravel(order=wanted) for role, x in state.arrays.items()}
+        return TensorState(state.format, flat)
+    state = without_blocks(state, prod(shape))
+    return TensorState(
+        state.format,
+        {r: x.reshape(shape, order=order).ravel(order=wanted) for r, x in state.arrays.items()},
+    )
 
 
-# ---------------------------------------------------------------------------- decoding
+def without_blocks(state: TensorState, size: int) -> TensorState:
+    """The same state with one item for each of its elements; a format with scales is decoded."""
+    if FORMATS[state.format].block == 1:
+        return state
+    kept = {role: x for role, x in state.arrays.items() if role in FROM_PARAMS}
+    moments = decode_state(state.format, state.arrays, size)
+    return TensorState("float32", moments | kept)  # what moments are decoded to
 
 
-def decoded(packed: Packed) -> dict[str, Any]:
-    """{"m": ..., "v": ..., and "v_max" where there is one}: flat, in float32."""
-    if packed.state_dtype == "8bit":
-        return decoded_8bit(packed)
-    roles = {"m": packed.m, "v": packed.v, "v_max": packed.v_max}
-    read = np.copy if packed.state_dtype == "float32" else from_bfloat16
-    return {name: read(x) for name, x in roles.items() if x is not None}
-
-
-def from_bfloat16(codes: Any) -> Any:
-    return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def decoded_8bit(packed: Packed) -> dict[str, Any]:
-    code = packed.v.astype(np.uint32)
-    v_scale, m_scale = by_element(packed.v_scale, code.size), by_element(packed.m_scale, code.size)
-    shift, base = v_scale & np.uint32(31), v_scale & ~np.uint32(31)
-    bits = np.where(code == 0, 0, base + ((code - np.uint32(1)) << shift)).astype(np.uint32)
-    root = bits.view(np.float32)
-    with np.errstate(over="ignore", under="ignore"):
-        return {"m": m_scale * packed.m.astype(np.float32) * root, "v": root * root}
-
-
-def by_element(scales: Any, size: int) -> Any:
-    return np.repeat(scales, BLOCK)[:size]
-
-
-# ---------------------------------------------------------------------------- encoding
-
-
-def encode(packed: Packed, m: Any, v: Any, v_max: Any = None) -> None:
-    """Write flat moments into a state, each rounded to the nearest."""
-    m, v = (np.asarray(x, np.float32) for x in (m, v))
-    if packed.state_dtype == "8bit":
-        for block in range(packed.v_scale.size):
-            encode_block(packed, block, m, v)
-        return
-    for role, values in (("m", m), ("v", v), ("v_max", v_max)):
-        if values is not None:
-            getattr(packed, role)[:] = (
-                values if packed.state_dtype == "float32" else to_bfloat16(values, role != "m")
-            )
-
-
-def to_bfloat16(values: Any, keep_positive: bool = False) -> Any:
-    """``keep_positive``: what is above 0 does not become 0."""
-    values = np.asarray(values, np.float32)
-    bits = values.view(np.uint32)
-    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    nearest = np.where(np.isnan(values), bits | np.uint32(0x400000), nearest)
-    least = keep_positive & (bits > 0) & (bits < 0x10000)
-    return (nearest >> np.uint32(16)).astype(np.uint16) | least.astype(np.uint16)
-
-
-def encode_block(packed: Packed, block: int, m: Any, v: Any) -> None:
-    part = slice(block * BLOCK, (block + 1) * BLOCK)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        bits = np.sqrt(v[part]).view(np.uint32).astype(np.int64)
-        counts = (bits > 0) & (bits < INFINITE)
-        base, shift = span(bits[counts])
-        step = (np.maximum(bits - base, 0) + (1 << shift >> 1)) >> shift
-        packed.v[part] = np.where(counts, step + 1, 0)
-        packed.v_scale[block] = base | shift
-        root = (base + (step << shift)).astype(np.uint32).view(np.float32)
-        ratio = np.where(counts & np.isfinite(m[part]), m[part] / root, np.float32(0))
-        largest = np.abs(ratio).max(initial=np.float32(0))
-        largest = largest if largest >= SMALLEST else np.float32(0)
-        parts = np.float32(127) / largest if largest > 0 else np.float32(0)
-        at = ratio * parts + np.float32(0.5) + np.float32(128)
-        packed.m[part] = np.floor(np.minimum(at, np.float32(255))) - 128
-        packed.m_scale[block] = largest / np.float32(127)
-
-
-def span(bits: Any) -> tuple[int, int]:
-    """(base, shift) for roots with these bits, of which there are none in a block of zeros."""
-    if not bits.size:
-        return 0, COARSEST
-    low, high = int(bits.min()), int(bits.max())
-    shift = 5
-    while shift < COARSEST and -(-high >> shift) - (low >> shift) > 253:  # rounded up, and down
-        shift += 1
-    return max(low >> shift, -(-high >> shift) - 253, 0) << shift, shift
+def _widened(params: Array) -> Array:
+    """Parameters in the type of the arithmetic."""
+    if params.dtype == np.uint16:  # bfloat16
+        return (params.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return params

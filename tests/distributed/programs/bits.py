@@ -1,9 +1,10 @@
-"""The sharded optimizer, step for step beside one of a single process that has the mean."""
+"""The sharded optimizer against a single process that has the mean gradients, step by step."""
 
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, draw, local_gradients, mean, run, same_bits
 
 from fused_adamw import AdamW
+from fused_adamw._core import BLOCK
 from fused_adamw.schedules import LinearWarmup
 from fused_adamw.sharded import ShardedAdamW
 
@@ -17,12 +18,12 @@ OPTIONS = [
     {"amsgrad": True, "maximize": True, "weight_decay": 0.3},
     {"max_grad_norm": 1.0},
     {"skip_nonfinite": True, "lr": LinearWarmup(0.1, 3)},
-    {"max_grad_norm": 1e9, "skip_nonfinite": True, "amsgrad": True},
+    {"max_grad_norm": 1e9, "skip_nonfinite": True, "amsgrad": True, "ema_decay": 0.9},
 ]
-COMPRESSED = [
+LOW_PRECISION = [
     {"state_dtype": "8bit"},
     {"state_dtype": "bfloat16", "max_grad_norm": 0.5},
-    {"state_dtype": "8bit", "max_grad_norm": 0.5, "seed": 7},
+    {"state_dtype": "8bit", "max_grad_norm": 0.5, "seed": 7, "ema_decay": 0.75},
     {"state_dtype": "bfloat16", "amsgrad": True, "seed": None},
 ]
 
@@ -34,12 +35,38 @@ def pair(params, sharded_options=None, **options):
     return params, AdamW(params, **options), copies, sharded
 
 
+def same_state(single, sharded):
+    """Whether each slice of this rank is that part of the state of the single process."""
+    for tensor, state in enumerate(single._state):
+        for shard in sharded.shards(tensor):
+            if shard.rank != RANK:
+                continue
+            for role in sharded.state_entries(sharded.param_arrays()[tensor]):
+                whole = single.own_state(single.shards(tensor)[0], role)
+                first = shard.begin // BLOCK if role.endswith("_scale") else shard.begin
+                own = sharded.own_state(shard, role)
+                if own.tobytes() != whole[first : first + own.size].tobytes():
+                    return False
+        assert list(sharded.state_entries(sharded.param_arrays()[tensor])) == list(state.arrays)
+    if single.ema is None:
+        return sharded.gather_ema() is None
+    return same_bits(leaves(single.ema), leaves(sharded.gather_ema()))
+
+
+def leaves(tree):
+    if isinstance(tree, np.ndarray):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree
+    return [leaf for item in items for leaf in leaves(item)]
+
+
 def step_both(pair, gradients, scale=1.0):
     params, single, copies, sharded = pair
     norm = single.step(mean(gradients), scale)
     assert sharded.step(gradients[RANK], scale) == norm
     assert sharded.t == single.t
     assert same_bits(params, copies)
+    assert same_state(single, sharded)
 
 
 def compare(shapes, dtypes, steps=2, scale=1.0, **options):
@@ -68,9 +95,9 @@ def mixed_dtypes():
         compare(UNEVEN, [np.float32, np.float64] * 3 + [np.float32], **options)
 
 
-def compressed():
+def low_precision():
     for shapes in (UNEVEN, SMALL):
-        for options in COMPRESSED:
+        for options in LOW_PRECISION:
             compare(shapes, [np.float32] * len(shapes), steps=3, **options)
 
 
@@ -108,7 +135,11 @@ def groups():
 
     params = draw(UNEVEN)
     copies = [p.copy() for p in params]
-    options = {"max_grad_norm": 0.7, "decay_mask": lambda name, array: array.ndim > 1}
+    options = {
+        "max_grad_norm": 0.7,
+        "decay_mask": lambda name, array: array.ndim > 1,
+        "ema_decay": 0.5,
+    }
     single = AdamW(grouped(params), **options)
     sharded = ShardedAdamW(grouped(copies), bucket_bytes=SMALL_BUCKETS, **options)
     assert sharded.names == single.names
@@ -117,11 +148,34 @@ def groups():
         single.param_groups[0]["lr"] = sharded.param_groups[0]["lr"] = 0.1 / (step + 1)
         assert single.step(of(mean(gradients))) == sharded.step(of(gradients[RANK]))
         assert same_bits(params, copies)
+        assert same_state(single, sharded)
+
+
+def nested():
+    """Mappings and sequences in one another, with an average that changes its decay."""
+
+    def tree(a):
+        return {"layers": [{"w": a[0], "b": (a[1], a[2])}, [a[3], {"w": a[4]}]], "head": a[5:]}
+
+    params = draw(UNEVEN)
+    copies = [p.copy() for p in params]
+    single = AdamW(tree(params), ema_decay=0.5)
+    sharded = ShardedAdamW(tree(copies), ema_decay=0.5, bucket_bytes=SMALL_BUCKETS)
+    assert sharded.names == single.names
+    assert single.names[:2] == ["layers.0.w", "layers.0.b.0"]
+    for step in range(3):
+        gradients = local_gradients(UNEVEN, [np.float32] * len(UNEVEN), step)
+        single.ema_decay = sharded.ema_decay = 0.9 - step / 4
+        single.step(tree(mean(gradients)))
+        sharded.step(tree(gradients[RANK]))
+        assert same_bits(params, copies)
+        assert same_state(single, sharded)
+        assert set(sharded.gather_ema()) == {"layers", "head"}
 
 
 def missing_gradients():
     """Not all tensors in each step; none at all in one."""
-    for options in ({}, {"max_grad_norm": 0.5}):
+    for options in ({}, {"max_grad_norm": 0.5, "ema_decay": 0.5}):
         made = params, single, copies, sharded = pair(draw(UNEVEN), **options)
         for step, missing in enumerate(([0], [1, 2], range(7), [4, 6], [])):
             gradients = local_gradients(UNEVEN, [np.float32] * len(UNEVEN), step)
@@ -129,13 +183,14 @@ def missing_gradients():
             own = [None if i in missing else g for i, g in enumerate(gradients[RANK])]
             assert single.step(means) == sharded.step(own)
             assert same_bits(params, copies), (step, missing)
+            assert same_state(single, sharded)
         assert made[3].t == 5
 
 
 def memory_orders():
     """Of parameters and of gradients, each in C order, in Fortran order and with gaps."""
     shapes = [(300, 400), (301, 50), (6, 7)]
-    for options in ({}, {"max_grad_norm": 0.5}):
+    for options in ({"ema_decay": 0.5}, {"max_grad_norm": 0.5, "state_dtype": "8bit"}):
         params = [np.asarray(p, order=o) for p, o in zip(draw(shapes), "FCF", strict=True)]
         made = pair(params, **options)
         for step in range(3):
@@ -147,6 +202,7 @@ def memory_orders():
             own = [gradients[RANK], fortran, spaced][step]
             assert made[1].step(mean(gradients)) == made[3].step(own)
             assert same_bits(made[0], made[2])
+            assert same_state(made[1], made[3])
 
 
 def nonfinite():
@@ -154,7 +210,7 @@ def nonfinite():
     shapes, dtypes = UNEVEN, [np.float32] * len(UNEVEN)
     for bad in (np.nan, np.inf):
         for options in ({"skip_nonfinite": True}, {"max_grad_norm": 1.0}, {}):
-            made = pair(draw(shapes), **options)
+            made = pair(draw(shapes), **options, ema_decay=0.5)
             for step in range(3):
                 gradients = local_gradients(shapes, dtypes, step)
                 if step == 1:
@@ -165,6 +221,18 @@ def nonfinite():
                 assert np.array_equal(*np.array(norms, float), equal_nan=True)
                 assert made[1].t == made[3].t
                 assert same_bits(made[0], made[2]), (bad, options, step)
+                assert same_state(made[1], made[3])
+
+
+def ranks_without_a_shard():
+    """Averages, and low-precision state, where there are fewer chunks than ranks."""
+    for options in ({"ema_decay": 0.9}, {"ema_decay": 0.9, "state_dtype": "8bit"}):
+        made = pair(draw(TINY), **options)
+        for step in range(3):
+            gradients = local_gradients(TINY, [np.float32] * len(TINY), step)
+            assert made[1].step(mean(gradients)) == made[3].step(gradients[RANK])
+        assert same_bits(made[0], made[2])
+        assert same_state(made[1], made[3])
 
 
 def gradients_are_only_read_without_a_norm():
@@ -178,8 +246,8 @@ def gradients_are_only_read_without_a_norm():
 
 
 PROGRAMS = (
-    *(float32, float64, mixed_dtypes, compressed, grad_scale, tiny_gradients, random_gradients),
-    *(groups, missing_gradients, memory_orders, nonfinite),
+    *(float32, float64, mixed_dtypes, low_precision, grad_scale, tiny_gradients, random_gradients),
+    *(groups, nested, missing_gradients, memory_orders, nonfinite, ranks_without_a_shard),
     gradients_are_only_read_without_a_norm,
 )
 run({program.__name__: program for program in PROGRAMS})

@@ -1,4 +1,4 @@
-"""What a rank may take: memory, and bytes handed to the collectives."""
+"""What a rank may use: memory, bytes given to the collectives, visits of slots."""
 
 import tracemalloc
 
@@ -7,17 +7,23 @@ from common import COMM, RANKS, draw, run
 from mpi4py import MPI
 
 from fused_adamw import AdamW
-from fused_adamw._distributed.partition import UNIT
+from fused_adamw._core import CHUNK
 from fused_adamw.sharded import ShardedAdamW
 
 BUCKET = 1 << 18
 SHAPES = [(1 << 20,), (1000, 301), (7,), *[(333,)] * 50]
 SLACK = 4096 * len(SHAPES)  # bytes: Python's own objects
-OPTIONS = ({}, {"max_grad_norm": 1.0}, {"state_dtype": "8bit"}, {"amsgrad": True})
+OPTIONS = (
+    {},
+    {"max_grad_norm": 1.0},
+    {"state_dtype": "8bit"},
+    {"amsgrad": True},
+    {"ema_decay": 0.9},
+)
 
 
 class Counting:
-    """A communicator that adds up what it is handed."""
+    """A communicator that adds up the bytes that it is given."""
 
     def __init__(self, comm):
         self.comm, self.sent, self.received, self.other = comm, 0, 0, 0
@@ -42,27 +48,27 @@ class Counting:
         return self.comm.Allgatherv(sent, received)
 
 
-def bytes_handed_over():
+def communicated_bytes():
     if RANKS == 1:
         return
     for options in OPTIONS:
         params, grads = draw(SHAPES), draw(SHAPES)
         opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
-        opt._comm = opt._exchange.comm = counting = Counting(opt._comm)
+        opt.comm = opt._bucket_comm.comm = counting = Counting(opt.comm)
         opt.step(grads)
         nbytes = sum(p.nbytes for p in params)
         assert (counting.sent, counting.received) == (nbytes, nbytes)
-        sums = sum(-(-p.size // UNIT) for p in params) if "max_grad_norm" in options else 0
+        sums = sum(-(-p.size // CHUNK) for p in params) if "max_grad_norm" in options else 0
         assert counting.other == 24 + 8 * sums
 
 
 def state():
-    """Of each rank, at most an equal part and a unit of each array of it."""
+    """Of each rank, at most an equal part and a chunk of each array of it."""
     for options in OPTIONS:
         whole = AdamW(draw(SHAPES), **options).state_nbytes
         opt = ShardedAdamW(draw(SHAPES), bucket_bytes=BUCKET, **options)
         size = sum(np.prod(shape, dtype=int) for shape in SHAPES)
-        excess = UNIT * whole / size + 8 * len(SHAPES)
+        excess = CHUNK * whole / size + 8 * len(SHAPES)
         assert opt.state_nbytes <= whole / RANKS + excess
         of_all = sum(COMM.allgather(opt.state_nbytes))
         assert of_all == whole, (of_all, whole)
@@ -74,15 +80,40 @@ def memory():
         params, grads = draw(SHAPES), draw(SHAPES)
         tracemalloc.start()
         opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
-        held, peak = tracemalloc.get_traced_memory()
-        rooms = 2 * BUCKET if RANKS > 1 else 0
-        assert held <= opt.state_nbytes + rooms + SLACK
+        kept, peak = tracemalloc.get_traced_memory()
+        staging = 2 * BUCKET if RANKS > 1 else 0
+        assert kept <= opt.state_nbytes + staging + SLACK
         tracemalloc.reset_peak()
         for _ in range(2):
             opt.step(grads)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak - held <= SLACK, (options, peak - held)
+        assert peak - kept <= SLACK, (options, peak - kept)
 
 
-run({"bytes_handed_over": bytes_handed_over, "state": state, "memory": memory})
+class CountingVisits:
+    """Bound tensors that count the slots of steps."""
+
+    def __init__(self, bound):
+        self.bound, self.visits = bound, []
+
+    def __getattr__(self, name):
+        return getattr(self.bound, name)
+
+    def step_range(self, first, grads, hypers, **options):
+        self.visits += range(first, first + len(grads))
+        return self.bound.step_range(first, grads, hypers, **options)
+
+
+def visits():
+    """A step visits each slot once, whatever the number of buckets."""
+    shapes = [(20_000,)] * 100
+    for options in OPTIONS:
+        opt = ShardedAdamW(draw(shapes), bucket_bytes=8 * CHUNK, **options)
+        assert RANKS == 1 or len(opt.buckets) >= 60
+        counting = opt._collective_step._bound = CountingVisits(opt._bound)
+        opt.step(draw(shapes))
+        assert counting.visits == list(range(opt._bound.num_slots))
+
+
+run({f.__name__: f for f in (communicated_bytes, state, memory, visits)})

@@ -1,6 +1,7 @@
 """Files that do not depend on how many ranks wrote them.  The first argument is a folder."""
 
 import os
+import signal
 import sys
 import tracemalloc
 from errno import ENOSPC
@@ -9,9 +10,15 @@ from pathlib import Path
 import numpy as np
 from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
-from fused_adamw import AdamW, checkpoint
-from fused_adamw._io import sharded_checkpoint
-from fused_adamw.checkpoint import CorruptCheckpointError, MismatchedCheckpointError
+from fused_adamw import AdamW
+from fused_adamw._io import checkpoint_convert, checkpoint_load, checkpoint_save, safetensors_stream
+from fused_adamw.checkpoint import (
+    CorruptCheckpointError,
+    MismatchedCheckpointError,
+    load_checkpoint,
+    read_arrays,
+    save_checkpoint,
+)
 from fused_adamw.schedules import LinearWarmup
 from fused_adamw.sharded import ShardedAdamW
 
@@ -66,17 +73,17 @@ def any_number_of_ranks():
 def any_number_of_ranks_with(options, name, dtype=np.float32):
     opt = sharded(dtype=dtype, **options)
     take(opt, range(2), dtype)
-    sharded_checkpoint.save_checkpoint(path(name), opt, extra={"step": 2})
+    save_checkpoint(path(name), opt, extra={"step": 2})
     take(opt, range(2, 4), dtype)
-    sharded_checkpoint.save_checkpoint(path("later"), opt)
+    save_checkpoint(path("later"), opt)
     for ranks in range(1, RANKS + 1):
         comm = COMM.Split(0 if ranks > RANK else 1)
         if ranks > RANK:
             fewer = sharded(comm, first=9, dtype=dtype, **options)
-            assert sharded_checkpoint.load_checkpoint(path(name), fewer) == {"step": 2}
+            assert load_checkpoint(path(name), fewer) == {"step": 2}
             take(fewer, range(2, 4), dtype)
             assert same_bits(arrays(fewer), arrays(opt))
-            sharded_checkpoint.save_checkpoint(path(f"fewer {ranks}"), fewer)
+            save_checkpoint(path(f"fewer {ranks}"), fewer)
         comm.Free()
     if RANK == 0:
         expected = path("later").read_bytes()
@@ -85,8 +92,8 @@ def any_number_of_ranks_with(options, name, dtype=np.float32):
         single_process(options, name, dtype)
     opt = sharded(first=9, dtype=dtype, **options)
     COMM.Barrier()
-    sharded_checkpoint.load_checkpoint(path("single"), opt)
-    sharded_checkpoint.save_checkpoint(path("again"), opt)
+    load_checkpoint(path("single"), opt)
+    save_checkpoint(path("again"), opt)
     if RANK == 0:
         assert path("again").read_bytes() == path("later").read_bytes()
     COMM.Barrier()
@@ -95,21 +102,23 @@ def any_number_of_ranks_with(options, name, dtype=np.float32):
 def single_process(options, name, dtype):
     """``AdamW`` goes on from a file of several ranks, and they from its own."""
     single = AdamW(params(9, dtype), **options)
-    assert checkpoint.load_checkpoint(path(name), single) == {"step": 2}
+    assert load_checkpoint(path(name), single) == {"step": 2}
     take(single, range(2, 4), dtype)
-    checkpoint.save_checkpoint(path("single"), single)
+    save_checkpoint(path("single"), single)
     other = AdamW(params(8, dtype), **options)
-    checkpoint.load_checkpoint(path("later"), other)
+    load_checkpoint(path("later"), other)
+    assert path("single").read_bytes() == path("later").read_bytes()
     assert same_bits(arrays(single), arrays(other))
-    states = [opt.state_dict() for opt in (single, other)]
-    for role in single.state_layout()["tensor 0"]:
-        assert same_bits(*([x[role] for x in s["state"].values()] for s in states))
+    states = [opt.state_dict()["state"].values() for opt in (single, other)]
+    for ours, theirs in zip(*states, strict=True):
+        roles = [role for role, x in ours.items() if isinstance(x, np.ndarray)]
+        assert same_bits([ours[role] for role in roles], [theirs[role] for role in roles])
 
 
 def bad_files():
     opt = sharded()
     take(opt, range(1))
-    sharded_checkpoint.save_checkpoint(path("good"), opt)
+    save_checkpoint(path("good"), opt)
     good = path("good").read_bytes()
     before = [x.copy() for x in arrays(opt)], opt.t
     flipped = bytearray(good)
@@ -120,29 +129,29 @@ def bad_files():
         COMM.Barrier()
         refused(
             CorruptCheckpointError,
-            "is damaged",
-            lambda: sharded_checkpoint.load_checkpoint(path("bad"), opt),
+            "is corrupt",
+            lambda: load_checkpoint(path("bad"), opt),
         )
         COMM.Barrier()
     refused(
         FileNotFoundError,
         "nowhere",
-        lambda: sharded_checkpoint.load_checkpoint(path("nowhere"), opt),
+        lambda: load_checkpoint(path("nowhere"), opt),
     )
     assert same_bits(arrays(opt), before[0])
     assert opt.t == before[1]
     for other in ({"amsgrad": True}, {"state_dtype": "8bit"}, {"lr": LinearWarmup(0.1, 3)}):
         refused(
             MismatchedCheckpointError,
-            "does not fit",
-            lambda: sharded_checkpoint.load_checkpoint(path("good"), sharded(**other)),  # noqa: B023
+            "does not match this optimizer",
+            lambda: load_checkpoint(path("good"), sharded(**other)),  # noqa: B023
         )
 
 
 def failed_saves():
     """Leave the file that was there, and nothing else."""
     opt = sharded()
-    sharded_checkpoint.save_checkpoint(path("kept"), opt)
+    save_checkpoint(path("kept"), opt)
     before = path("kept").read_bytes()
     files = sorted(FOLDER.iterdir())
     COMM.Barrier()
@@ -150,30 +159,127 @@ def failed_saves():
     extra = {"no": object()} if RANK == 0 else None
     refused(
         TypeError,
-        "extra cannot be written",
-        lambda: sharded_checkpoint.save_checkpoint(path("kept"), opt, extra=extra),
+        "extra must be serializable",
+        lambda: save_checkpoint(path("kept"), opt, extra=extra),
     )
     missing = FOLDER / "missing" / "file"
-    refused(FileNotFoundError, "missing", lambda: sharded_checkpoint.save_checkpoint(missing, opt))
+    refused(FileNotFoundError, "missing", lambda: save_checkpoint(missing, opt))
     fsync = os.fsync
 
     def full(descriptor):
         raise OSError(ENOSPC, "No space left on device")
 
     os.fsync = full
-    refused(OSError, "No space", lambda: sharded_checkpoint.save_checkpoint(path("kept"), opt))
+    refused(OSError, "No space", lambda: save_checkpoint(path("kept"), opt))
     os.fsync = fsync
     assert path("kept").read_bytes() == before
     assert sorted(FOLDER.iterdir()) == files
 
 
+def conversion():
+    """Of a file, by any number of ranks, as by a single process; in small pieces."""
+    checkpoint_convert.PIECE_ELEMENTS = 1 << 13
+    options = {
+        "float32": {},
+        "bfloat16": {"state_dtype": "bfloat16"},
+        "8bit": {"state_dtype": "8bit"},
+    }
+    for saved in options:
+        if RANK == 0:
+            single = AdamW(params(), **options[saved])
+            take(single, range(2))
+            save_checkpoint(path(saved), single)
+        COMM.Barrier()
+        for loaded in (name for name in options if name != saved):
+            for order in "CF":
+                convert(path(saved), order, options[loaded])
+
+
+def convert(file, order, options):
+    """To parameters that are all in this memory order."""
+    both = [{name: np.asarray(x, order=order) for name, x in params(9).items()} for _ in range(2)]
+    opt = ShardedAdamW(both[0], bucket_bytes=SMALL_BUCKETS, **options)
+    refused(MismatchedCheckpointError, "pass convert=True", lambda: load_checkpoint(file, opt))
+    load_checkpoint(file, opt, convert=True)
+    save_checkpoint(path("converted"), opt)
+    if RANK == 0:
+        single = AdamW(both[1], **options)
+        load_checkpoint(file, single, convert=True)
+        save_checkpoint(path("expected"), single)
+        assert path("converted").read_bytes() == path("expected").read_bytes()
+    COMM.Barrier()
+
+
+def arguments_of_rank_0():
+    """Count; those of other ranks are not looked at."""
+    opt = sharded()
+    losses = {"losses": np.arange(5.0)} if RANK == 0 else {"no": object()}
+    extra = {"n": 1} if RANK == 0 else {"no": object()}
+    file = path("arrays") if RANK == 0 else "/no/such/folder"
+    save_checkpoint(file, opt, extra=extra, arrays=losses)
+    COMM.Barrier()
+    assert load_checkpoint(path("arrays"), opt) == {"n": 1}
+    assert read_arrays(path("arrays"))["losses"].tolist() == [0, 1, 2, 3, 4]
+    refused(TypeError, "arrays", lambda: save_checkpoint(path("arrays"), opt, arrays=[1]))
+
+
+def another_file_on_one_rank():
+    opt = sharded()
+    for step in range(2):
+        save_checkpoint(path(f"step {step}"), opt)
+        take(opt, [step])
+    before = [x.copy() for x in arrays(opt)]
+    last = RANK == RANKS - 1 > 0
+    if RANKS > 1:
+        file = path("step 1" if last else "step 0")
+        refused(
+            CorruptCheckpointError,
+            "differs from the file read by rank 0",
+            lambda: load_checkpoint(file, opt),
+        )
+        file = path("no" if last else "step 0")
+        refused(FileNotFoundError, "No such file", lambda: load_checkpoint(file, opt))
+    assert same_bits(arrays(opt), before)
+
+
+def interrupted():
+    """SIGINT on one rank takes effect when the file, or the state, is complete on all."""
+    opt, other = sharded(), sharded(first=9)
+    last = RANK == RANKS - 1
+    for optimizer, name, function in (
+        (opt, "own_state", save_checkpoint),
+        (other, "gather_params", load_checkpoint),
+    ):
+        original, caught = getattr(optimizer, name), False
+
+        def interrupting(*arguments, original=original):
+            signal.raise_signal(signal.SIGINT)
+            return original(*arguments)
+
+        if last:
+            setattr(optimizer, name, interrupting)
+        try:
+            function(path("interrupted"), optimizer)
+        except KeyboardInterrupt:
+            caught = True
+        assert caught == last
+        COMM.Barrier()
+    assert same_bits(arrays(other), arrays(opt))
+
+
 def memory():
     """Piece by piece: not a tenth of the file in any memory."""
-    sharded_checkpoint.PIECE = 1 << 14
-    arrays = {"a": np.ones(1 << 20, np.float32), "b": np.ones((500, 500), np.float32)}
+    checkpoint_save.PIECE_BYTES = safetensors_stream.PIECE_BYTES = 1 << 14
+    for module in (checkpoint_save, checkpoint_load):
+        module.PIECE_ELEMENTS = 1 << 12
+    arrays = {
+        "a": np.ones(1 << 20, np.float32),
+        "b": np.ones((500, 500), np.float32),
+        "c": np.ones((500, 501), np.float32, order="F"),
+    }
     opt = ShardedAdamW(arrays, bucket_bytes=SMALL_BUCKETS)
     opt.step({name: np.ones_like(x) for name, x in arrays.items()})
-    for call in (sharded_checkpoint.save_checkpoint, sharded_checkpoint.load_checkpoint):
+    for call in (save_checkpoint, load_checkpoint):
         tracemalloc.start()
         call(path("large"), opt)
         peak = tracemalloc.get_traced_memory()[1]
@@ -182,4 +288,14 @@ def memory():
         COMM.Barrier()
 
 
-run({f.__name__: f for f in (any_number_of_ranks, bad_files, failed_saves, memory)})
+PROGRAMS = (
+    any_number_of_ranks,
+    bad_files,
+    failed_saves,
+    conversion,
+    arguments_of_rank_0,
+    another_file_on_one_rank,
+    interrupted,
+    memory,
+)
+run({f.__name__: f for f in PROGRAMS})

@@ -5,11 +5,11 @@ import sys
 import numpy as np
 from mpi4py import MPI
 
-from fused_adamw._distributed.bucket_comm import abort_on_exception
+from fused_adamw._distributed.mpi import abort_on_exception
 
 COMM = MPI.COMM_WORLD
 RANK, RANKS = COMM.rank, COMM.size
-SMALL_BUCKETS = 1 << 17  # bytes: two units of float32, one of float64
+SMALL_BUCKETS = 1 << 17  # bytes: two chunks of float32, one of float64
 
 abort_on_exception(COMM)
 

@@ -1,4 +1,4 @@
-"""What is wrong on one rank is the same error on all, and changes nothing."""
+"""A mistake on one rank raises the same error on all, and changes nothing."""
 
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
@@ -17,8 +17,8 @@ def made(**options):
     return ShardedAdamW(params(), bucket_bytes=SMALL_BUCKETS, **options)
 
 
-def step_refused(kind, expected, grads, grad_scale=1.0, change=None, **options):
-    """A step with these gradients is refused and changes nothing; the next one is taken."""
+def step_raises(kind, expected, grads, grad_scale=1.0, change=None, **options):
+    """A step with these gradients raises and changes nothing; the next one is taken."""
     opt = made(**options)
     opt.step(params())
     if change is not None:
@@ -44,14 +44,22 @@ def on_rank(text):
 def gradients():
     right = params()
     for key, wrong, kind, expected in (
-        ("b", np.zeros((9, 7), np.float32), ValueError, "grads['b'] has shape (9, 7)"),
-        ("a", np.zeros(70_000), TypeError, "grads['a'] has dtype float64; expected float32"),
-        ("c", "no array", TypeError, "grads['c'] is of type str"),
+        ("b", np.zeros((9, 7), np.float32), ValueError, "grads['b'] must have shape (7, 9)"),
+        ("a", np.zeros(70_000), TypeError, "grads['a'] must have dtype float32"),
+        ("c", "no array", TypeError, "grads['c'] must be a NumPy array"),
     ):
-        step_refused(kind, on_rank(expected), on_last({**right, key: wrong}, right))
-    step_refused(ValueError, on_rank("grads has not the keys"), on_last({"a": right["a"]}, right))
-    step_refused(TypeError, on_rank("grads is of type int"), on_last(3, right))
-    step_refused(ValueError, on_rank("grad_scale is"), right, grad_scale=on_last(np.nan, 1.0))
+        step_raises(kind, on_rank(expected), on_last({**right, key: wrong}, right))
+    step_raises(
+        ValueError,
+        on_rank("grads must have the same keys as params"),
+        on_last({"a": right["a"]}, right),
+    )
+    step_raises(
+        TypeError,
+        on_rank("grads must be a mapping with the same keys as params; got int"),
+        on_last(3, right),
+    )
+    step_raises(ValueError, on_rank("grad_scale must be"), right, grad_scale=on_last(np.nan, 1.0))
 
 
 def gradients_to_be_overwritten():
@@ -61,19 +69,19 @@ def gradients_to_be_overwritten():
     shared = {**right, "a": twice[:70_000], "b": twice[-80:-17].reshape(7, 9)}
     if RANKS > 1:
         for options in ({"max_grad_norm": 1.0}, {"skip_nonfinite": True}):
-            step_refused(ValueError, "read-only", on_last(frozen, right), **options)
-            step_refused(
-                ValueError, "two of grads lie within one another", on_last(shared, right), **options
+            step_raises(ValueError, "must be writable", on_last(frozen, right), **options)
+            step_raises(
+                ValueError, "grads must not share memory", on_last(shared, right), **options
             )
 
 
 def gradients_in_the_memory_of_parameters():
     opt = made()
-    held = opt.param_groups[0]["params"]
+    own = opt.param_groups[0]["params"]
     right = params()
     for wrong in (
-        {**right, "b": held["a"][:63].reshape(7, 9)},
-        {**right, "b": held["a"][-1:-64:-1].reshape(7, 9)},
+        {**right, "b": own["a"][:63].reshape(7, 9)},
+        {**right, "b": own["a"][-1:-64:-1].reshape(7, 9)},
     ):
         refused(ValueError, "share memory", lambda: opt.step(on_last(wrong, right)))  # noqa: B023
     assert opt.t == 0
@@ -83,10 +91,10 @@ def numbers_that_differ():
     if RANKS == 1:
         return
     right = params()
-    disagree = "the ranks disagree: "
+    same = "must be the same on all ranks; got"
     missing = on_last({**right, "b": None}, right)
-    step_refused(ValueError, disagree + "the list of tensors without a gradient", missing)
-    step_refused(ValueError, disagree + "grad_scale is", right, grad_scale=on_last(0.5, 1.0))
+    step_raises(ValueError, f"the list of tensors without a gradient {same}", missing)
+    step_raises(ValueError, f"grad_scale {same}", right, grad_scale=on_last(0.5, 1.0))
 
     def rate(opt):
         opt.param_groups[0]["lr"] = on_last(0.5, 0.1)
@@ -94,8 +102,8 @@ def numbers_that_differ():
     def norm(opt):
         opt.max_grad_norm = on_last(0.5, None)
 
-    step_refused(ValueError, disagree + "the groups is", right, change=rate)
-    step_refused(ValueError, disagree + "max_grad_norm is", right, change=norm)
+    step_raises(ValueError, f"param_groups {same}", right, change=rate)
+    step_raises(ValueError, f"max_grad_norm {same}", right, change=norm)
 
 
 def numbers_that_are_wrong():
@@ -108,30 +116,64 @@ def numbers_that_are_wrong():
 
         opt.param_groups[0]["lr"] = on_last(fails, lambda t: 0.1)
 
-    step_refused(ValueError, on_rank("lr is -1.0"), params(), change=rate)
-    step_refused(RuntimeError, on_rank("KeyError: 'no such step'"), params(), change=schedule)
+    def average(opt):
+        opt.ema_decay = on_last(1.0, 0.5)
+
+    def no_average(opt):
+        opt.ema_decay = on_last(None, 0.5)
+
+    step_raises(ValueError, on_rank("lr must be"), params(), change=rate)
+    step_raises(ValueError, on_rank("ema_decay must be"), params(), change=average, ema_decay=0.5)
+    step_raises(
+        ValueError,
+        on_rank("ema_decay must be a number"),
+        params(),
+        change=no_average,
+        ema_decay=0.5,
+    )
+    step_raises(RuntimeError, on_rank("KeyError: 'no such step'"), params(), change=schedule)
 
 
 def construction():
     def sharded(arrays, **options):
         return lambda: ShardedAdamW(arrays, bucket_bytes=SMALL_BUCKETS, **options)
 
-    refused(ValueError, on_rank("lr is -1"), sharded(params(), lr=on_last(-1.0, 0.1)))
-    refused(ValueError, on_rank("params holds no array"), sharded(on_last([], params())))
-    refused(TypeError, on_rank("params['a'] is of type int"), sharded(on_last({"a": 3}, params())))
-    refused(
-        TypeError,
-        on_rank("params['a'] has dtype int64"),
-        sharded(on_last({**params(), "a": np.arange(3)}, params())),
-    )
-    refused(TypeError, "expected float32 or float64", sharded({"a": np.ones(3, np.float16)}))
+    refused(ValueError, on_rank("lr must be"), sharded(params(), lr=on_last(-1.0, 0.1)))
     refused(
         ValueError,
-        on_rank("state_dtype is '4bit'"),
+        on_rank("params must contain at least one array"),
+        sharded(on_last([], params())),
+    )
+    refused(
+        TypeError,
+        on_rank("params['a'] must be a NumPy array"),
+        sharded(on_last({"a": 3}, params())),
+    )
+    refused(
+        TypeError,
+        on_rank("params['a'] must be a NumPy array"),
+        sharded(on_last({**params(), "a": np.arange(3)}, params())),
+    )
+    refused(
+        TypeError,
+        "params['a'] must have dtype float32 or float64",
+        sharded({"a": np.ones(3, np.float16)}),
+    )
+    refused(
+        ValueError,
+        on_rank("state_dtype must be None, 'bfloat16' or '8bit'; got '4bit'"),
         sharded(params(), state_dtype=on_last("4bit", "8bit")),
     )
-    refused(ValueError, "bucket_bytes is 5", lambda: ShardedAdamW(params(), bucket_bytes=5))
-    refused(TypeError, "bucket_bytes is 'x'", lambda: ShardedAdamW(params(), bucket_bytes="x"))
+    refused(
+        ValueError,
+        "bucket_bytes must be >= 131,072; got 5",
+        lambda: ShardedAdamW(params(), bucket_bytes=5),
+    )
+    refused(
+        TypeError,
+        "bucket_bytes must be an integer; got 'x'",
+        lambda: ShardedAdamW(params(), bucket_bytes="x"),
+    )
 
 
 def construction_that_differs():
@@ -142,23 +184,24 @@ def construction_that_differs():
         def construct():
             ShardedAdamW(params() if arrays is None else arrays, **options)
 
-        refused(ValueError, f"the ranks disagree: {expected}", construct)
+        refused(ValueError, f"{expected} must be the same on all ranks", construct)
 
-    differs("lr of group 0 is 0.1 on rank 0", lr=on_last(0.2, 0.1))
+    differs("lr of group 0", lr=on_last(0.2, 0.1))
     differs("betas of group 0", betas=on_last((0.9, 0.99), (0.9, 0.999)))
     differs("lr of group 0", lr=on_last(lambda t: 0.1, 0.1))
-    differs("amsgrad is", amsgrad=on_last(True, False))
-    differs("seed is", seed=on_last(3, 0), state_dtype="8bit")
-    differs("state_dtype is", state_dtype=on_last("8bit", None))
-    differs("max_grad_norm is", max_grad_norm=on_last(1.0, None))
-    differs("bucket_bytes is", bucket_bytes=on_last(1 << 20, 1 << 21))
-    differs("decay_mask of 'a'", decay_mask=lambda name, array: on_last(True, False))
-    differs("the names in params", on_last({"a": np.ones(3)}, params()))
-    differs("params['b'] is", on_last(params([(70_000,), (9, 7), ()]), params()))
-    differs("params['a'] is", on_last(params(dtype=np.float64), params()))
+    differs("amsgrad", amsgrad=on_last(True, False))
+    differs("seed", seed=on_last(3, 0), state_dtype="8bit")
+    differs("state_dtype", state_dtype=on_last("8bit", None))
+    differs("ema_decay", ema_decay=on_last(0.5, 0.75))
+    differs("max_grad_norm", max_grad_norm=on_last(1.0, None))
+    differs("bucket_bytes", bucket_bytes=on_last(1 << 20, 1 << 21))
+    differs("decay_mask for params['a']", decay_mask=lambda name, array: on_last(True, False))
+    differs("the parameter names", on_last({"a": np.ones(3)}, params()))
+    differs("params['b']", on_last(params([(70_000,), (9, 7), ()]), params()))
+    differs("params['a']", on_last(params(dtype=np.float64), params()))
     other = params()
     other["c"] += 1
-    differs("the CRC-32 of the values of params['c'] is", on_last(other, params()))
+    differs("the values of params['c'] (CRC-32)", on_last(other, params()))
 
 
 PROGRAMS = (

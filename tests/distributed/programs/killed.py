@@ -1,9 +1,9 @@
-"""A training with checkpoints, that a rank may die in, amid a step.
+"""A training with checkpoints, in which a rank may die in the middle of a step.
 
     killed.py FILE STEPS [SIGKILL | exception] [STEP]
 
-It goes on from the file where there is one. With the third argument the last rank dies in the step
-behind so many.
+It resumes from the file if there is one. With the third argument the last rank dies in the step
+after so many.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, draw
 
-from fused_adamw._io.sharded_checkpoint import load_checkpoint, save_checkpoint
+from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
 
 SHAPES = [(100_000,), (5,)]
@@ -29,20 +29,20 @@ def gradients(step):
 
 
 opt = ShardedAdamW(draw(SHAPES), bucket_bytes=SMALL_BUCKETS, state_dtype="8bit")
-start_gather = opt._exchange.start_gather
+start_gather = opt._bucket_comm.start_gather
 
 
-def die_amid_the_last_step(k, bucket):
+def die_in_the_last_step(k, bucket, arrays):
     if RANK == RANKS - 1 and opt.t == last:
         if how == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise RuntimeError("amid a step")
-    start_gather(k, bucket)
+        raise RuntimeError("in the middle of a step")
+    start_gather(k, bucket, arrays)
 
 
 if path.exists():
     load_checkpoint(path, opt)
-opt._exchange.start_gather = die_amid_the_last_step
+opt._bucket_comm.start_gather = die_in_the_last_step
 while opt.t < steps:
     opt.step(gradients(opt.t))
     if opt.t % 2 == 0:

@@ -1,0 +1,92 @@
+"""Errors and consistency checks that all ranks take part in.
+
+If one rank raised alone, the others would wait for it forever; so whatever can go wrong on one rank
+raises on all.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError)
+MAX_SHOWN = 200  # characters of a value in a message
+
+
+@contextmanager
+def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> Iterator[None]:
+    """Run the block on all ranks; if it raises on one, raise the same error on all.
+
+    One all-reduce of 24 bytes, if there is nothing to raise.
+
+    Args:
+        comm: a communicator of mpi4py; None: a single process, where nothing is done.
+        fingerprint: values by name, which the block may fill in, that must be equal on all ranks.
+
+    Raises:
+        ValueError: the fingerprints differ; the message names the first difference.
+    """
+    if comm is None:
+        yield
+        return
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    digest = 0 if failure is not None or not fingerprint else _digest(fingerprint)
+    flags = np.array([failure is not None, digest, -digest], np.int64)
+    from . import mpi  # here, as a single process does not need mpi4py
+
+    mpi.replace_by_maximum(comm, flags)
+    failed, largest, negated_smallest = flags
+    if failed:
+        _raise_first_error(comm, failure)
+    if largest != -negated_smallest:
+        _raise_difference(comm, fingerprint or {})
+
+
+def _digest(fingerprint: Mapping[str, Any]) -> int:
+    return int.from_bytes(blake2b(repr(fingerprint).encode(), digest_size=7).digest(), "little")
+
+
+def _raise_first_error(comm: Any, failure: Exception | None) -> None:
+    """Raise what the first of the ranks that failed did."""
+    gathered = comm.allgather(None if failure is None else _picklable(failure))
+    rank, error = next((rank, x) for rank, x in enumerate(gathered) if x is not None)
+    on_all = len({str(x) for x in gathered}) == 1
+    if on_all or isinstance(error, OSError):
+        raise error from failure
+    raise type(error)(f"rank {rank}: {error}") from failure
+
+
+def _picklable(error: Exception) -> Exception:
+    """An exception with the same message that can be sent to other ranks."""
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror or str(error), error.filename)
+    if type(error) in SENT_AS_THEY_ARE or type(error).__module__.startswith("fused_adamw."):
+        return type(error)(*map(str, error.args))
+    for kind in SENT_AS_THEY_ARE:
+        if isinstance(error, kind):
+            return kind(f"{type(error).__name__}: {error}")
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _raise_difference(comm: Any, fingerprint: Mapping[str, Any]) -> None:
+    gathered = comm.allgather({name: repr(value) for name, value in fingerprint.items()})
+    first = gathered[0]
+    for rank, other in enumerate(gathered):
+        for name in {**first, **other}:
+            ours, theirs = first.get(name, "missing"), other.get(name, "missing")
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} must be the same on all ranks; got {_shortened(ours)} on rank 0 and "
+                    f"{_shortened(theirs)} on rank {rank}"
+                )
+    raise RuntimeError("the ranks were called with different arguments")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

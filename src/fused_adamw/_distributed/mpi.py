@@ -1,0 +1,105 @@
+"""MPI, by way of mpi4py: the only file that imports it.
+
+The functions take a communicator of mpi4py; the rest of the package gets by with them and with the
+methods of that object.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from mpi4py import MPI
+except ImportError as error:  # also where no MPI library is found
+    raise ImportError(
+        f'sharding requires mpi4py and an MPI: pip install "fused-adamw[mpi]" ({error})'
+    ) from None
+
+from .._core import default_num_threads
+from .._optim.arrays import Array
+
+Comm: TypeAlias = Any  # mpi4py.MPI.Intracomm; mpi4py is not there when types are checked
+Request: TypeAlias = Any  # mpi4py.MPI.Request
+
+DATATYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
+_DUPLICATE = MPI.Comm.Create_keyval()
+
+
+def world() -> Comm:
+    """The communicator of all processes that were started together."""
+    return MPI.COMM_WORLD
+
+
+def private_duplicate(comm: Comm) -> Comm:
+    """A communicator of the same ranks for our messages alone; made once for each ``comm``."""
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm must be an intracommunicator of mpi4py; got {type(comm).__name__}")
+    duplicate = comm.Get_attr(_DUPLICATE)
+    if duplicate is None:
+        duplicate = comm.Dup()
+        duplicate.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+        comm.Set_attr(_DUPLICATE, duplicate)
+    return duplicate
+
+
+def abort_on_exception(comm: Comm) -> None:
+    """From now on, an uncaught exception ends the processes of all ranks."""
+    report = sys.excepthook
+
+    def report_and_abort(*exception: Any) -> None:
+        sys.stderr = sys.__stderr__  # it may have been redirected
+        report(*exception)
+        comm.Abort(1)
+
+    sys.excepthook = report_and_abort
+
+
+def default_threads(comm: Comm) -> int | None:
+    """The number of threads of a rank where ranks of one machine share its cores; else None."""
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    sharing: int = machine.allgather(affinity).count(affinity)
+    machine.Free()
+    if sharing == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, default_num_threads() // sharing)
+
+
+def replace_by_maximum(comm: Comm, numbers: NDArray[np.int64]) -> None:
+    """Let all ranks have the largest of each of their numbers, in place."""
+    comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
+
+
+def gather_vectors(
+    comm: Comm, vector: NDArray[np.float64], counts: Sequence[int]
+) -> NDArray[np.float64]:
+    """The vectors of all ranks, laid end to end; ``counts``: the length of each."""
+    gathered = np.empty(sum(counts))
+    comm.Allgatherv(vector, [gathered, counts])
+    return gathered
+
+
+def start_reduce_scatter(
+    comm: Comm, sent: Array | None, received: Array, counts: Sequence[int]
+) -> Request:
+    """Start to sum ``sent`` over the ranks; each gets ``counts[rank]`` elements in ``received``.
+    None: what is summed lies in ``received`` itself."""
+    source = MPI.IN_PLACE if sent is None else sent
+    return comm.Ireduce_scatter(source, received, counts, MPI.SUM)
+
+
+def start_allgather(
+    comm: Comm, elements: Array, counts: Sequence[int], starts: Sequence[int]
+) -> Request:
+    """Start to fill an array in which each rank has its own part already."""
+    datatype = DATATYPES[elements.dtype.name]
+    return comm.Iallgatherv(MPI.IN_PLACE, [elements, counts, starts, datatype])
+
+
+def make_progress(requests: Sequence[Request]) -> None:
+    """Most MPIs move messages only while they are called."""
+    MPI.Request.Testall(list(requests))

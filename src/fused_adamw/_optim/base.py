@@ -1,0 +1,189 @@
+"""The base of ``AdamW`` and ``ShardedAdamW``: parameters, options, numbers of the state."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._core import BoundTensors, TreeSpec
+from .arrays import Array, MemoryOrder, Shape, ShardSlice, order_of
+from .options import OPTIONS, Option, check_flag
+from .param_groups import (
+    DecayMask,
+    ParamGroup,
+    arrange,
+    check_state_support,
+    hyperparams_at,
+    resolve_decay_mask,
+    serialize_groups,
+)
+from .state_dict import check_numbers
+from .state_formats import (
+    StateDtype,
+    StateOptions,
+    TensorState,
+    check_amsgrad,
+    format_of,
+    has_param_layout,
+    state_layout,
+)
+
+
+class BaseOptimizer:
+    """Parameter groups, options, and the numbers of the state.
+
+    A subclass calls ``_arrange``, makes ``_bound`` over its ``_state``, and then calls ``_finish``.
+    """
+
+    amsgrad: bool
+    maximize: bool
+    max_grad_norm: float | None
+    skip_nonfinite: bool
+    state_dtype: StateDtype | None
+    master_weights: bool
+    seed: int | None
+    ema_decay: float | None
+    num_threads: int | None
+
+    param_groups: list[ParamGroup]
+    comm: Any = None  # the communicator of mpi4py that ranks share; None: a single process
+    _spec: TreeSpec
+    _arrays: list[Array]  # the parameters
+    _grouped: bool
+    _decays: list[bool]  # by tensor, whether weight decay applies to it
+    _state_options: StateOptions
+    _state: list[TensorState]  # by slot
+    _bound: BoundTensors
+
+    def _arrange(self, params: Any, arguments: Mapping[str, Any]) -> None:
+        """Take over the arguments of a constructor."""
+        for name, option in OPTIONS.items():
+            self._set(name, option.check(name, arguments.get(name, option.default)))
+        check_amsgrad(self.state_dtype, self.amsgrad)
+        self.param_groups, self._spec, self._arrays, self._grouped = arrange(params, arguments)
+        check_state_support(self._spec, self._arrays, self.state_dtype)
+        self._decays = [True] * len(self._arrays)
+        self._state_options = StateOptions(
+            self.state_dtype, self.amsgrad, self.master_weights, ema=self.ema_decay is not None
+        )
+
+    def _finish(self, decay_mask: DecayMask | None) -> None:
+        """Apply the mask and check the first step's numbers, after the arrays were checked."""
+        if decay_mask is not None:
+            items = self._spec.flatten("params", self._params())
+            self._decays = resolve_decay_mask(self._spec, decay_mask, items)
+            self._bound.set_decays(self._decays)
+        hypers = hyperparams_at(self.param_groups, 1, self.ema_decay)
+        self._bound.check(hypers, self.max_grad_norm, [0] * len(self._arrays))
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in OPTIONS and OPTIONS[name].fixed:
+                raise AttributeError(f"{name} cannot be changed after construction")
+            super().__setattr__(name, value)
+
+    def _set(self, name: str, value: Any) -> None:
+        """Set an option, a fixed one too. (To go through ``vars`` would slow down later reads.)"""
+        object.__setattr__(self, name, value)
+
+    @property
+    def t(self) -> int:
+        """The number of steps taken."""
+        return self._bound.t
+
+    @property
+    def names(self) -> list[str]:
+        """A dotted name for each tensor, such as "layers.3.w"; first the index of its group."""
+        return self._spec.names()
+
+    def param_arrays(self) -> list[Array]:
+        """The parameters, in the order of ``names``; complete on every rank."""
+        return self._arrays
+
+    @property
+    def state_nbytes(self) -> int:
+        """The memory of the state in bytes: moments, scales, master weights, averages."""
+        return sum(array.nbytes for state in self._state for array in state.arrays.values())
+
+    def shards(self, tensor: int) -> list[ShardSlice]:
+        """The slices of a tensor, in order, each with the rank that keeps its state."""
+        raise NotImplementedError
+
+    def own_state(self, shard: ShardSlice, role: str) -> Array:
+        """The state that this rank keeps of a slice of its own: flat, in memory order."""
+        raise NotImplementedError
+
+    def gather_params(self) -> None:
+        """Gather the parameters of all shards on every rank, from those that own them."""
+        raise NotImplementedError
+
+    def state_numbers(self) -> dict[str, Any]:
+        """``state_dict()`` without its arrays."""
+        steps = zip(self.names, self._bound.get_steps(), self._orders(), strict=True)
+        return {
+            "t": self.t,
+            "param_groups": serialize_groups(self.param_groups),
+            **self._get_options(lambda option: option.saved),
+            "state": {
+                name: {"step": step} | ({} if order is None else {"order": order})
+                for name, step, order in steps
+            },
+        }
+
+    def check_numbers(self, saved: Mapping[str, Any]) -> None:
+        """Raise what ``load_state_dict`` would raise of all but the arrays and their memory order.
+
+        Args:
+            saved: as in ``state_numbers``, or a whole state dict.
+
+        Raises:
+            TypeError, ValueError: naming the entry.
+        """
+        steps = check_numbers(saved, len(self.param_groups), self.names)
+        ema_decay = self._loaded_ema_decay(saved)
+        hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, ema_decay)
+        self._bound.check(hypers, saved["max_grad_norm"], steps)
+
+    def load_numbers(self, saved: Mapping[str, Any]) -> None:
+        """Take over numbers that ``check_numbers`` has accepted."""
+        for group, found in zip(self.param_groups, saved["param_groups"], strict=True):
+            group.update(found)
+        options = {name: saved[name] for name, option in OPTIONS.items() if option.saved}
+        for name, value in (options | {"ema_decay": self._loaded_ema_decay(saved)}).items():
+            self._set(name, value)
+        self._bound.set_seed(self.seed)
+        self._bound.t = saved["t"]
+        self._bound.set_steps([saved["state"][name]["step"] for name in self.names])
+
+    def state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:
+        """By role, the storage type and shape of the arrays that one process keeps of a tensor."""
+        return state_layout(param.dtype.name, param.shape, self._state_options)
+
+    def _loaded_ema_decay(self, saved: Mapping[str, Any]) -> float | None:
+        """The decay of a snapshot; our own where only one of the two has averages of the weights,
+        which conversion makes or drops."""
+        has_ema, found = self._state_options.ema, saved["ema_decay"]
+        decay: float | None = found if has_ema and found is not None else None
+        return self.ema_decay if has_ema and decay is None else decay
+
+    def _orders(self) -> list[MemoryOrder | None]:
+        """The memory order in which the state of each tensor is flat; None where it is not flat."""
+        formats = [format_of(array.dtype.name, self.state_dtype) for array in self._arrays]
+        return [
+            None if has_param_layout(array.dtype.name, format_) else order_of(array)
+            for array, format_ in zip(self._arrays, formats, strict=True)
+        ]
+
+    def _params(self) -> Any:
+        """The parameters in the structure of ``_spec``."""
+        trees = [group["params"] for group in self.param_groups]
+        return trees if self._grouped else trees[0]
+
+    def _get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
+        """The values of the options that a predicate selects; flags as bools."""
+        values = {name: getattr(self, name) for name, x in OPTIONS.items() if selects(x)}
+        return {k: bool(x) if OPTIONS[k].check is check_flag else x for k, x in values.items()}
+
+    def _options_repr(self) -> str:
+        """The options that differ from their defaults."""
+        values = self._get_options(lambda option: True)
+        return "".join(f", {k}={x!r}" for k, x in values.items() if x != OPTIONS[k].default)

@@ -1,0 +1,178 @@
+"""State dicts: what they contain, and checks of what is loaded."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .arrays import Array, MemoryOrder, Shape, order_of
+from .options import HYPERPARAMETERS, OPTIONS
+from .state_formats import TensorState, has_param_layout, recognize, stored_as
+
+MAX_STEPS = 2**63 - 2**32  # leaves a count of 64 bits far from its end
+
+
+Layout: TypeAlias = Mapping[str, tuple[str, Shape]]
+"""By role, the storage type and shape of the arrays of a tensor's state."""
+
+ArrayTypes: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
+"""By role, the dtype and shape of arrays."""
+
+
+class StateMatch(NamedTuple):
+    """How the state of a tensor was saved, and whether the optimizer stores it in that way."""
+
+    format: str
+    own_format: str
+    order: MemoryOrder | None  # of saved arrays that are flat
+    is_equal: bool  # the arrays can be copied
+    roles: tuple[str, ...]  # of saved arrays
+
+
+class SavedState(NamedTuple):
+    """The arrays of one tensor in a state dict."""
+
+    state: TensorState
+    order: MemoryOrder | None
+
+
+def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -> list[int]:
+    """Check a state dict but for its arrays and the values of its hyper-parameters.
+
+    Returns:
+        The number of steps of each tensor.
+
+    Raises:
+        TypeError, ValueError: naming the entry.
+    """
+    options = {name for name, option in OPTIONS.items() if option.saved}
+    _check_keys("state_dict", saved, {"t", "param_groups", "state", *options})
+    _check_keys("state_dict['state']", saved["state"], set(names))
+    _check_count("state_dict['t']", saved["t"])
+    for name in sorted(options):
+        OPTIONS[name].check(f"state_dict[{name!r}]", saved[name])
+    _check_groups(saved["param_groups"], num_groups)
+    steps = []
+    for name in names:
+        where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
+        _check_mapping(where, entry)
+        _check_keys(where, entry, {"step", *entry})
+        _check_count(f"{where}['step']", entry["step"])
+        steps.append(entry["step"])
+    return steps
+
+
+def recognized_entry(
+    where: str, entry: Mapping[str, Any], own: Layout, param: Array, convert: bool
+) -> SavedState:
+    """The state in an entry of a state dict.
+
+    Args:
+        where: the name of the entry, for messages.
+        entry: the arrays of one tensor, its ``step`` and ``order``.
+        own, param, convert: as in ``match_state``.
+
+    Raises:
+        TypeError, ValueError: as ``match_state`` does.
+    """
+    arrays = {role: x for role, x in entry.items() if role not in ("step", "order")}
+    for role, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{where}[{role!r}] must be an array; got {type(array).__name__}")
+    found = {role: (array.dtype, array.shape) for role, array in arrays.items()}
+    match = match_state(where, found, entry.get("order"), own, param, convert)
+    if match.order is not None:  # flat arrays, which are decoded where they are
+        arrays = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
+    return SavedState(TensorState(match.format, arrays), match.order)
+
+
+def match_state(
+    where: str, saved: ArrayTypes, order: Any, own: Layout, param: Array, convert: bool
+) -> StateMatch:
+    """Compare the saved state of a tensor with what the optimizer stores.
+
+    Args:
+        where: what the state is called in messages.
+        saved: by role, the dtype and shape of each array that was saved.
+        order: the memory order of saved arrays that are flat; else None.
+        own: the layout of the optimizer's state.
+        param: the parameter whose state it is.
+        convert: whether format, memory order, master weights and averages may differ.
+
+    Raises:
+        TypeError, ValueError: it is no state of such a parameter, or cannot be loaded.
+    """
+    if order not in (None, "C", "F"):
+        raise ValueError(f"the order of {where} must be 'C' or 'F'; got {order!r}")
+    if ("v_max" in saved) != ("v_max" in own):
+        raise ValueError(
+            f"{where} was saved with amsgrad={'v_max' in saved}; this optimizer has "
+            f"amsgrad={'v_max' in own} (array 'v_max')"
+        )
+    dtype, expected = param.dtype.name, stored_as(own)
+    own_format = recognize(expected, param.shape, dtype)
+    try:
+        format_ = recognize(saved, param.shape, dtype)
+    except ValueError as error:
+        _raise_difference(where, saved, expected)
+        raise ValueError(f"{where}: {error}") from None
+    if (order is None) != has_param_layout(dtype, format_):
+        raise ValueError(f"the order of {where} must be 'C' or 'F' if it is flat; got {order!r}")
+    own_order = None if has_param_layout(dtype, own_format) else order_of(param)
+    is_equal = saved == expected and order == own_order
+    if not (is_equal or convert):
+        found, stored = f"is in memory order {order!r}", f"{own_order!r}"
+        if format_ != own_format:
+            found, stored = f"holds {format_!r} moments", f"{own_format!r}"
+        elif set(saved) != set(own):
+            found, stored = f"has {sorted(saved)}", f"{sorted(own)}"
+        raise ValueError(
+            f"{where} {found}, this optimizer stores {stored}; pass convert=True to convert"
+        )
+    return StateMatch(format_, own_format, order, is_equal, tuple(saved))
+
+
+def _raise_difference(where: str, saved: ArrayTypes, expected: ArrayTypes) -> None:
+    if set(saved) != set(expected):
+        found = sorted(map(str, saved))
+        raise ValueError(f"{where} must have the arrays {sorted(expected)}; got {found}")
+    for role, (dtype, shape) in expected.items():
+        if saved[role] != (dtype, shape):
+            raise (ValueError if saved[role][0] == dtype else TypeError)(
+                f"{where}: {role!r} must have shape {shape} and dtype {dtype}; got "
+                f"{saved[role][1]} and {saved[role][0]}"
+            )
+
+
+def _check_groups(groups: Any, count: int) -> None:
+    where = "state_dict['param_groups']"
+    if not isinstance(groups, list):
+        raise TypeError(f"{where} must be a list; got {groups!r}")
+    if len(groups) != count:
+        raise ValueError(f"{where} must have {count} groups; got {len(groups)}")
+    for g, group in enumerate(groups):
+        _check_keys(f"{where}[{g}]", group, set(HYPERPARAMETERS))
+        if not isinstance(group["betas"], (tuple, list)):  # an iterator would be used up
+            kind = type(group["betas"]).__name__
+            raise TypeError(f"{where}[{g}]['betas'] must be a pair of numbers; got {kind}")
+
+
+def _check_mapping(where: str, mapping: Any) -> None:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{where} must be a mapping; got {type(mapping).__name__}")
+
+
+def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
+    _check_mapping(where, mapping)
+    if set(mapping) != keys:
+        missing = sorted(keys - set(mapping))
+        unexpected = sorted(map(str, set(mapping) - keys))
+        raise ValueError(
+            f"{where} does not match this optimizer: missing keys {missing}, unexpected keys "
+            f"{unexpected}"
+        )
+
+
+def _check_count(where: str, count: Any) -> None:
+    if not isinstance(count, int) or not 0 <= count < MAX_STEPS:
+        raise ValueError(f"{where} must be a number of steps >= 0; got {count!r}")

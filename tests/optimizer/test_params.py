@@ -1,0 +1,132 @@
+"""What ``params`` may be: names of nested tensors, groups, and what is refused with a next step."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from optimizers import HYPER, Twins, draw, leaves
+
+from fused_adamw import AdamW
+
+FLAX = {"layers": [{"w": (2,), "b": (3,)}, {"w": (4,)}], "head": {"kernel": (5,), "scale": (1,)}}
+
+
+def tree(shapes, make):
+    if isinstance(shapes, dict):
+        return {key: tree(x, make) for key, x in shapes.items()}
+    return [tree(x, make) for x in shapes] if isinstance(shapes, list) else make(shapes)
+
+
+def test_names_are_paths_with_dots():
+    names = ["layers.0.w", "layers.0.b", "layers.1.w", "head.kernel", "head.scale"]
+    params = tree(FLAX, np.ones)
+    assert AdamW(params).names == names
+    assert AdamW([{"params": params}]).names == [f"0.{name}" for name in names]
+    assert AdamW([params, np.ones(2)]).names == [*(f"0.{name}" for name in names), "1"]
+
+
+def test_moments_have_the_structure_of_the_parameters():
+    params = tree(FLAX, np.ones)
+    opt = AdamW(params, ema_decay=0.9)
+    opt.step(tree(FLAX, np.ones))
+    for found in (opt.m, opt.v, opt.ema):
+        assert tree(FLAX, lambda shape: shape) == shapes_of(found)
+
+
+def shapes_of(arrays):
+    if isinstance(arrays, dict):
+        return {key: shapes_of(x) for key, x in arrays.items()}
+    return list(map(shapes_of, arrays)) if isinstance(arrays, list) else arrays.shape
+
+
+def test_a_list_of_dicts_is_groups_only_if_they_have_params():
+    arrays, grads = draw([2, 3, 4]), draw([2, 3, 4], seed=1)
+    params = [{"w": arrays[0], "lr": arrays[1]}, {"w": arrays[2]}]
+    opt, twins = AdamW(params, **HYPER), Twins(arrays)
+    assert (opt.names, len(opt.param_groups)) == (["0.w", "0.lr", "1.w"], 1)
+    opt.step([{"w": grads[0], "lr": grads[1]}, {"w": grads[2]}])
+    twins.step(grads, HYPER)
+    twins.assert_equal(opt)
+
+
+def test_one_group_that_is_a_mapping_of_params_is_no_group():
+    """Only a list has groups: here "params" is a key like others, as in Flax."""
+    opt = AdamW({"params": {"w": np.ones(2)}})
+    assert opt.names == ["params.w"]
+    assert [a.shape for a in leaves(opt.m)] == [(2,)]
+
+
+def test_decay_masks_are_nested_too():
+    def params():
+        return tree(FLAX, lambda shape: np.full(shape, 2.0))
+
+    predicate = AdamW(params(), decay_mask=lambda name, array: name.endswith(".w"))
+    mask = tree(FLAX, lambda shape: shape in ((2,), (4,)))
+    booleans = AdamW(params(), decay_mask=mask)
+    for opt in (predicate, booleans):
+        opt.step(tree(FLAX, np.zeros))
+        changed = [bool((a != 2).all()) for a in leaves(opt.param_groups[0]["params"])]
+        assert changed == [True, False, True, False, False]
+
+
+class MadeAtEachAccess(Mapping):
+    """As an archive or a file of arrays is."""
+
+    def __getitem__(self, key):
+        return np.ones(3)
+
+    def __iter__(self):
+        return iter("ab")
+
+    def __len__(self):
+        return 2
+
+
+class Trainable:
+    """What a tensor of PyTorch has and an array has not."""
+
+    requires_grad = True
+
+
+@pytest.mark.parametrize("params", [Trainable(), [Trainable()], {"a": [Trainable()]}], ids=str)
+def test_tensors_of_pytorch_are_refused_with_a_next_step(params):
+    with pytest.raises(TypeError, match=r"must be .*; got Trainable; .*fused_adamw\.torch\.AdamW"):
+        AdamW(params)
+
+
+@pytest.mark.slow
+def test_parameters_of_pytorch_are_refused_with_a_next_step():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 2)
+    for params in (model.parameters(), model.weight, list(model.parameters())):
+        with pytest.raises(TypeError, match=r"^params.* must be .*fused_adamw\.torch\.AdamW"):
+            AdamW(params)
+
+
+def test_a_mapping_that_makes_its_arrays_is_refused():
+    message = r"params\['a'\] must return the same array on every access; got a new one"
+    with pytest.raises(ValueError, match=message):
+        AdamW(MadeAtEachAccess())
+
+
+def test_the_state_is_bound_once_with_a_mask(monkeypatch):
+    """The mask is given to what is bound; nothing is bound a second time."""
+    from fused_adamw import optimizer
+
+    calls = []
+    bind = optimizer.BoundTensors
+    monkeypatch.setattr(
+        optimizer, "BoundTensors", lambda *args, **kwargs: calls.append(1) or bind(*args, **kwargs)
+    )
+    AdamW({"w": np.ones(2)}, decay_mask={"w": False})
+    assert len(calls) == 1
+
+
+def test_masked_arrays_are_refused():
+    """Their memory includes the elements that are masked."""
+    with pytest.raises(TypeError, match=r"params\['w'\] must be a plain array; got a masked array"):
+        AdamW({"w": np.ma.ones(3)})
+    opt = AdamW({"w": np.ones(3)})
+    with pytest.raises(TypeError, match=r"grads\['w'\] must be a plain array; got a masked array"):
+        opt.step({"w": np.ma.ones(3)})
+    assert opt.t == 0
