@@ -1,1 +1,1 @@
-"""Files and signals."""
+"""Files and signals: streaming checkpoints, atomic writes, deferred SIGINT."""

@@ -1,46 +1,35 @@
-"""Ctrl-C, held back while something that has to be whole is written, or for a loop to end in."""
+"""Deferral of SIGINT (Ctrl-C) while something has to run to its end."""
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
-def interrupt_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect after the block instead of amid it."""
-    received = threading.Event()
-    try:
-        # A handler that is not of Python, None here, could not be put back.
-        with _noted(received, lambda handler: handler is not None):
-            yield
-    finally:
-        if received.is_set():
-            signal.raise_signal(signal.SIGINT)
+def interrupt_deferred(*, reraise: bool = True) -> Iterator[threading.Event]:
+    """Defer SIGINT to the end of the block.
 
+    Only the main thread receives signals; in any other thread nothing changes.
 
-@contextmanager
-def interrupts_held() -> Iterator[threading.Event]:
-    """Within this context Ctrl-C sets the event, instead of stopping Python between two lines.
+    Args:
+        reraise: deliver the signal after the block, to whatever handles it. False is for a loop
+            that reads the event to end early; it replaces Python's default handler only, so that
+            handlers of the application, and an ignored SIGINT, keep their effect.
 
-    Where Ctrl-C is handled otherwise, or ignored, nothing is changed.
+    Yields an event that is set when SIGINT arrives.
     """
-    interrupt = threading.Event()
-    with _noted(interrupt, lambda handler: handler is signal.default_int_handler):
-        yield interrupt
-
-
-@contextmanager
-def _noted(interrupt: threading.Event, replaces: Callable[[Any], bool]) -> Iterator[None]:
-    """Ctrl-C sets the event, if this ``replaces`` the handler; and in the main thread, which alone
-    receives it."""
+    received = threading.Event()
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not replaces(handler):
-        yield
+    # None: a handler that was not installed from Python, which could not be restored.
+    replaceable = handler is not None if reraise else handler is signal.default_int_handler
+    if not replaceable or threading.current_thread() is not threading.main_thread():
+        yield received
         return
-    signal.signal(signal.SIGINT, lambda *_: interrupt.set())
+    signal.signal(signal.SIGINT, lambda *_: received.set())
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGINT, handler)
+        if reraise and received.is_set():
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,215 @@
+"""Loading: the file is verified as a whole, then read into the memory of its tensors."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from errno import EIO
+from io import FileIO
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._optim.arrays import (
+    Array,
+    Shape,
+    ShardSlice,
+    items_of_range,
+    order_of,
+    slabs,
+    transposed_positions,
+)
+from .._optim.base import BaseOptimizer
+from .._optim.state_dict import StateMatch, match_state
+from .._optim.state_formats import storage_dtype
+from .checkpoint_convert import convert_shards
+from .checkpoint_schema import (
+    UNREADABLE,
+    CorruptCheckpointError,
+    Header,
+    MismatchedCheckpointError,
+    read_checkpoint_header,
+    read_metadata,
+    restore_numbers,
+    translate_read_errors,
+    verify_tensors,
+)
+from .ranks import Ranks
+from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
+from .sigint import interrupt_deferred
+
+Target: TypeAlias = tuple[ShardSlice, Array]
+"""A shard of this rank, and memory for its elements, in memory order."""
+
+
+def load(path: str | os.PathLike[str], optimizer: BaseOptimizer, convert: bool) -> dict[str, Any]:
+    """The implementation of ``checkpoint.load_checkpoint``."""
+    ranks = Ranks(optimizer.comm)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.deferred_interrupt())
+        with ranks.agreement():
+            file = stack.enter_context(open(path, "rb", buffering=0))
+        header = _verify(path, file, ranks)
+        with ranks.agreement():
+            numbers, matches = _match(path, header, optimizer, convert)
+            with translate_read_errors(path):
+                extra = read_metadata(header.metadata, "extra")
+        with interrupt_deferred():
+            with ranks.agreement(), _partial_load_reported(path):
+                _read(file, header, optimizer, ranks.rank, matches)
+            optimizer.load_numbers(numbers)
+            optimizer.gather_params()
+    return extra
+
+
+def _verify(path: str | os.PathLike[str], file: FileIO, ranks: Ranks) -> Header:
+    """The header of a file that is intact, and the same on every rank."""
+    with ranks.agreement(), translate_read_errors(path):
+        header = read_checkpoint_header(path, file)
+        if ranks.rank == 0:
+            verify_tensors(file, header)
+    # It covers the checksums of all tensors.
+    checksum = header.metadata["checksum"]
+    expected = ranks.broadcast(checksum)
+    with ranks.agreement():
+        if checksum != expected:
+            raise CorruptCheckpointError(f"{os.fspath(path)} differs from the file read by rank 0")
+    return header
+
+
+def _match(
+    path: str | os.PathLike[str], header: Header, optimizer: BaseOptimizer, convert: bool
+) -> tuple[dict[str, Any], list[StateMatch]]:
+    try:
+        numbers = restore_numbers(header.metadata, optimizer)
+        matches = _match_tensors(header, numbers, optimizer, convert)
+        optimizer.check_numbers(numbers)
+    except UNREADABLE as error:
+        reason = str(error) if type(error) is not KeyError else f"missing {error}"
+        raise MismatchedCheckpointError(
+            f"{os.fspath(path)} does not match this optimizer: {reason}"
+        ) from error
+    return numbers, matches
+
+
+def _match_tensors(
+    header: Header, numbers: Mapping[str, Any], optimizer: BaseOptimizer, convert: bool
+) -> list[StateMatch]:
+    params = dict(zip(optimizer.names, optimizer.param_arrays(), strict=True))
+    _require_params(header, params)
+    saved: dict[str, dict[str, tuple[np.dtype[Any], Shape]]] = {name: {} for name in params}
+    for key, info in header.tensors.items():
+        role, slash, name = key.partition("/")
+        if key.startswith("extra/"):
+            continue
+        if not slash or name not in saved:
+            raise ValueError(f"unexpected {key}")
+        if role != "params":
+            saved[name][role] = (info.storage, info.shape)
+    matches = []
+    for name, array in params.items():
+        where, order = f"the state of {name!r}", numbers["state"][name].get("order")
+        own = optimizer.state_entries(array)
+        matches.append(match_state(where, saved[name], order, own, array, convert))
+    return matches
+
+
+def _require_params(header: Header, arrays: Mapping[str, Array]) -> None:
+    found = {key for key in header.tensors if key.startswith("params/")}
+    expected = {f"params/{name}" for name in arrays}
+    if found != expected:
+        raise ValueError(
+            f"missing {_some(expected - found)}, unexpected {_some(found - expected)}: it belongs "
+            "to a different model"
+        )
+    for name, array in arrays.items():
+        info = header.tensors[f"params/{name}"]
+        if (info.dtype, info.shape) != (array.dtype.name, array.shape):
+            raise ValueError(
+                f"params/{name} must have shape {array.shape} and dtype {array.dtype}; got "
+                f"{info.shape} and {info.dtype}"
+            )
+        if not array.flags.writeable:
+            raise ValueError(f"the array of parameter {name!r} is read-only")
+
+
+def _some(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    return f"{names[:4]} and {len(names) - 4} more" if len(names) > 5 else str(names)
+
+
+@contextmanager
+def _partial_load_reported(path: str | os.PathLike[str]) -> Iterator[None]:
+    """The file was intact a moment ago: its storage has failed, or another process wrote to it."""
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        number, reason = (
+            (error.errno, error.strerror) if isinstance(error, OSError) else (EIO, error)
+        )
+        raise OSError(
+            number, f"{reason}; parameters and state are only partly loaded", os.fspath(path)
+        ) from error
+
+
+# ---------------------------------------------------------------------------- reading in place
+
+
+def _read(
+    file: FileIO,
+    header: Header,
+    optimizer: BaseOptimizer,
+    rank: int,
+    matches: list[StateMatch],
+) -> None:
+    """Read the parameters and the state of the shards of this rank."""
+    arrays = optimizer.param_arrays()
+    for i, (name, match) in enumerate(zip(optimizer.names, matches, strict=True)):
+        own = [shard for shard in optimizer.shards(i) if shard.rank == rank]
+        if not own:
+            continue
+        memory = arrays[i].ravel("K").view(storage_dtype(arrays[i].dtype.name))
+        targets = [(s, memory[s.begin : s.end]) for s in own]
+        _read_tensor(file, header, f"params/{name}", arrays[i], targets)
+        if match.is_equal:
+            for role in optimizer.state_entries(arrays[i]):
+                targets = [(s, optimizer.own_state(s, role)) for s in own]
+                _read_tensor(file, header, f"{role}/{name}", arrays[i], targets)
+        else:
+            convert_shards(file, header, match, optimizer, own)
+
+
+def _read_tensor(
+    file: FileIO, header: Header, key: str, param: Array, targets: list[Target]
+) -> None:
+    """Read what ``targets`` need of a tensor that is stored as it is in memory, or shaped."""
+    info = header.tensors[key]
+    if len(info.shape) > 1 and order_of(param) == "F":
+        _read_transposed(file, header, key, targets)
+        return
+    for shard, data in targets:
+        first, last = items_of_range(shard.begin, shard.end, info.size, param.size)
+        if first < last:
+            position = header.position(key) + first * info.storage.itemsize
+            read_exactly(file, position, buffer_of(data))
+
+
+def _read_transposed(file: FileIO, header: Header, key: str, targets: list[Target]) -> None:
+    """Read a tensor in C order into memory in Fortran order."""
+    info = header.tensors[key]
+    piece = np.empty(min(info.size, PIECE_ELEMENTS), info.storage)
+    position = header.position(key)
+    if targets[0][0].size == info.size:
+        whole = targets[0][1].reshape(info.shape, order="F")
+        for slab in slabs(whole, PIECE_ELEMENTS):
+            data = piece[: slab.size]
+            read_exactly(file, position, buffer_of(data))
+            slab[...] = data.reshape(slab.shape)
+            position += data.nbytes
+        return
+    for begin in range(0, info.size, PIECE_ELEMENTS):
+        data = piece[: info.size - begin]
+        read_exactly(file, position + begin * info.storage.itemsize, buffer_of(data))
+        positions = transposed_positions(begin, begin + data.size, info.shape)
+        for shard, memory in targets:
+            inside = (shard.begin <= positions) & (positions < shard.end)
+            memory[positions[inside] - shard.begin] = data[inside]

@@ -1,0 +1,254 @@
+"""The parts of a checkpoint: tensors, metadata and checksums.
+
+docs/checkpoint-format.md describes the format for whoever has only a file.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from io import FileIO
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._optim.arrays import Array
+from .._optim.base import BaseOptimizer
+from .safetensors_stream import (
+    TAGS,
+    TensorInfo,
+    parse_tensors,
+    read_header,
+    read_pieces,
+)
+
+FORMAT = "fused-adamw checkpoint"
+VERSION = 1
+PLACEHOLDER = "0" * 64  # has the length of a checksum
+
+
+class CheckpointError(ValueError):
+    """A file was rejected; parameters and optimizer are as they were."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """The file is corrupt, or not a checkpoint."""
+
+
+class MismatchedCheckpointError(CheckpointError):
+    """The file belongs to a different model, or to an optimizer with different options."""
+
+
+class NewerCheckpointError(CheckpointError):
+    """The file has a version of the format that this release cannot read."""
+
+
+class Header(NamedTuple):
+    """The verified header of a checkpoint."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+    checksums: dict[str, str]  # of the tensors
+    data_start: int  # byte of the file
+
+    def position(self, name: str) -> int:
+        """The byte of the file that a tensor begins at."""
+        return self.data_start + self.tensors[name].begin
+
+
+# ---------------------------------------------------------------------------- tensors
+
+
+def optimizer_tensors(optimizer: BaseOptimizer) -> dict[str, TensorInfo]:
+    """The tensors of parameters and state, by their names in a file."""
+    tensors = {}
+    for name, array in zip(optimizer.names, optimizer.param_arrays(), strict=True):
+        tensors[f"params/{name}"] = TensorInfo(array.dtype.name, array.shape)
+        for role, (dtype, shape) in optimizer.state_entries(array).items():
+            tensors[f"{role}/{name}"] = TensorInfo(dtype, shape)
+    return tensors
+
+
+def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
+    """The arrays of a caller, by their names in a file."""
+    if arrays is None:
+        return {}
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping of names to arrays; got {_type(arrays)}")
+    found = {}
+    for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"arrays must have strings as keys; got {name!r}")
+        array = np.asarray(value)
+        dtype = array.dtype
+        storable = dtype.name in TAGS and dtype.name != "bfloat16" and dtype.isnative
+        if not storable or isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"arrays[{name!r}] must be an array of booleans, integers or floats in native "
+                f"byte order; got {_type(value)} of {dtype}"
+            )
+        found[f"extra/{name}"] = array
+    return found
+
+
+# ---------------------------------------------------------------------------- metadata
+
+
+def build_metadata(numbers: Mapping[str, Any], extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """The metadata without checksums. ``numbers``: of ``BaseOptimizer.state_numbers``."""
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "optimizer": json.dumps(_describe(numbers), default=_to_json_number),
+        "extra": _extra_json({} if extra is None else extra),
+    }
+
+
+def _describe(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    groups = [
+        group | ({"lr": {"schedule": repr(group["lr"])}} if callable(group["lr"]) else {})
+        for group in numbers["param_groups"]
+    ]
+    state = numbers["state"]
+    steps = {name: entry["step"] for name, entry in state.items()}
+    orders = {name: entry["order"] for name, entry in state.items() if "order" in entry}
+    options = {name: value for name, value in numbers.items() if name != "state"}
+    return options | {"param_groups": groups, "steps": steps, "orders": orders}
+
+
+def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> dict[str, Any]:
+    """The numbers that ``build_metadata`` was given, with the schedules of ``optimizer``.
+
+    Raises KeyError, TypeError or ValueError where they do not match it.
+    """
+    saved = read_metadata(metadata, "optimizer")
+    groups, own = saved.pop("param_groups"), optimizer.param_groups
+    if len(groups) != len(own):
+        raise ValueError(f"it has {len(groups)} parameter groups, this optimizer has {len(own)}")
+    for g, group in enumerate(groups):
+        group["betas"] = tuple(group["betas"])
+        scheduled = isinstance(group["lr"], dict)
+        if scheduled != callable(own[g]["lr"]):
+            lr = group["lr"]["schedule"] if scheduled else group["lr"]
+            kinds = ["a constant lr", "a schedule"]
+            raise ValueError(
+                f"group {g}: the checkpoint has {kinds[scheduled]} ({lr}), this optimizer has "
+                f"{kinds[not scheduled]} ({own[g]['lr']!r})"
+            )
+        if scheduled:
+            group["lr"] = own[g]["lr"]
+    state = {name: {"step": step} for name, step in saved.pop("steps").items()}
+    for name, order in saved.pop("orders").items():
+        state[name]["order"] = order
+    return {**saved, "param_groups": groups, "state": state}
+
+
+def _to_json_number(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else float(value)
+
+
+def _extra_json(extra: Mapping[str, Any]) -> str:
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a mapping; got {_type(extra)}")
+    try:
+        return json.dumps(dict(extra))
+    except (TypeError, ValueError) as error:
+        hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
+        raise type(error)(f"extra must be serializable as JSON: {error}{hint}") from error
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+# ---------------------------------------------------------------------------- checksums
+
+
+def seal(
+    metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo], checksums: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata with the checksums of the tensors, and the checksum of the header."""
+    complete = {**metadata, "tensor_checksums": json.dumps(checksums)}
+    return {**complete, "checksum": _header_checksum(complete, tensors)}
+
+
+def _header_checksum(metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> str:
+    """Of all that a header means, whatever order it is in."""
+    layout = [[name, TAGS[tensors[name].dtype], tensors[name].shape] for name in sorted(tensors)]
+    return start_checksum(json.dumps([sorted(metadata.items()), layout]).encode()).hexdigest()
+
+
+def start_checksum(data: bytes | memoryview = b"") -> blake2b:
+    """BLAKE2b with 32 bytes of output."""
+    return blake2b(data, digest_size=32)
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+# What reading anything but a checkpoint may raise.
+UNREADABLE = (
+    *(LookupError, TypeError, ValueError, AttributeError),
+    *(RecursionError, OverflowError, EOFError),
+)
+
+
+def read_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """A JSON object in the metadata of a file."""
+    value = json.loads(metadata[key])
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} must be a JSON object; got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def translate_read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise CorruptCheckpointError where a file cannot be understood."""
+    try:
+        yield
+    except NewerCheckpointError:
+        raise
+    except UNREADABLE as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise CorruptCheckpointError(
+            f"{os.fspath(path)} is corrupt or not a fused-adamw checkpoint ({reason})"
+        ) from error
+
+
+def read_checkpoint_header(path: str | os.PathLike[str], file: FileIO) -> Header:
+    """Read and verify the header, and nothing else.
+
+    Raises NewerCheckpointError, or an error that ``translate_read_errors`` translates.
+    """
+    raw = read_header(file)
+    metadata = raw.content["__metadata__"]
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"its format is {metadata['format']!r}")
+    # Checked first: nothing else of a newer file can be relied on.
+    if int(metadata["version"]) > VERSION:
+        raise NewerCheckpointError(
+            f"{os.fspath(path)} has version {metadata['version']} of the format; this release of "
+            f"fused-adamw reads versions up to {VERSION}: upgrade it"
+        )
+    tensors = parse_tensors(raw)
+    covered = {name: value for name, value in metadata.items() if name != "checksum"}
+    if metadata["checksum"] != _header_checksum(covered, tensors):
+        raise ValueError("checksum mismatch in the header")
+    checksums = json.loads(metadata["tensor_checksums"])
+    return Header(metadata, tensors, checksums, raw.data_start)
+
+
+def verify_tensors(file: FileIO, header: Header) -> None:
+    """Read all tensors to compare their checksums. Raises ValueError naming one that differs."""
+    for name, tensor in header.tensors.items():
+        checksum = start_checksum()
+        for piece in read_pieces(file, header.position(name), tensor.nbytes):
+            checksum.update(piece)
+        require_checksum(header, name, checksum)
+
+
+def require_checksum(header: Header, name: str, found: blake2b) -> None:
+    """Raise ValueError unless this is the checksum of a tensor."""
+    if found.hexdigest() != header.checksums[name]:
+        raise ValueError(f"checksum mismatch in tensor {name}")

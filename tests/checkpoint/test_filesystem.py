@@ -1,0 +1,241 @@
+"""Paths, folders and permissions; errors while saving."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from checkpoints import contents, gradients, mapping, nothing_changes, trained
+
+from fused_adamw._io import checkpoint_load
+from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
+
+
+def test_what_is_loaded_does_not_hold_the_file(path, small):
+    optimizer, source = small
+    load_checkpoint(path, optimizer)
+    with open(path, "r+b") as file:
+        file.write(b"\0" * 100)
+        file.truncate(100)
+    assert contents(optimizer) == contents(source)
+    optimizer.step(gradients(optimizer.param_groups[0]["params"], 3))
+
+
+def test_the_file_is_read_not_mapped(path, small, monkeypatch):
+    maps = []
+
+    def read(*arguments, read_exactly=checkpoint_load.read_exactly):
+        with open("/proc/self/maps") as file:
+            maps.append(file.read())
+        read_exactly(*arguments)
+
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("needs /proc")
+    monkeypatch.setattr(checkpoint_load, "read_exactly", read)
+    load_checkpoint(path, small[0])
+    assert len(maps) == 6  # two tensors of three roles
+    assert not any(path.name in lines for lines in maps)
+
+
+@pytest.mark.parametrize("make", [str, os.fspath, lambda path: path], ids=["str", "fspath", "Path"])
+def test_kinds_of_paths(path, make):
+    optimizer = trained(mapping())
+    save_checkpoint(make(path), optimizer)
+    load_checkpoint(make(path), optimizer)
+
+
+def test_a_path_without_folder(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    save_checkpoint("a", trained(mapping()))
+    assert os.listdir() == ["a"]
+
+
+def test_permissions(path):
+    optimizer = trained(mapping())
+    umask = os.umask(0o027)
+    try:
+        save_checkpoint(path, optimizer)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        save_checkpoint(path, optimizer)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(umask)
+
+
+def test_symbolic_links(tmp_path):
+    optimizer = trained(mapping())
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "latest"
+    link.symlink_to("disk/real")
+    for _ in range(2):  # to a file that is not there yet, and to one that is
+        save_checkpoint(link, optimizer)
+        assert link.is_symlink()
+        assert os.listdir(tmp_path / "disk") == ["real"]
+        assert not (tmp_path / "disk" / "real").is_symlink()
+    load_checkpoint(link, optimizer)
+
+
+def test_hard_links_keep_the_old_file(path):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"n": 1})
+    other = path.with_name("kept")
+    other.hardlink_to(path)
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(other, optimizer) == {"n": 1}
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_not_a_regular_file(path, kind):
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        save_checkpoint(path, trained(mapping()))
+    assert os.listdir(path.parent) == [path.name]
+    assert not path.is_file()
+
+
+def test_no_such_file(path):
+    optimizer = trained(mapping())
+    with nothing_changes(optimizer, FileNotFoundError):
+        load_checkpoint(path, optimizer)
+
+
+def test_no_such_folder(tmp_path):
+    optimizer = trained(mapping())
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path / "none" / "a", optimizer)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        save_checkpoint(tmp_path / "file" / "a", optimizer)
+
+
+def test_unwritable_folder(path):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"n": 1})
+    path.parent.chmod(0o555)
+    try:
+        if os.access(path.parent, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        with pytest.raises(PermissionError):
+            save_checkpoint(path, optimizer, extra={"n": 2})
+        assert load_checkpoint(path, optimizer) == {"n": 1}
+    finally:
+        path.parent.chmod(0o755)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_leftovers_of_killed_processes_are_removed(path):
+    own = [f".{path.name}.{'0123456789abcdef'}.tmp", f".{path.name}.{'f' * 16}.tmp"]
+    others = [
+        f".{path.name}.0123.tmp",
+        f".{path.name}.{'g' * 16}.tmp",
+        f".{path.name}x.{'f' * 16}.tmp",
+        f".x{path.name}.{'f' * 16}.tmp",
+        f"{path.name}.{'f' * 16}.tmp",
+        f"x.{path.name}.{'f' * 16}.tmp",
+        f".{path.name}.{'f' * 16}.tmp.gz",
+        f".{path.name.replace('.', '-')}.{'f' * 16}.tmp",
+    ]
+    for name in own + others:
+        path.with_name(name).touch()
+    save_checkpoint(path, trained(mapping()))
+    assert sorted(os.listdir(path.parent)) == sorted([*others, path.name])
+
+
+def test_a_folder_that_may_not_be_listed(path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    save_checkpoint(path, trained(mapping()))
+    assert os.listdir(path.parent) == [path.name]
+
+
+# ---- errors amid a save
+
+
+class Failing:
+    """Stands for a function of ``os``; its call number ``at`` raises instead."""
+
+    def __init__(self, function, at, error):
+        self.function, self.at, self.error, self.calls = function, at, error, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        return self.function(*args, **options)
+
+
+ERRORS = [OSError(errno.EIO, "I/O error"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("name", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_error_before_the_renaming_leaves_the_old_file(path, monkeypatch, name, error, exists):
+    optimizer = trained(mapping())
+    if exists or name == "chmod":
+        save_checkpoint(path, optimizer, extra={"n": 1})
+    old = path.read_bytes() if path.exists() else None
+    before = contents(optimizer)
+    with monkeypatch.context() as patch:
+        failing = Failing(getattr(os, name), 1, error)
+        patch.setattr(os, name, failing)
+        with pytest.raises(type(error)) as caught:
+            save_checkpoint(path, optimizer, extra={"n": 2})
+    assert caught.value is error
+    assert failing.calls == 1
+    assert os.listdir(path.parent) == ([path.name] if old else [])
+    assert old is None or path.read_bytes() == old
+    assert contents(optimizer) == before
+
+
+def test_an_error_of_the_folder_leaves_the_new_file(path, monkeypatch):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"n": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Failing(os.fsync, 2, OSError(errno.EIO, "I/O error")))
+        with pytest.raises(OSError, match="I/O error"):
+            save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_system_that_cannot_flush_folders(path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", Failing(os.fsync, 2, OSError(errno.EINVAL, "Invalid")))
+    save_checkpoint(path, trained(mapping()))
+
+
+def test_file_is_flushed_before_the_renaming_and_the_folder_after(path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor, fsync=os.fsync):
+        status = os.fstat(descriptor)
+        calls.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        fsync(descriptor)
+
+    def replace(source, target, replace=os.replace):
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save_checkpoint(path, trained(mapping()))
+    assert calls == [path.stat().st_size, "rename", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(errno.EIO, "I/O error"), "I/O error"), (EOFError("short"), "short")],
+)
+def test_a_file_that_fails_after_it_was_verified(path, monkeypatch, error, reason):
+    """The only error that leaves something changed says so."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+    monkeypatch.setattr(checkpoint_load, "read_exactly", Failing(None, 1, error))
+    with pytest.raises(OSError, match=f"{reason}; parameters and state are only partly") as caught:
+        load_checkpoint(path, optimizer)
+    assert caught.value.filename == str(path)

@@ -1,0 +1,110 @@
+"""SIGINT while loading, and threads."""
+
+import signal
+import threading
+
+import pytest
+from checkpoints import contents, mapping, trained
+
+from fused_adamw._io import checkpoint_load
+from fused_adamw._io.sigint import interrupt_deferred
+from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
+
+
+def interrupting(function, moment):
+    """The function, and SIGINT arrives at its first call."""
+
+    def interrupted(*arguments):
+        nonlocal moment
+        if moment == "before":
+            signal.raise_signal(signal.SIGINT)
+        function(*arguments)
+        if moment == "after":
+            signal.raise_signal(signal.SIGINT)
+        moment = None
+
+    return interrupted
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("name", ["load_numbers", "gather_params", "read_exactly"])
+def test_an_interrupted_load_is_complete(path, small, monkeypatch, name, moment):
+    optimizer, source = small
+    handler = signal.getsignal(signal.SIGINT)
+    where = checkpoint_load if name == "read_exactly" else optimizer
+    monkeypatch.setattr(where, name, interrupting(getattr(where, name), moment))
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(path, optimizer)
+    assert contents(optimizer) == contents(source)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_verifying_can_be_interrupted(path, small, monkeypatch):
+    """Nothing has been changed then."""
+    optimizer, _ = small
+    before = contents(optimizer)
+    verify = interrupting(checkpoint_load.verify_tensors, "before")
+    monkeypatch.setattr(checkpoint_load, "verify_tensors", verify)
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(path, optimizer)
+    assert contents(optimizer) == before
+
+
+@pytest.mark.parametrize("reraise", [True, False])
+def test_a_deferred_interrupt_sets_the_event(reraise):
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def block():
+        with interrupt_deferred(reraise=reraise) as interrupt:
+            seen.append(interrupt.is_set())
+            signal.raise_signal(signal.SIGINT)
+            seen.append(interrupt.is_set())
+
+    if reraise:
+        with pytest.raises(KeyboardInterrupt):
+            block()
+    else:
+        block()
+    assert seen == [False, True]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_handlers_of_the_application(monkeypatch):
+    """With ``reraise`` they are called after the block; a loop that reads the event keeps out of
+    their way."""
+    calls = []
+    default = signal.signal(signal.SIGINT, lambda *_: calls.append("handler"))
+    try:
+        with interrupt_deferred():
+            signal.raise_signal(signal.SIGINT)
+            calls.append("block")
+        assert calls == ["block", "handler"]
+        with interrupt_deferred(reraise=False) as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert calls == ["block", "handler", "handler"]
+        assert not interrupt.is_set()
+    finally:
+        signal.signal(signal.SIGINT, default)
+
+
+def test_a_handler_that_is_not_of_python(path, small, monkeypatch):
+    """It cannot be put back, so it stays in its place."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    load_checkpoint(path, small[0])
+    assert contents(small[0]) == contents(small[1])
+
+
+def test_save_and_load_in_a_thread(path):
+    optimizer, errors = trained(mapping()), []
+
+    def work():
+        try:
+            save_checkpoint(path, optimizer)
+            load_checkpoint(path, optimizer)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []

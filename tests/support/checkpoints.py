@@ -1,0 +1,129 @@
+"""What the tests of checkpoints share: models, their contents, files that we did not write."""
+
+import json
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fused_adamw import AdamW
+from fused_adamw.checkpoint import CheckpointError, load_checkpoint
+
+FORMAT = "fused-adamw checkpoint"
+TAGS = {
+    "float64": "F64",
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint32": "U32",
+    "float16": "F16",
+}
+
+
+def draw(shape, dtype=np.float32, seed=0):
+    return np.array(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def mapping(dtype=np.float32):
+    return {"W_Q": draw((3, 4), dtype, 1), "b": draw(5, dtype, 2), "scale": draw((), dtype, 3)}
+
+
+def groups():
+    return [
+        {"params": {"w": draw((4, 3), seed=1), "b": draw(4, np.float64, 2)}, "lr": 0.01},
+        {"params": [draw(6, seed=3)], "weight_decay": 0.0, "betas": (0.8, 0.95)},
+    ]
+
+
+def arrays_in(structure):
+    """The arrays of params, or of groups, in order."""
+    if isinstance(structure, dict):
+        return [a for key, part in structure.items() if key != "lr" for a in arrays_in(part)]
+    if isinstance(structure, list):
+        return [array for part in structure for array in arrays_in(part)]
+    return [structure] if isinstance(structure, np.ndarray) else []
+
+
+def gradients(params, seed, missing=False):
+    """Random ones in the structure of ``params``; some are None with ``missing``."""
+    rng = np.random.default_rng(seed)
+
+    def like(part):
+        if isinstance(part, dict) and "params" in part:
+            return like(part["params"])
+        if isinstance(part, dict):
+            return {key: like(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [like(x) for x in part]
+        gradient = np.array(rng.standard_normal(part.shape), part.dtype)
+        return None if missing and rng.random() < 0.4 else gradient
+
+    return like(params)
+
+
+def trained(params, steps=3, **options):
+    optimizer = AdamW(params, **options)
+    for seed in range(steps):
+        optimizer.step(gradients(params, seed))
+    return optimizer
+
+
+def contents(optimizer):
+    """All that a checkpoint restores, byte by byte."""
+    state = optimizer.state_dict()
+    entries = {
+        name: {
+            key: (x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x
+            for key, x in entry.items()
+        }
+        for name, entry in state.pop("state").items()
+    }
+    params = arrays_in([group["params"] for group in optimizer.param_groups])
+    return [array.tobytes() for array in params], entries, state
+
+
+@contextmanager
+def nothing_changes(optimizer, error=CheckpointError, match=None):
+    before = contents(optimizer)
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert contents(optimizer) == before
+
+
+# ---- files
+
+
+def metadata_of(path):
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+
+
+def digest(data):
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+def sealed(tensors, metadata):
+    """The metadata with the checksums of docs/checkpoint-format.md."""
+    checksums = {name: digest(array.tobytes()) for name, array in tensors.items()}
+    found = metadata | {"tensor_checksums": json.dumps(checksums)}
+    found.pop("checksum", None)
+    layout = [[name, TAGS[x.dtype.name], x.shape] for name, x in sorted(tensors.items())]
+    return found | {"checksum": digest(json.dumps([sorted(found.items()), layout]).encode())}
+
+
+def rewrite(path, other_tensors=(), **changes):
+    """Make a file of other tensors and metadata, with the checksums that belong to it."""
+    tensors = safetensors.numpy.load(path.read_bytes()) | dict(other_tensors)
+    metadata = sealed(tensors, metadata_of(path) | changes)
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
+
+
+def refuses(path, optimizer):
+    with suppress(CheckpointError):
+        load_checkpoint(path, optimizer)
+        return False
+    return True
