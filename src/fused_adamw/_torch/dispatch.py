@@ -1,0 +1,195 @@
+"""Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
+
+from collections.abc import Iterable, Mapping
+from itertools import repeat, takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._core import DLPackExchange, PreparedStep, default_num_threads
+from .._optim.param_groups import Hyperparams
+from .._optim.state_formats import supported_dtypes
+from .fallback import step_with_torch, unscale
+from .options import Group, check_group, kernel_only
+from .state import GroupTensors, State, missing_state, state_names
+
+try:
+    EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter)
+except TypeError as error:
+    raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
+
+NOTHING = GroupTensors([], [], [], {})
+NO_STATE: State = {}
+
+
+class GroupDispatch(NamedTuple):
+    """The step of one group, checked, with nothing changed yet."""
+
+    group: Group
+    kernel: GroupTensors
+    fallback: GroupTensors  # PyTorch's
+    prepared: PreparedStep | None  # of ``kernel``; None where that is empty
+    new_state: dict[Tensor, State]  # to be added before the step
+
+    def run(self, optimizer: torch.optim.AdamW) -> None:
+        for p, entries in self.new_state.items():
+            optimizer.state[p].update(entries)
+        if self.fallback.params:
+            step_with_torch(optimizer, self.group, self.fallback)
+        if self.prepared is None:
+            return
+        in_kernel = self.group.get("state_dtype") is not None  # it unscales, in float32
+        if not in_kernel:
+            unscale(optimizer, self.kernel.grads)
+        self.prepared.step()
+        if in_kernel:
+            unscale(optimizer, self.kernel.grads)
+        torch.autograd.graph.increment_version(self.kernel.params)
+
+
+def dispatch(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
+    """Prepare the step of a group; nothing changes yet but state that PyTorch initializes."""
+    option = kernel_only(group)
+    if option is not None:
+        return _dispatch_to_kernels(optimizer, group, option)
+    return _dispatch_with_fallback(optimizer, group)
+
+
+def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
+    tensors = _gather_or_init(optimizer, group)
+    if not _uses_kernels(group, tensors):
+        return GroupDispatch(group, NOTHING, tensors, None, {})
+    prepared = PreparedStep(
+        EXCHANGE,
+        tensors,
+        hyper=_hyper(group),
+        maximize=group["maximize"],
+        num_threads=_num_threads(),
+        state_format=None,
+    )
+    if not prepared.unsupported:
+        return GroupDispatch(group, tensors, NOTHING, prepared, {})
+    kernel, fallback = tensors.split(prepared.unsupported)
+    if not kernel.storages().isdisjoint(fallback.storages()):  # the order of the steps matters
+        return GroupDispatch(group, NOTHING, tensors, None, {})
+    return GroupDispatch(group, kernel, fallback, prepared, {})
+
+
+def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str) -> GroupDispatch:
+    """Prepare the step of a group with an option that only the kernels implement.
+
+    Raises:
+        TypeError: a tensor is not supported.
+        ValueError: an option of the group is invalid.
+        RuntimeError: the step is being compiled.
+    """
+    check_group(group)
+    if torch.compiler.is_compiling():
+        raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
+    indices = _param_indices(optimizer, group)
+    new_state: dict[Tensor, State] = {}
+    try:
+        tensors = _gather(group, optimizer.state)
+    except KeyError:  # the first step of a parameter, or of its average
+        params = [p for p in group["params"] if p.grad is not None]
+        new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
+        state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in params}
+        tensors = _gather(group, state)
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    state_dtype = group.get("state_dtype")
+    prepared = PreparedStep(
+        EXCHANGE,
+        tensors,
+        hyper=_hyper(group),
+        maximize=group["maximize"],
+        num_threads=_num_threads(),
+        state_format=state_dtype,
+        grad_scale=1.0 if state_dtype is None or grad_scale is None else 1 / grad_scale.item(),
+        param_indices=indices,
+        seed=group.get("seed", optimizer.defaults.get("seed", 0)),
+    )
+    if prepared.unsupported or _any_negated(tensors):
+        unsupported = {indices[i] for i in prepared.unsupported + _negated(tensors)}
+        raise TypeError(
+            f"{option}={group[option]!r} requires dense {supported_dtypes(state_dtype)} CPU "
+            f"parameters with matching gradients; unsupported: parameters {sorted(unsupported)}"
+        )
+    return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
+
+
+def _gather_or_init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
+    try:
+        if not torch.compiler.is_compiling():  # which could not trace the KeyError
+            return _gather(group, optimizer.state)
+    except KeyError:  # the first step of a parameter
+        pass
+    tensors = GroupTensors([], [], [], {"m": [], "v": []})
+    params, grads, steps, state = tensors
+    v_max: list[Tensor] = []
+    optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
+    if group["amsgrad"]:
+        state["v_max"] = v_max
+    return tensors
+
+
+def _gather(group: Group, state: Mapping[Tensor, State]) -> GroupTensors:
+    """Collect the tensors of a step.
+
+    Raises:
+        KeyError: a parameter has no state yet.
+    """
+    params: list[Tensor] = group["params"]
+    grads: list[Any] = [p.grad for p in params]
+    if [grad for grad in grads if grad is None]:
+        params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+    entries = list(map(state.get, params, repeat(NO_STATE)))
+    has_ema = group.get("ema_decay") is not None
+    names = state_names(group.get("state_dtype"), bool(group["amsgrad"]), has_ema)
+    return GroupTensors(
+        params,
+        grads,
+        [entry["step"] for entry in entries],
+        {role: [entry[name] for entry in entries] for role, name in names.items()},
+    )
+
+
+def _uses_kernels(group: Group, tensors: GroupTensors) -> bool:
+    """Whether the kernels may step a group, as far as its options and views show."""
+    if group["fused"] is False or (group["fused"] is None and group["foreach"]):
+        return False
+    if group["capturable"] or group["differentiable"] or not group["decoupled_weight_decay"]:
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return not _any_negated(tensors)
+
+
+def _any_negated(tensors: GroupTensors) -> bool:
+    """Whether a tensor is a view that negates: its memory has the values with the other sign."""
+    return any(map(Tensor.is_neg, tensors.params)) or any(map(Tensor.is_neg, tensors.grads))
+
+
+def _negated(tensors: GroupTensors) -> list[int]:
+    pairs: Iterable[tuple[Tensor, Tensor]] = zip(tensors.params, tensors.grads, strict=True)
+    return [i for i, (p, grad) in enumerate(pairs) if p.is_neg() or grad.is_neg()]
+
+
+def _param_indices(optimizer: torch.optim.AdamW, group: Group) -> list[int]:
+    """The indices of the parameters that have a gradient, among all those of the optimizer."""
+    earlier = takewhile(lambda other: other is not group, optimizer.param_groups)
+    first = sum(len(other["params"]) for other in earlier)
+    return [i for i, p in enumerate(group["params"], first) if p.grad is not None]
+
+
+def _hyper(group: Group) -> Hyperparams:
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        lr = lr.item()
+    return lr, group["betas"], group["eps"], group["weight_decay"], group.get("ema_decay")
+
+
+def _num_threads() -> int:
+    threads: int = min(torch.get_num_threads(), default_num_threads())
+    return threads

@@ -1,0 +1,87 @@
+"""PyTorch's own update, for what the kernels do not support."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from .options import Group
+from .state import GroupTensors
+
+CHECK_CAPTURE = (  # raises while a CUDA graph is captured; the name depends on the version
+    getattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", None)
+    or torch.optim.Optimizer._cuda_graph_capture_health_check
+)
+
+
+def step_with_torch(optimizer: torch.optim.AdamW, group: Group, tensors: GroupTensors) -> None:
+    """Update the tensors, with unscaled gradients, as ``torch.optim.AdamW`` does."""
+    if not tensors.params:
+        return
+    CHECK_CAPTURE(optimizer)
+    optimizer._init_group(group, [], [], [], [], [], [])  # raises for sparse gradients
+    indices = range(len(tensors.params))
+    fusible = [bool(group["fused"]) and _is_fusible(tensors, i) for i in indices]
+    fused = tensors.select([i for i in indices if fusible[i]])
+    others = tensors.select([i for i in indices if not fusible[i]])
+    scale = getattr(optimizer, "grad_scale", None)  # divides float16 gradients in float32
+    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+        _adam(group, fused, foreach=False, fused=True, grad_scale=scale)
+        unscale(optimizer, others.grads)
+        if group["fused"]:
+            _adam(group, others, foreach=False, fused=False)
+        else:
+            _adam(group, others, foreach=group["foreach"], fused=group["fused"])
+
+
+def unscale(optimizer: torch.optim.AdamW, grads: Iterable[Tensor]) -> None:
+    """Divide by ``grad_scale`` in place, as PyTorch's fused update does."""
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    if grad_scale is not None:
+        factor = grad_scale.item()
+        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+            for grad in grads:
+                grad.div_(factor)
+
+
+def _is_fusible(tensors: GroupTensors, i: int) -> bool:
+    """Whether PyTorch's fused update is correct here: on the CPU it ignores strides."""
+    p = tensors.params[i]
+    if p.device.type != "cpu":
+        return True
+    moments = (arrays[i] for arrays in tensors.state.values())
+    strides = {_strides(tensor) for tensor in (p, tensors.grads[i], *moments)}
+    return strides == {_strides(torch.empty_like(p, device="meta"))}  # those of p, if it is dense
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of dimensions of more than one element; the others have no meaning."""
+    return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+
+
+def _adam(group: Group, tensors: GroupTensors, **implementation: Any) -> None:
+    if not tensors.params:
+        return
+    beta1, beta2 = group["betas"]
+    adam(
+        tensors.params,
+        tensors.grads,
+        tensors.state["m"],
+        tensors.state["v"],
+        tensors.state.get("v_max", []),
+        tensors.steps,
+        **implementation,
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        has_complex=any(map(torch.is_complex, tensors.params)),
+        decoupled_weight_decay=group["decoupled_weight_decay"],
+        amsgrad=group["amsgrad"],
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )

@@ -1,0 +1,118 @@
+"""The state of a parameter: its names in state dicts, new state, and the tensors of a step.
+
+Names, dtypes and sizes are derived from the rows of ``_core.state_formats()``. A role (m, v, v_max,
+m_scale, v_scale, ema) has the name that PyTorch gives it. In a format with scales the names of
+the moments end in ``_code``: PyTorch's own class, which would misread them, does not find them.
+"""
+
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._optim.arrays import Shape
+from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, state_layout
+
+State = dict[str, Tensor]  # of one parameter, by name
+
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"}  # PyTorch's names
+
+
+class GroupTensors(NamedTuple):
+    """Lists of one length: the parameters that have a gradient, in the order of the group."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    steps: list[Tensor]
+    state: dict[str, list[Tensor]]  # by role: m, v, v_max, m_scale, v_scale, ema
+
+    def select(self, indices: list[int]) -> "GroupTensors":
+        def take(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensors[i] for i in indices]
+
+        state = {role: take(tensors) for role, tensors in self.state.items()}
+        return GroupTensors(take(self.params), take(self.grads), take(self.steps), state)
+
+    def split(self, indices: list[int]) -> tuple["GroupTensors", "GroupTensors"]:
+        """The tensors that are not at ``indices``, and those that are."""
+        others = set(range(len(self.params))).difference(indices)
+        return self.select(sorted(others)), self.select(indices)
+
+    def storages(self) -> set[int]:
+        """The addresses of the storages that the tensors are views of."""
+        lists = (self.params, self.grads, self.steps, *self.state.values())
+        return {_storage(tensor) for tensors in lists for tensor in tensors} - {0}
+
+
+@cache
+def state_names(state_dtype: str | None, amsgrad: bool, ema: bool) -> dict[str, str]:
+    """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter."""
+    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
+    suffix = "_code" if has_scales else ""
+    names = {role: name + suffix for role, name in MOMENTS.items() if role != "v_max" or amsgrad}
+    if has_scales:
+        names |= {f"{role}_scale": f"{MOMENTS[role]}_scale" for role in ("m", "v")}
+    return names | ({"ema": "ema"} if ema else {})
+
+
+def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
+    """The state that a parameter lacks: all of it before its first step; or the moving average of
+    the weights, which starts as the parameter."""
+    has_ema = group.get("ema_decay") is not None
+    options = StateOptions(group.get("state_dtype"), bool(group["amsgrad"]), ema=has_ema)
+    missing: State = {}
+    if not state:
+        missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+    layout = _layout(p, options)
+    for role, name in state_names(options.state_dtype, options.amsgrad, has_ema).items():
+        if not state or (role == "ema" and name not in state):
+            missing[name] = _zeros(p, role, *layout[role])
+    if "ema" in missing:
+        missing["ema"].copy_(p.detach())
+    return missing
+
+
+def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
+    """After loading: put back state in its own dtypes, which PyTorch has converted to the
+    parameter's."""
+    indices = (i for group in saved["param_groups"] for i in group["params"])
+    for group in optimizer.param_groups:
+        for p, i in zip(group["params"], indices, strict=False):
+            if group.get("state_dtype") is not None:
+                for name, value in saved["state"].get(i, {}).items():
+                    if isinstance(value, Tensor) and name != "step":
+                        optimizer.state[p][name] = value.to(p.device, copy=True)
+
+
+def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
+    """The storage type and shape of each array."""
+    dtype, shape = str(p.dtype).removeprefix("torch."), tuple(p.shape)
+    if dtype in ELEMENT_TYPES:
+        return state_layout(dtype, shape, options)
+    roles = state_names(options.state_dtype, options.amsgrad, options.ema)
+    return dict.fromkeys(roles, (dtype, shape))  # for a parameter that the kernels do not support
+
+
+def _zeros(p: Tensor, role: str, storage: str, shape: Shape) -> Tensor:
+    """A new array: flat for scales and packed elements, else with the parameter's strides."""
+    dtype = torch_dtype(storage)
+    if prod(shape) == p.numel() and not role.endswith("_scale"):
+        return torch.zeros_like(p, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device=p.device)
+
+
+def torch_dtype(storage: str) -> torch.dtype:
+    """The dtype of a storage type. PyTorch can do little with uint32."""
+    dtype: torch.dtype = getattr(torch, "int32" if storage == "uint32" else storage)
+    return dtype
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of a tensor's storage; 0 where it has no memory of its own."""
+    try:
+        address: int = tensor.untyped_storage().data_ptr()
+        return address
+    except (RuntimeError, AttributeError):  # a sparse tensor, or not a tensor
+        return 0

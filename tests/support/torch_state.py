@@ -1,0 +1,53 @@
+"""Training with quantized state, for PyTorch."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from fused_adamw.torch import AdamW  # noqa: E402
+
+SHAPES = [(40, 7), (300,), (), (0, 3), (1, 257), (2, 3, 4, 5)]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STATE_DTYPES = ["bfloat16", "8bit"]
+
+
+def draw(seed, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return [(scale * torch.randn(shape, generator=generator)).to(dtype) for shape in SHAPES]
+
+
+def parameters(dtype=torch.float32):
+    return [torch.nn.Parameter(x) for x in draw(0, dtype)]
+
+
+def set_gradients(params, seed, scale=0.1):
+    for p, g in zip(params, draw(seed, params[0].dtype, scale), strict=True):
+        p.grad = g
+
+
+def train(params, opt, steps, first=1):
+    for seed in range(first, first + steps):
+        set_gradients(params, seed)
+        opt.step()
+
+
+def trained(dtype=torch.float32, steps=3, **options):
+    params = parameters(dtype)
+    opt = AdamW(params, lr=1e-2, **options)
+    train(params, opt, steps)
+    return params, opt
+
+
+def as_array(tensor):
+    """The same bits in NumPy."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy().copy()
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return tensor.view(torch.uint16).numpy().copy().view(ml_dtypes.bfloat16)
+
+
+def assert_equal_tensors(these, those):
+    for a, b in zip(these, those, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)

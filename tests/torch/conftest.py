@@ -1,0 +1,6 @@
+import pytest
+
+
+@pytest.fixture(params=[None, True], ids=["fused=None", "fused=True"])
+def fused(request):
+    return request.param

@@ -1,0 +1,94 @@
+"""Nothing is cached between steps: whatever users do to parameters and state takes effect."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from torch_optimizers import STATE, assert_steps, draw_grads, parameter, twin_of  # noqa: E402
+
+from fused_adamw.torch import AdamW  # noqa: E402
+
+
+def swap_data(p, opt):
+    p.data = torch.full_like(p, 2.0)
+
+
+def swap_data_for_another_layout(p, opt):
+    """PyTorch keeps the state's layout, which is no longer the parameter's."""
+    p.data, p.grad = p.detach().t().contiguous().t(), p.grad.t().contiguous().t()
+    opt.state[p].update({key: opt.state[p][key].t().contiguous().t() for key in STATE[:2]})
+
+
+def replace_state(p, opt):
+    opt.state[p] = {key: value.clone() * 2 for key, value in opt.state[p].items()}
+
+
+def set_step(p, opt):
+    opt.state[p]["step"].fill_(100)
+
+
+def step_of_one_element(p, opt):
+    opt.state[p]["step"] = torch.tensor([3.0], dtype=torch.float64)
+
+
+def to_double(p, opt):
+    p.data, p.grad = p.data.double(), None
+    p.grad = torch.ones_like(p)
+    for key in STATE[:2]:
+        opt.state[p][key] = opt.state[p][key].double()
+
+
+def forget(p, opt):
+    opt.state.clear()
+
+
+def load_own_state(p, opt):
+    opt.load_state_dict(opt.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap_data,
+        swap_data_for_another_layout,
+        replace_state,
+        set_step,
+        step_of_one_element,
+        to_double,
+        forget,
+        load_own_state,
+    ],
+)
+def test_changes_between_steps(change, fused):
+    p = parameter()
+    opt = AdamW([p], fused=fused)
+    opt.step()
+    change(p, opt)
+    assert_steps(opt)
+    assert_steps(opt)
+
+
+def test_counters(fused):
+    """PyTorch's own dtypes, where float32 stays at 2^24; the bias corrections are 1 by then."""
+    default = torch.get_default_dtype()
+    try:
+        for dtype, end in ((torch.float32, 2**24), (torch.float64, 2**24 + 2)):
+            torch.set_default_dtype(dtype)
+            p = parameter()
+            opt = AdamW([p])
+            opt.step()
+            assert opt.state[p]["step"].dtype == dtype
+            opt.state[p]["step"].fill_(2**24 - 1)
+            for _ in range(3):
+                opt.step()
+            assert opt.state[p]["step"].item() == end
+            draw_grads(opt, seed=1)
+            *arrays, _ = twin_of(opt.param_groups[0], p, p.grad.numpy(), opt.state[p])
+            opt.step()
+            np.testing.assert_array_equal(p.detach().numpy(), arrays[0])
+    finally:
+        torch.set_default_dtype(default)
+    opt = AdamW([parameter(dtype=torch.float64)], fused=True)
+    opt.step()
+    assert opt.state[opt.param_groups[0]["params"][0]]["step"].dtype == torch.float32

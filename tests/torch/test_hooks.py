@@ -1,0 +1,97 @@
+"""Hooks and closures, as in ``torch.optim.AdamW``."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from torch.optim import optimizer  # noqa: E402
+from torch_optimizers import assert_steps, parameter  # noqa: E402
+
+from fused_adamw.torch import AdamW  # noqa: E402
+
+
+def events_of(kind):
+    """What hooks, local and global, see of two steps, one of them with a closure."""
+    events = []
+
+    def hook(name):
+        return lambda opt, args, kwargs: events.append((name, args, list(kwargs)))
+
+    p = parameter()
+    opt = kind([p])
+    kind([parameter()])  # the class is patched once
+    handles = [
+        optimizer.register_optimizer_step_pre_hook(hook("all before")),
+        optimizer.register_optimizer_step_post_hook(hook("all after")),
+        opt.register_step_post_hook(hook("after")),
+        opt.register_step_pre_hook(hook("before")),
+        opt.register_step_pre_hook(hook("before, too")),
+    ]
+    try:
+        opt.step()
+        opt.step(closure=lambda: events.append("closure"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    opt.step()
+    return [event if isinstance(event, str) else (event[0], event[2]) for event in events]
+
+
+def test_hooks_and_their_order():
+    theirs = events_of(torch.optim.AdamW)
+    assert len(theirs) == 11
+    assert events_of(AdamW) == theirs
+
+
+def test_hooks_see_the_step_before_and_after():
+    p = parameter()
+    opt = AdamW([p])
+    before, after = [], []
+    opt.register_step_pre_hook(lambda *_: before.append(p.detach().clone()))
+    opt.register_step_post_hook(lambda *_: after.append(p.detach().clone()))
+    start = p.detach().clone()
+    opt.step()
+    assert before[0].equal(start)
+    assert after[0].equal(p)
+    assert not after[0].equal(start)
+
+
+def test_a_hook_changes_the_arguments():
+    opt = AdamW([parameter()])
+    opt.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: "changed"), {}))
+    assert opt.step(lambda: "given") == "changed"
+
+
+def test_hooks_of_the_state():
+    opt = AdamW([parameter()])
+    seen = []
+    opt.register_state_dict_pre_hook(lambda opt: seen.append("save"))
+    opt.register_state_dict_post_hook(lambda opt, state: {**state, "extra": 1})
+    opt.register_load_state_dict_pre_hook(lambda opt, state: seen.append(state.pop("extra")))
+    opt.register_load_state_dict_post_hook(lambda opt: seen.append("loaded"))
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert seen == ["save", 1, "loaded"]
+    assert_steps(opt)
+
+
+def test_a_closure(fused):
+    p = parameter()
+    opt = AdamW([p], fused=fused)
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        opt.zero_grad()
+        loss = (p * 3).sum()
+        loss.backward()
+        calls.append(loss)
+        return loss
+
+    with torch.no_grad():
+        assert_steps(
+            opt, lambda: calls.append(opt.step(closure)), grads={p: torch.full_like(p, 3.0)}
+        )
+        assert not torch.is_grad_enabled()
+    assert len(calls) == 2
+    assert calls[0] is calls[1]

@@ -1,0 +1,76 @@
+"""Learning rate schedulers and weight averaging of PyTorch."""
+
+import copy
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from torch.optim import lr_scheduler, swa_utils  # noqa: E402
+from torch_optimizers import assert_steps, parameter  # noqa: E402
+
+from fused_adamw.torch import AdamW  # noqa: E402
+
+SCHEDULERS = {
+    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 2),
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 1 / (1 + epoch)),
+    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 4),
+    "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3),
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 0.1, total_steps=12),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3, cycle_momentum=True),
+    "ReduceLROnPlateau": lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=1),
+    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
+        opt,
+        [lr_scheduler.LinearLR(opt, 0.1, total_iters=3), lr_scheduler.ExponentialLR(opt, 0.5)],
+        [3],
+    ),
+    "SWALR": lambda opt: swa_utils.SWALR(opt, 0.5, anneal_epochs=3),
+}
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "Tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers(name, tensor_lr, fused):
+    """Every step is taken with the numbers of the moment, which are those that PyTorch's own
+    optimizer gets; and no scheduler warns of steps that it has not seen."""
+    lr = torch.tensor(0.05) if tensor_lr else 0.05
+    ours = AdamW([parameter()], lr=lr, fused=fused)
+    theirs = torch.optim.AdamW([parameter()], lr=copy.deepcopy(lr))
+    metrics = (1,) if name == "ReduceLROnPlateau" else ()
+    seen = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours_scheduled, theirs_scheduled = SCHEDULERS[name](ours), SCHEDULERS[name](theirs)
+        for _ in range(8):
+            assert_steps(ours)
+            theirs.step()
+            ours_scheduled.step(*metrics)
+            theirs_scheduled.step(*metrics)
+            group, other = ours.param_groups[0], theirs.param_groups[0]
+            assert (group["lr"], group["betas"]) == (other["lr"], other["betas"])
+            seen.add((float(group["lr"]), group["betas"]))
+    assert len(seen) > 1
+    if name in ("OneCycleLR", "CyclicLR"):
+        assert len({betas for _, betas in seen}) > 1
+
+
+def test_a_scheduler_that_steps_first_warns():
+    """Detection works: it is not only silent."""
+    opt = AdamW([parameter()])
+    scheduler = lr_scheduler.StepLR(opt, 1)
+    with pytest.warns(UserWarning, match=r"lr_scheduler.step\(\)` before `optimizer.step\(\)"):
+        scheduler.step()
+
+
+def test_averaged_model():
+    model = torch.nn.Linear(3, 2)
+    averaged = swa_utils.AveragedModel(model)
+    opt = AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    assert_steps(opt)
+    averaged.update_parameters(model)
+    kept = [p.detach().clone() for p in averaged.parameters()]
+    assert all(map(torch.equal, kept, model.parameters()))
+    assert_steps(opt)
+    assert all(map(torch.equal, kept, averaged.parameters()))

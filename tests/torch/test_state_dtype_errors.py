@@ -1,0 +1,164 @@
+"""What cannot be combined with ``state_dtype``, and what it does not support."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from torch_state import STATE_DTYPES, assert_equal_tensors, parameters, trained  # noqa: E402
+
+from fused_adamw.torch import AdamW  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_dtype": "int4"}, "state_dtype must be None, 'bfloat16' or '8bit'; got 'int4'"),
+        (
+            {"state_dtype": "8bit", "amsgrad": True},
+            "amsgrad=True is not supported with state_dtype='8bit'",
+        ),
+        (
+            {"state_dtype": "8bit", "foreach": True},
+            "foreach=True cannot be combined with state_dtype",
+        ),
+        (
+            {"state_dtype": "8bit", "capturable": True},
+            "capturable=True cannot be combined with state_dtype",
+        ),
+        (
+            {"state_dtype": "8bit", "differentiable": True},
+            "differentiable=True cannot be combined with state_dtype",
+        ),
+        (
+            {"state_dtype": "8bit", "fused": False},
+            "fused=False cannot be combined with state_dtype",
+        ),
+        ({"state_dtype": "8bit", "seed": -1}, "^seed .*-1"),
+        ({"state_dtype": "8bit", "seed": 2**32}, "^seed .*4294967296"),
+        ({"seed": -1}, "^seed .*-1"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW(parameters(), **options)
+
+
+@pytest.mark.parametrize("wrong", [{"state_dtype": "int4"}, {"seed": "x"}])
+def test_a_group_that_is_refused_is_not_there(wrong):
+    opt = AdamW(parameters(), state_dtype="8bit")
+    with pytest.raises((ValueError, TypeError), match=f"^{next(iter(wrong))} "):
+        opt.add_param_group({"params": parameters(), **wrong})
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("amsgrad", True), ("foreach", True), ("decoupled_weight_decay", False)]
+)
+def test_options_that_are_changed_afterwards(name, value):
+    _, opt = trained(state_dtype="8bit")
+    opt.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"{name}={value} "):
+        opt.step()
+
+
+UNSUPPORTED = (
+    "state_dtype={!r} requires dense float32, bfloat16 or float16 CPU parameters with matching "
+    "gradients; unsupported: parameters [6]"
+)
+
+
+def with_gaps():
+    return torch.nn.Parameter(torch.randn(8, 8)[:, ::2])
+
+
+def double():
+    return torch.nn.Parameter(torch.randn(8, dtype=torch.float64))
+
+
+def complex_one():
+    return torch.nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+
+def elsewhere():
+    return torch.nn.Parameter(torch.empty(8, device="meta"))
+
+
+@pytest.mark.parametrize("make", [with_gaps, double, complex_one, elsewhere])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+def test_what_has_no_kernel_is_refused(make, state_dtype):
+    params = [*parameters(), make()]
+    opt = AdamW(params, state_dtype=state_dtype)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in params[:-1]]
+    with pytest.raises(TypeError, match=re.escape(UNSUPPORTED.format(state_dtype))):
+        opt.step()
+    assert_equal_tensors(params[:-1], before)
+    assert not opt.state
+
+
+def test_gradients_that_negate_are_refused():
+    params, opt = trained(state_dtype="8bit")
+    before = params[1].detach().clone()
+    params[1].grad = torch._neg_view(params[1].grad)
+    with pytest.raises(TypeError, match=r"unsupported: parameters \[1\]"):
+        opt.step()
+    assert torch.equal(params[1], before)
+
+
+def test_no_group_is_stepped_where_another_is_refused():
+    params = [*parameters(), double()]
+    opt = AdamW([{"params": params[:-1]}, {"params": params[-1:]}], state_dtype="8bit")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(TypeError, match=r"\[6\]"):
+        opt.step()
+    assert_equal_tensors(params, before)
+    assert not opt.state
+
+
+@pytest.mark.parametrize("name", ["exp_avg_scale", "exp_avg_sq_scale"])
+def test_scales_have_memory_of_their_own(name):
+    params, opt = trained(state_dtype="8bit")
+    opt.state[params[1]][name] = torch.cat([opt.state[params[1]][name]] * 2)[:2]
+    opt.state[params[4]][name] = opt.state[params[1]][name]
+    with pytest.raises(TypeError, match=r"unsupported: parameters \[0, 1, 2, 3, 4, 5\]"):
+        opt.step()
+
+
+@pytest.mark.slow
+def test_an_unknown_instruction_set_stops_a_mixed_group():
+    """Before PyTorch has stepped its part."""
+    script = """
+import torch
+from fused_adamw.torch import AdamW
+params = [torch.nn.Parameter(torch.ones(4, dtype=d)) for d in (torch.bfloat16, torch.float32)]
+for p in params:
+    p.grad = torch.ones_like(p)
+opt = AdamW(params, lr=0.1)
+try:
+    opt.step()
+except ValueError as error:
+    print([float(p[0]) for p in params], "FUSED_ADAMW_ISA" in str(error))
+"""
+    environment = {**os.environ, "FUSED_ADAMW_ISA": "foo"}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert finished.stdout.strip() == "[1.0, 1.0] True", finished.stderr
+
+
+def test_a_stale_backward_is_noticed():
+    p = torch.nn.Parameter(torch.randn(5))
+    opt = AdamW([p], state_dtype="8bit")
+    loss = p.square().sum()
+    p.grad = torch.ones(5)
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

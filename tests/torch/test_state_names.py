@@ -1,0 +1,52 @@
+"""Names and dtypes of state follow from the rows of the core's table."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from fused_adamw._core import StateFormat  # noqa: E402
+from fused_adamw._torch import state  # noqa: E402
+
+
+@pytest.fixture
+def four_bits(monkeypatch):
+    """A format that there is not."""
+    row = StateFormat("4bit", "uint8", "uint8", 4, 4, 128, "float32", "float32", True)
+    monkeypatch.setitem(state.FORMATS, "4bit", row)
+
+
+def test_pytorch_s_names_without_scales():
+    for state_dtype in (None, "bfloat16"):
+        names = state.state_names(state_dtype, amsgrad=True, ema=True)
+        assert names == {
+            "m": "exp_avg",
+            "v": "exp_avg_sq",
+            "v_max": "max_exp_avg_sq",
+            "ema": "ema",
+        }
+
+
+def test_codes_and_scales():
+    assert state.state_names("8bit", amsgrad=False, ema=False) == {
+        "m": "exp_avg_code",
+        "v": "exp_avg_sq_code",
+        "m_scale": "exp_avg_scale",
+        "v_scale": "exp_avg_sq_scale",
+    }
+
+
+def test_a_new_row_is_enough(four_bits):
+    p = torch.nn.Parameter(torch.zeros(3, 43))  # 129 elements: two blocks, and half a byte left
+    group = {"state_dtype": "4bit", "amsgrad": True, "ema_decay": None}
+    found = {
+        name: (x.dtype, tuple(x.shape)) for name, x in state.missing_state(p, {}, group).items()
+    }
+    packed = (torch.uint8, (65,))
+    assert found == {
+        "step": (torch.float32, ()),
+        "exp_avg_code": packed,
+        "exp_avg_sq_code": packed,
+        "max_exp_avg_sq_code": packed,
+        "exp_avg_scale": (torch.float32, (2,)),
+        "exp_avg_sq_scale": (torch.float32, (2,)),
+    }
