@@ -1,7 +1,7 @@
 """AdamW and SGD as textbooks write them: one number at a time, in pure Python.
 
-This file is the definition. It is slow on purpose: nothing stands between the formula and the
-reader. The compiled update computes the same formula with other roundings.
+This file is the definition. It is written to be read, not to be fast. The compiled update computes
+the same formula with different roundings.
 
 AdamW, for a parameter theta with gradient g at step t = 1, 2, ...:
 
@@ -9,16 +9,16 @@ AdamW, for a parameter theta with gradient g at step t = 1, 2, ...:
     v      <- beta2 v + (1 - beta2) g^2             the mean of their squares
     m_hat   = m / (1 - beta1^t)                     both means began at zero: undo that bias
     v_hat   = v / (1 - beta2^t)
-    theta  <- theta (1 - lr wd)                     the weight decay, apart from the gradient
+    theta  <- theta (1 - lr wd)                     weight decay, decoupled from the gradient
     theta  <- theta - lr m_hat / (sqrt(v_hat) + eps)
 
 Sources: D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015
 (arXiv:1412.6980), for the moments and their correction; I. Loshchilov and F. Hutter, "Decoupled
 Weight Decay Regularization", ICLR 2019 (arXiv:1711.05101), for the decay.
 
-The weight decay is multiplied by the learning rate, as in PyTorch and optax. The paper of
-Loshchilov and Hutter multiplies it by the schedule factor alone: their lambda is lr * wd here, and
-changing lr does not change their decay.
+The weight decay is multiplied by the learning rate, as in PyTorch and optax. Loshchilov and Hutter
+multiply it by the schedule factor alone: their lambda is lr * wd here, and a change of lr leaves
+their decay unchanged.
 """
 
 import math
@@ -37,10 +37,24 @@ def adamw_update(
     eps: float = 1e-8,
     wd: float = 0.01,
 ) -> tuple[float, float, float]:
-    """Return (theta, m, v) after AdamW step number t, which counts from 1.
+    """Return (theta, m, v) after one AdamW step.
 
-    The formula, its sources and the convention of the weight decay stand at the top of this file.
-    Raises ValueError if t is less than 1.
+    The formula, its sources and the convention for weight decay are at the top of this file.
+
+    Args:
+        theta: the parameter.
+        gradient: the gradient of the loss with respect to it.
+        m: the first moment; 0 before the first step.
+        v: the second moment; 0 before the first step.
+        t: number of this step, counted from 1.
+        lr: learning rate.
+        beta1: decay rate of m.
+        beta2: decay rate of v.
+        eps: added to the denominator.
+        wd: weight decay.
+
+    Raises:
+        ValueError: t is less than 1.
 
     >>> theta, m, v = adamw_update(0.024634, -0.352893, m=0.0, v=0.0, t=1)
     >>> print(f"{theta:.6f} {m:.7f} {v:.9f}")
@@ -48,15 +62,15 @@ def adamw_update(
     """
     _check_step(t)
 
-    # 1. The moments of the gradient.
+    # 1. The moments.
     m = beta1 * m + (1 - beta1) * gradient
     v = beta2 * v + (1 - beta2) * gradient * gradient
 
-    # 2. The correction of their bias towards zero.
+    # 2. Bias correction.
     m_hat = m / (1 - beta1**t)
     v_hat = v / (1 - beta2**t)
 
-    # 3. The decoupled weight decay.
+    # 3. Decoupled weight decay.
     theta = theta * (1 - lr * wd)
 
     # 4. The step.
@@ -67,7 +81,7 @@ def adamw_update(
 def sgd_update(theta: float, gradient: float, lr: float = 0.001) -> float:
     """Return theta - lr * gradient: plain gradient descent, one rate for every parameter.
 
-    The same parameter and gradient move a third as far as in the example of `adamw_update`:
+    The parameter and gradient of the example of `adamw_update` move a third as far:
 
     >>> print(f"{sgd_update(0.024634, -0.352893):.6f}")
     0.024987
@@ -87,9 +101,10 @@ def adamw_update_list(
     eps: float = 1e-8,
     wd: float = 0.01,
 ) -> tuple[list[float], list[float], list[float]]:
-    """`adamw_update` on every entry of flat lists; returns three new lists (theta, m, v).
+    """Return three new lists (theta, m, v): `adamw_update` applied to each entry of flat lists.
 
-    Raises ValueError, naming the argument, if the lists differ in length or t is less than 1.
+    Raises:
+        ValueError: the lists differ in length, or t is less than 1; the message names the argument.
 
     >>> theta, m, v = adamw_update_list([1.0, 1.0], [0.5, -5.0], [0.0, 0.0], [0.0, 0.0], t=1, wd=0)
     >>> [round(value, 6) for value in theta]
@@ -108,26 +123,14 @@ def adamw_update_list(
     return new_theta, new_m, new_v
 
 
-def sgd_update_list(
-    theta: Sequence[float], gradient: Sequence[float], lr: float = 0.001
-) -> list[float]:
-    """`sgd_update` on every entry of flat lists; returns a new list.
-
-    Raises ValueError if the lists differ in length.
-
-    >>> sgd_update_list([1.0, 2.0], [4.0, -4.0], lr=0.25)
-    [0.0, 3.0]
-    """
-    _check_length("gradient", gradient, theta)
-    return [sgd_update(theta_i, g_i, lr) for theta_i, g_i in zip(theta, gradient, strict=True)]
-
-
 def _check_step(t: int) -> None:
     # At t = 0 the bias correction would divide by zero.
     if not t >= 1:
-        raise ValueError(f"t is {t!r}, expected 1 or more: the first step has t = 1")
+        raise ValueError(f"t must be 1 or more (the first step has t = 1); got {t!r}")
 
 
 def _check_length(name: str, values: Sequence[float], theta: Sequence[float]) -> None:
     if len(values) != len(theta):
-        raise ValueError(f"{name} has {len(values)} entries, expected {len(theta)}, as theta has")
+        raise ValueError(
+            f"{name} must have as many entries as theta ({len(theta)}); got {len(values)}"
+        )

@@ -13,7 +13,6 @@ from fused_adamw.reference import (
     adamw_update,
     adamw_update_list,
     sgd_update,
-    sgd_update_list,
 )
 
 THETA, GRADIENT = 0.024634, -0.352893
@@ -145,20 +144,18 @@ def test_lists_are_updated_entry_by_entry_into_new_lists() -> None:
     entries = zip(theta, gradient, m, v, strict=True)
     expected = zip(*(adamw_update(*entry, 4, *options) for entry in entries), strict=True)
     assert list(updated) == [list(column) for column in expected]
-    assert sgd_update_list(theta, gradient, 0.5) == [0.75, -1.875, 3.0]
     assert [theta, gradient, m, v] == originals
 
 
 def test_empty_lists() -> None:
     assert adamw_update_list([], [], [], [], 1) == ([], [], [])
-    assert sgd_update_list([], []) == []
 
 
 @pytest.mark.parametrize("t", [0, -1, math.nan])
 def test_t_counts_from_one(t: int) -> None:
-    with pytest.raises(ValueError, match=r"^t is "):
+    with pytest.raises(ValueError, match=r"^t must be 1 or more"):
         adamw_update(1.0, 1.0, 0.0, 0.0, t)
-    with pytest.raises(ValueError, match=r"^t is "):
+    with pytest.raises(ValueError, match=r"^t must be 1 or more"):
         adamw_update_list([], [], [], [], t)
 
 
@@ -167,13 +164,10 @@ def test_t_counts_from_one(t: int) -> None:
 def test_a_wrong_length_is_named(name: str, length: int) -> None:
     lists: dict[str, Any] = {"gradient": [0.0, 0.0], "m": [0.0, 0.0], "v": [0.0, 0.0]}
     lists[name] = [0.0] * length
-    with pytest.raises(ValueError, match=f"^{name} has {length} entries, expected 2"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must have as many entries as theta \(2\); got {length}"
+    ):
         adamw_update_list([1.0, 2.0], **lists, t=1)
-
-
-def test_a_wrong_length_is_named_by_sgd() -> None:
-    with pytest.raises(ValueError, match=r"^gradient has 1 entries, expected 2"):
-        sgd_update_list([1.0, 2.0], [1.0])
 
 
 def test_the_examples_in_the_docstrings() -> None:

@@ -1,5 +1,82 @@
-"""The command ``fused-adamw``."""
+"""The command ``fused-adamw``: the only place that parses arguments or prints."""
 
-from .app import main
+import io
+import sys
+from typing import Annotated, Any, NoReturn
+
+from ..runtime import __version__, runtime_info
+
+
+def _report_missing_extra(error: ModuleNotFoundError) -> NoReturn:
+    extra = "cli,bench" if error.name in ("cpuinfo", "psutil") else "cli"
+    print(
+        f"error: {error.name} is not installed; the command needs: "
+        f'pip install "fused-adamw[{extra}]"',
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+try:
+    import typer
+
+    from . import bench, explain, info, train
+    from .errors import BAD_INPUT, INTERRUPTED, bad_input_reported, describe
+except ModuleNotFoundError as error:
+    _report_missing_extra(error)
 
 __all__ = ["main"]
+
+# Typer raises it for any wrong option or command, but exports only its subclass.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    help="AdamW in one pass over memory, and a tiny transformer to train with it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (train.train, bench.bench, explain.explain, info.info):
+    app.command()(command)
+
+
+def main() -> NoReturn:
+    """Run the command; every failure is one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows a question mark instead of failing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        status = app(prog_name="fused-adamw", standalone_mode=False)
+    except USAGE_ERROR as error:
+        if message := " ".join(error.format_message().split()):
+            print(f"error: {message}", file=sys.stderr)
+        status = BAD_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except ModuleNotFoundError as error:  # Matplotlib is imported late
+        _report_missing_extra(error)
+    except OSError as error:  # standard output is full or closed; a checkpoint cannot be saved
+        print(f"error: {describe(error)}", file=sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"fused-adamw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    # Fails where FUSED_ADAMW_ISA names no instruction set of this machine.
+    with bad_input_reported():
+        runtime_info()

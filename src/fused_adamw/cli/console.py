@@ -1,19 +1,16 @@
-"""What a reader sees: tables, progress bars, the pictures of loss curves and of races."""
+"""What the commands print: tables, text, progress bars, JSON."""
 
+import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum, auto
-from itertools import cycle
-from pathlib import Path
-from textwrap import fill
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
+import typer
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import (
@@ -27,82 +24,62 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ..tiny.train_loop import Prediction, Run
-
-FIGURE_SIZE, CHART_SIZE = (7.2, 4.0), (10.0, 5.6)  # inches
-COLOURS = ("#1f6feb", "#d9730d")
-
-
-# Of the contenders of a race; after Okabe & Ito, whose colours the colour-blind tell apart.
-RACE_COLOURS = (
-    *("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#5d4a9c", "#b8a800"),
-)
-RACE_MARKERS = "sv^DPXdph<>"  # more than colours: no pair comes twice
-RACE_DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
-CAPTION_WIDTH = 150  # characters
+from ..tiny.text_data import Prediction
+from ..tiny.train_loop import History, TrainingResult
+from ..tiny.worked_example import Quantity
 
 
-class Role(Enum):
-    """How a contender is drawn."""
-
-    OURS = auto()
-    ALSO_OURS = auto()
-    PEER = auto()
-    LIMIT = auto()
-
-
-Part: TypeAlias = RenderableType
-"""Anything here that a console prints."""
-
-
-class Curve(NamedTuple):
-    """A training, under the name it has for the reader."""
-
-    label: str
-    run: Run
-    held_out: tuple[float, float] | None  # losses before and after
-
-
-class Point(NamedTuple):
-    parameters: int
-    ns_per_parameter: float
-    low: float  # quartiles
-    high: float
-
-
-class Line(NamedTuple):
-    """A contender of a race, from size to size."""
-
-    label: str
-    role: Role
-    points: Sequence[Point]
-
-
-def console() -> Console:
+def make_console() -> Console:
+    """Return the console of standard output."""
     return Console(highlight=False)
 
 
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object, with null for numbers that are not finite."""
+    typer.echo(json.dumps(_without_nan(value), indent=2, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float cannot hold it."""
+    """Return exp(loss), infinite where a float cannot represent it."""
     with np.errstate(over="ignore"):
         return float(np.exp(loss))
+
+
+def heading(text: str) -> Padding:
+    """Return a bold line with an empty one above it."""
+    return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
+
+
+def paragraph(text: str) -> Padding:
+    """Return text with the left margin of tables."""
+    return Padding(Text(text), (0, 0, 0, 1), expand=False)
 
 
 # ---------------------------------------------------------------------------- progress
 
 
 @contextmanager
-def progress_bar(label: str, done: int, steps: int, quiet: bool) -> Iterator[Callable[[Run], None]]:
-    """A bar on standard error, where that is a terminal; yields what `train` calls at each step."""
-    bar = still_bar(quiet, TextColumn("loss {task.fields[loss]:.4f}"))
+def progress_bar(
+    label: str, done: int, steps: int, quiet: bool
+) -> Iterator[Callable[[History], None]]:
+    """Show a bar on standard error if that is a terminal; yield what `train` calls at each step."""
+    bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]:.4f}"))
     task = bar.add_task(label, completed=done, total=steps, loss=math.nan)
     drawn = -math.inf
 
-    def on_step(run: Run) -> None:
+    def on_step(history: History) -> None:
         nonlocal drawn
         now = time.monotonic()
-        if run.steps == steps or now - drawn > 0.1:
-            bar.update(task, completed=run.steps, loss=run.losses[-1], refresh=True)
+        if history.steps == steps or now - drawn > 0.1:
+            bar.update(task, completed=history.steps, loss=history.losses[-1], refresh=True)
             drawn = now
 
     with bar:
@@ -112,9 +89,9 @@ def progress_bar(label: str, done: int, steps: int, quiet: bool) -> Iterator[Cal
 
 
 @contextmanager
-def race_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """The same of a race; yields what is called between two blocks, never within one."""
-    bar = still_bar(quiet)
+def benchmark_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show the same for a benchmark; yield what is called between two measurements."""
+    bar = _manual_bar(quiet)
     task = bar.add_task("")
     with bar:
         yield lambda text, done, total: bar.update(
@@ -122,9 +99,9 @@ def race_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def still_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
-    """A bar that is drawn when it is told to: a thread that redraws would take its time from the
-    steps that are measured."""
+def _manual_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
+    """Return a bar that is drawn on request only: a thread that redraws it would take its time from
+    the steps that are measured."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -141,97 +118,100 @@ def still_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
 # ---------------------------------------------------------------------------- tables
 
 
-def plain_table(*headers: str, title: str | None = None, caption: str | None = None) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        header_style="dim",
-    )
+def number_table(*headers: str, title: str | None = None, caption: str | None = None) -> Table:
+    """Return a table whose first column is text and whose others are numbers."""
+    table = text_table(title=title)
+    table.caption, table.caption_justify = caption, "left"
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i else "left")
     return table
 
 
-def losses_table(curves: Sequence[Curve], vocab_size: int) -> Table:
-    table = plain_table(
+def text_table(*headers: str, title: str | None = None) -> Table:
+    """Return a table whose columns are text."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title and f" {title}",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
+    """Return the first and last losses of trainings by label."""
+    table = number_table(
         "",
         "loss: first",
         "last",
         "perplexity: first",
         "last",
-        title=" Loss and perplexity",
-        caption=f" chance: ln {vocab_size} = {math.log(vocab_size):.6f}, perplexity {vocab_size}",
+        title="Loss and perplexity",
+        caption=f" chance: ln {vocab_size} = {math.log(vocab_size):.6f}, perplexity {vocab_size}\n",
     )
-    for label, run, held_out in curves:
-        ends = {label: (run.losses[0], run.losses[-1])}
-        if held_out is not None:
-            ends["  on held-out text"] = held_out
-        for name, losses in ends.items():
-            table.add_row(
-                name,
-                *(f"{loss:.6f}" for loss in losses),
-                *(f"{perplexity(loss):.4f}" for loss in losses),
-            )
+    for label, result in curves.items():
+        losses = result.history.losses
+        table.add_row(label, *_loss_cells(losses[0], losses[-1]))
+        first, last = result.initial_held_out_loss, result.final_held_out_loss
+        if first is not None and last is not None:
+            table.add_row("  on held-out text", *_loss_cells(first, last))
     return table
 
 
-def predictions_table(rows: Sequence[Prediction], title: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-    )
-    for header in ("after", "target", "predicted"):
-        table.add_column(header)
+def _loss_cells(*losses: float) -> list[str]:
+    return [f"{loss:.6f}" for loss in losses] + [f"{perplexity(loss):.4f}" for loss in losses]
+
+
+def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
+    """Return what the model predicts after this number of steps."""
+    table = text_table("after", "target", "predicted", title=f"Predictions after {steps:,} steps")
     table.add_column("P(target)", justify="right")
     for row in rows:
         right = row.predicted == row.target
         table.add_row(
-            visible(row.token),
-            visible(row.target),
-            Text(visible(row.predicted).plain, style="green" if right else "red"),
+            _visible(row.token),
+            _visible(row.target),
+            Text(_visible(row.predicted).plain, style="green" if right else "red"),
             f"{row.probability:.4f}",
         )
     return table
 
 
-def visible(token: str) -> Text:
-    """A token as it is, never as markup; white space and control characters as in Python."""
+def _visible(token: str) -> Text:
+    """Return a token verbatim, never as markup; white space and control characters as Python's."""
     return Text(token if token.isprintable() and not token.isspace() else repr(token))
 
 
-def time_table(label: str, run: Run) -> Table:
-    table = plain_table(
-        "", "seconds", "share", "µs per step", title=f" Where the time goes: {label}"
+def time_table(label: str, history: History) -> Table:
+    """Return the time spent on each phase of a step."""
+    table = number_table(
+        "", "seconds", "share", "µs per step", title=f"Where the time goes: {label}"
     )
     phases = {
-        "forward": run.forward_seconds,
-        "backward": run.backward_seconds,
-        "optimizer": run.optimizer_seconds,
+        "forward": history.forward_seconds,
+        "backward": history.backward_seconds,
+        "optimizer": history.optimizer_seconds,
     }
     for phase, seconds in phases.items():
-        table.add_row(phase, *time_cells(seconds, run))
+        table.add_row(phase, *_time_cells(seconds, history))
     table.add_section()
-    table.add_row("all", *time_cells(run.seconds, run))
+    table.add_row("total", *_time_cells(history.seconds, history))
     return table
 
 
-def time_cells(seconds: float, run: Run) -> tuple[str, str, str]:
-    if not run.steps:
+def _time_cells(seconds: float, history: History) -> tuple[str, str, str]:
+    if not history.steps:
         return f"{seconds:.3f}", "-", "-"
-    share = 100 * seconds / run.seconds
-    return f"{seconds:.3f}", f"{share:.1f} %", f"{1e6 * seconds / run.steps:,.1f}"
+    share = 100 * seconds / history.seconds
+    return f"{seconds:.3f}", f"{share:.1f} %", f"{1e6 * seconds / history.steps:,.1f}"
 
 
-def reference_comparison(run: Run, reference_seconds: float) -> Text:
-    step = run.optimizer_seconds / run.steps
+def reference_comparison(history: History, reference_seconds: float) -> Text:
+    """Return a line that compares the fused step with the one in pure Python."""
+    step = history.optimizer_seconds / history.steps
     return Text.assemble(
         f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
         "in pure Python, ",
@@ -241,191 +221,61 @@ def reference_comparison(run: Run, reference_seconds: float) -> Text:
 
 
 def sample_panel(text: str) -> Panel:
+    """Return a frame with text that the model wrote."""
     shown = "".join(
         c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
     return Panel(Text(shown), title="A sample", title_align="left", box=box.ROUNDED)
 
 
-def worked_update_table(rows: Sequence[tuple[str, str, float, float]]) -> Table:
-    """Rows of what, formula, the kernel's number and the reference's."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
-    table.add_column("")
-    table.add_column("formula")
-    for header in ("kernel", "reference"):
+def worked_update_table(kernel: Sequence[Quantity], reference: Sequence[Quantity]) -> Table:
+    """Return the numbers of the kernel beside those in pure Python."""
+    table = text_table("", "formula")
+    for header in ("kernel", "pure Python"):
         table.add_column(header, justify="right")
-    for name, formula, kernel, reference in rows:
+    for (name, formula, value), other in zip(kernel, reference, strict=True):
         style = "bold" if name == "theta" else None
-        table.add_row(name, formula, f"{kernel:+.9f}", f"{reference:+.9f}", style=style)
+        table.add_row(name, formula, f"{value:+.9f}", f"{other.value:+.9f}", style=style)
     return table
 
 
 def effective_rates_table(rows: Sequence[tuple[float, float]], lr: float) -> Table:
-    table = plain_table("|g|", "effective lr", "of lr")
+    """Return the effective learning rate of gradients by their size."""
+    table = number_table("|g|", "effective lr", "multiple of lr")
     for gradient, multiplier in rows:
         table.add_row(f"{gradient:g}", f"{multiplier * lr:.6f}", f"{multiplier:.2f} x")
     return table
 
 
 def parameters_table(shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    table = plain_table("parameter", "shape", "values", "AdamW state")
+    """Return the number of values in each parameter and in its state."""
+    table = number_table("parameter", "shape", "values", "AdamW state")
     counts = [math.prod(shape) for shape in shapes.values()]
     for (name, shape), count in zip(shapes.items(), counts, strict=True):
         table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{2 * count:,}")
     table.add_section()
-    table.add_row("all", "", f"{sum(counts):,}", f"{2 * sum(counts):,}", style="bold")
+    table.add_row("total", "", f"{sum(counts):,}", f"{2 * sum(counts):,}", style="bold")
     return table
 
 
-def race_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ours: str
+def benchmark_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasized: str
 ) -> Table:
-    table = plain_table(*columns, title=f"\n {title}")
+    """Return the statistics of implementations, a row each, one of which is in bold."""
+    table = number_table(*columns, title=title)
     table.padding = 0, 1, 0, 0
     for column in table.columns:
         column.no_wrap = True
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == ours else "")
+        table.add_row(*row, style="bold" if row[0] == emphasized else "")
     return table
 
 
-def facts_table(facts: Mapping[str, str]) -> Table:
+def key_value_table(rows: Mapping[str, str]) -> Table:
+    """Return a table of names and values without a header."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
-    for name, fact in facts.items():
-        table.add_row(name, Text(fact))
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
     return table
-
-
-def heading(text: str) -> Padding:
-    return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
-
-
-def paragraph(text: str) -> Padding:
-    return Padding(Text(text), (0, 0, 0, 1), expand=False)
-
-
-# ---------------------------------------------------------------------------- files
-
-
-def check_output_path(path: Path, replaced: bool = False) -> None:
-    """Raise ValueError unless a file can be written there, or replaced; leave no trace."""
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {target.parent}")
-    if replaced:
-        # Not it, but its folder is written to, and a name as long as that of a checkpoint in the
-        # making has to be allowed.
-        target = target.with_name(f".{target.name}.{'0' * 16}.tmp")
-    try:
-        if target.exists():
-            target.open("ab").close()
-        else:
-            target.touch(exist_ok=False)
-            target.unlink()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
-
-
-# ---------------------------------------------------------------------------- the plot
-
-
-def check_plot_path(path: Path) -> None:
-    """Raise ValueError unless a picture can be written there; leave no trace."""
-    from matplotlib.figure import Figure
-
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise ValueError(f"{path}: no picture has the suffix {path.suffix!r}; try .png")
-    check_output_path(path)
-
-
-def save_plot(path: Path, curves: Sequence[Curve], vocab_size: int, title: str) -> None:
-    # Matplotlib takes long to import and is needed here alone. Without pyplot no display is.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    axes = figure.subplots()
-    chance = math.log(vocab_size)
-    axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")
-    axes.annotate(
-        f"chance, ln {vocab_size}",
-        (1, chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        horizontalalignment="right",
-        color="0.4",
-        fontsize="small",
-    )
-    for (label, run, held_out), colour in zip(curves, COLOURS, strict=False):
-        axes.plot(run.losses, label=label, color=colour, linewidth=1.5)
-        if held_out is not None:
-            axes.plot(
-                (0, run.steps),
-                held_out,
-                "o",
-                label=f"{label}, held-out text",
-                color=colour,
-                markerfacecolor="white",
-            )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per token")
-    axes.set_title(title, fontsize="medium", loc="left")
-    # Where one training diverges, the other curve stays readable.
-    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * chance))
-    axes.margins(x=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def save_chart(path: Path, lines: Sequence[Line], title: str, caption: str) -> None:
-    """ns per parameter over the number of parameters, a line for each contender."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    figure = Figure(figsize=CHART_SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    # The slowest at the smallest size is on top there, and in the legend.
-    for line, style in sorted(zip(lines, line_styles(lines), strict=True), key=slowest_first):
-        x, y, low, high = zip(*line.points, strict=True)
-        spread = (
-            [a - b for a, b in zip(y, low, strict=True)],
-            [b - a for a, b in zip(y, high, strict=True)],
-        )
-        axes.errorbar(x, y, yerr=spread, label=line.label, elinewidth=0.8, capsize=2, **style)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("ns per parameter")
-    axes.set_title(title, loc="left", fontweight="bold")
-    axes.grid(axis="y", color="0.9", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.supxlabel(fill(caption, CAPTION_WIDTH), fontsize="x-small", color="0.4")
-    figure.savefig(path, dpi=200)
-
-
-def slowest_first(styled: tuple[Line, dict[str, Any]]) -> tuple[int, float]:
-    first = styled[0].points[0]
-    return first.parameters, -first.ns_per_parameter
-
-
-def line_styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
-    ours = {"color": COLOURS[0], "marker": "o", "zorder": 4}
-    peers = zip(cycle(RACE_COLOURS), cycle(RACE_MARKERS), strict=False)
-    dashes = cycle((0, pattern) for pattern in RACE_DASHES)
-    for line in lines:
-        if line.role is Role.OURS:
-            yield ours | {"linewidth": 3.5, "markersize": 7}
-        elif line.role is Role.ALSO_OURS:
-            yield ours | {"linewidth": 1.5, "markersize": 4, "linestyle": next(dashes)}
-        elif line.role is Role.LIMIT:
-            yield {"color": "0.15", "linestyle": "--", "linewidth": 1.5, "zorder": 5}
-        else:
-            colour, marker = next(peers)
-            yield {"color": colour, "marker": marker, "linewidth": 1.3, "markersize": 5}

@@ -1,143 +1,134 @@
-"""What `fused-adamw train` came to: for people as tables, for programs as a record."""
+"""What `fused-adamw train` reports: for people as text and tables, for programs as a record."""
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from ..optimizer import AdamW
-from ..tiny import train_loop as training
+from rich.console import RenderableType
+
 from ..tiny.model import TinyTransformer
-from ..tiny.train_loop import Level, OptimizerName
-from . import console as report
+from ..tiny.text_data import Corpus, Task, predictions, sample
+from ..tiny.train_loop import TrainingResult
+from . import console
 
-SAMPLE_LENGTH = {Level.CHARS: 300, Level.WORDS: 60}
-
-
-class Trainee(NamedTuple):
-    """A model and the optimizer that trains it, ready to start or to go on."""
-
-    name: OptimizerName
-    lr: float
-    model: TinyTransformer
-    optimizer: training.Optimizer
-    held_out_loss: float | None  # of the model before its first update
-    run: training.Run
+SAMPLE_LENGTH = 300
 
 
-class Outcome(NamedTuple):
-    trainee: Trainee
-    curve: report.Curve
+@dataclass(frozen=True)
+class Report:
+    """What is reported.
+
+    Attributes:
+        results: by label, AdamW's first.
+        task: what the models were trained on.
+        config: the options by name.
+        reference_step_seconds: time of an AdamW step in pure Python.
+    """
+
+    results: dict[str, TrainingResult]
+    task: Task
+    config: dict[str, Any]
+    reference_step_seconds: float | None
+
+    @property
+    def first(self) -> TrainingResult:
+        """The result of AdamW."""
+        return next(iter(self.results.values()))
 
 
-def trainee_label(trainee: Trainee, with_lr: bool) -> str:
-    labels = {
-        OptimizerName.FUSED: "AdamW",
-        OptimizerName.REFERENCE: "AdamW in pure Python",
-        OptimizerName.SGD: "SGD",
-    }
-    label = labels[trainee.name]
-    if (state_dtype := state_dtype_of(trainee)) is not None:
-        label = f"{label}, {state_dtype} state"
-    return f"{label}, lr {trainee.lr:g}" if with_lr else label
+def label(result: TrainingResult, with_lr: bool) -> str:
+    """Return the name of a training in tables and plots."""
+    state = f", {result.state_dtype} state" if result.state_dtype is not None else ""
+    rate = f", lr {result.lr:g}" if with_lr else ""
+    return f"{result.optimizer}{state}{rate}"
 
 
-def state_dtype_of(trainee: Trainee) -> str | None:
-    """Of moments in fewer bits than the parameters."""
-    optimizer = trainee.optimizer
-    return optimizer.state_dtype if isinstance(optimizer, AdamW) else None
-
-
-def title(outcome: Outcome) -> str:
-    model = outcome.trainee.model
+def title(model: TinyTransformer) -> str:
+    """Return the title of a report on this model."""
     return f"Tiny transformer, {model.n_parameters:,} parameters, {model.dtype}"
 
 
-def text_sample(outcome: Outcome, task: training.Task, seed: int) -> str | None:
-    """What the trained model writes; nothing where its probabilities are no numbers."""
-    if task.corpus is None or not math.isfinite(outcome.curve.run.losses[-1]):
+def text_sample(report: Report) -> str | None:
+    """Return text that the trained model writes; None where its loss is not finite."""
+    result, corpus = report.first, report.task.corpus
+    if corpus is None or not math.isfinite(result.history.losses[-1]):
         return None
-    start = task.corpus.held_out[:1].tolist()
-    length = SAMPLE_LENGTH[task.corpus.level]
-    return task.corpus.decode(training.sample(outcome.trainee.model, start, length, seed))
+    start = corpus.held_out[:1].tolist()
+    return corpus.decode(sample(result.model, start, SAMPLE_LENGTH, report.config["seed"]))
 
 
 # ---------------------------------------------------------------------------- for people
 
 
-def summary(
-    outcomes: list[Outcome], task: training.Task, seed: int, pure_python: float | None
-) -> Iterator[report.Part]:
-    """What to print, part by part; `pure_python` is the time of a step of the reference."""
-    first = outcomes[0]
-    curves = [curve for _, curve in outcomes]
-    yield report.heading(f"{title(first)}, seed {seed}")
+def summary(report: Report) -> Iterator[RenderableType]:
+    """Yield what to print, part by part."""
+    task, first = report.task, report.first
+    yield console.heading(f"{title(first.model)}, seed {report.config['seed']}")
     if task.corpus is not None:
-        yield report.paragraph(corpus_facts(task.corpus))
-    if first.curve.run.resumed_from is not None:
-        yield report.paragraph(f"Resumed after {first.curve.run.resumed_from:,} steps.")
-    label, run, _ = curves[-1]
-    if run.interrupted:
-        yield report.paragraph(f"Interrupted: {label} after {run.steps:,} steps.")
-    rows = training.predictions(first.trainee.model, task)
-    yield report.predictions_table(rows, f" What it predicts after {first.curve.run.steps:,} steps")
-    yield report.losses_table(curves, len(task.vocabulary))
-    for label, run, _ in curves:
-        yield report.time_table(label, run)
-    if pure_python is not None:
-        yield report.reference_comparison(first.curve.run, pure_python)
-    written = text_sample(first, task, seed)
-    if written is not None:
-        yield report.sample_panel(written)
+        yield console.paragraph(corpus_size(task.corpus))
+    if first.history.resumed_from is not None:
+        yield console.paragraph(f"Resumed after {first.history.resumed_from:,} steps.")
+    for name, result in report.results.items():
+        if result.history.interrupted:
+            yield console.paragraph(f"Interrupted: {name} after {result.history.steps:,} steps.")
+    yield console.predictions_table(predictions(first.model, task), first.history.steps)
+    yield console.losses_table(report.results, len(task.vocabulary))
+    for name, result in report.results.items():
+        yield console.time_table(name, result.history)
+    if report.reference_step_seconds is not None:
+        yield console.reference_comparison(first.history, report.reference_step_seconds)
+    if (text := text_sample(report)) is not None:
+        yield console.sample_panel(text)
 
 
-def corpus_facts(corpus: training.Corpus) -> str:
+def corpus_size(corpus: Corpus) -> str:
+    """Return a line on the size of the text."""
     return (
         f"{len(corpus.train):,} tokens to train on, {len(corpus.held_out):,} held out, "
-        f"{len(corpus.vocabulary):,} distinct with <PAD>"
+        f"vocabulary of {len(corpus.vocabulary):,} with <PAD>"
     )
 
 
 # ---------------------------------------------------------------------------- for programs
 
 
-def record(
-    outcomes: list[Outcome], task: training.Task, seed: int, pure_python: float | None
-) -> dict[str, Any]:
-    """What `summary` says, and more, as JSON has it but for numbers that are not finite."""
-    first = outcomes[0]
-    told = run_record(first) | {
-        "seed": seed,
-        "dtype": str(first.trainee.model.dtype),
-        "state_dtype": state_dtype_of(first.trainee),
-        "resumed_from": first.curve.run.resumed_from,
-        "reference_step_seconds": pure_python,
-        "predictions": [row._asdict() for row in training.predictions(first.trainee.model, task)],
+def record(report: Report) -> dict[str, Any]:
+    """Return what `summary` shows, and more, as JSON."""
+    first, *others = report.results.values()
+    found = result_record(first) | {
+        "config": report.config,
+        "resumed_from": first.history.resumed_from,
+        "reference_step_seconds": report.reference_step_seconds,
+        "predictions": [row._asdict() for row in predictions(first.model, report.task)],
     }
-    if task.corpus is not None:
-        told["sample"] = text_sample(first, task, seed)
-    for other in outcomes[1:]:
-        told[other.trainee.name.value] = run_record(other)
-    told["interrupted"] = outcomes[-1].curve.run.interrupted
-    return told
+    if report.task.corpus is not None:
+        found["sample"] = text_sample(report)
+    for other in others:
+        found[other.optimizer.lower()] = result_record(other)
+    interrupted = any(result.history.interrupted for result in report.results.values())
+    return found | {"interrupted": interrupted}
 
 
-def run_record(outcome: Outcome) -> dict[str, Any]:
-    trainee, (_, run, held_out) = outcome
-    initial, final = run.losses[0], run.losses[-1]
-    told: dict[str, Any] = {
-        "optimizer": trainee.name.value,
-        "lr": trainee.lr,
-        "parameters": trainee.model.n_parameters,
-        "steps": run.steps,
+def result_record(result: TrainingResult) -> dict[str, Any]:
+    """Return the numbers of one training."""
+    history = result.history
+    initial, final = history.losses[0], history.losses[-1]
+    found: dict[str, Any] = {
+        "optimizer": result.optimizer,
+        "lr": result.lr,
+        "parameters": result.model.n_parameters,
+        "steps": history.steps,
         "initial_loss": initial,
         "final_loss": final,
-        "initial_perplexity": report.perplexity(initial),
-        "final_perplexity": report.perplexity(final),
-        "seconds": run.seconds,
-        "forward_seconds": run.forward_seconds,
-        "backward_seconds": run.backward_seconds,
-        "optimizer_seconds": run.optimizer_seconds,
+        "initial_perplexity": console.perplexity(initial),
+        "final_perplexity": console.perplexity(final),
+        "seconds": history.seconds,
+        "forward_seconds": history.forward_seconds,
+        "backward_seconds": history.backward_seconds,
+        "optimizer_seconds": history.optimizer_seconds,
     }
-    if held_out is not None:
-        told["initial_held_out_loss"], told["final_held_out_loss"] = held_out
-    return told
+    if result.initial_held_out_loss is not None:
+        found["initial_held_out_loss"] = result.initial_held_out_loss
+        found["final_held_out_loss"] = result.final_held_out_loss
+    return found

@@ -1,5 +1,28 @@
-"""The tiny transformer, written out by hand, and the training that the optimizer is shown with."""
+"""A tiny transformer, written out by hand, and its training."""
 
-from .model import PAD, TARGETS, TOKENS, VOCABULARY, TinyTransformer
+from .baselines import SGD, ReferenceAdamW
+from .layers import PAD
+from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
+from .text_data import Corpus, Task, read_text, sample, sentence_task, text_task
+from .train_loop import History, TrainingResult, train
+from .training_checkpoint import TrainingCheckpoint
 
-__all__ = ["PAD", "TARGETS", "TOKENS", "VOCABULARY", "TinyTransformer"]
+__all__ = [
+    "PAD",
+    "SGD",
+    "TARGETS",
+    "TOKENS",
+    "VOCABULARY",
+    "Corpus",
+    "History",
+    "ReferenceAdamW",
+    "Task",
+    "TinyTransformer",
+    "TrainingCheckpoint",
+    "TrainingResult",
+    "read_text",
+    "sample",
+    "sentence_task",
+    "text_task",
+    "train",
+]

@@ -1,107 +1,111 @@
-"""A training in a file: all that it takes to go on as if it had never stopped.
+"""A training in a file: everything needed to continue as if it had never stopped.
 
-Beside parameters and optimizer the file holds, as its `extra`, what defines the training, so that
-no other one goes on from it, and the record so far.
+Besides parameters and optimizer the file contains the options of the training, so that it is never
+continued with others, the times so far, and, as the array ``losses``, the loss after each step.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import load_checkpoint, read_extra, save_checkpoint
+import numpy as np
+
+from ..checkpoint import load_checkpoint, read_arrays, read_extra, save_checkpoint
 from ..optimizer import AdamW
-from .train_loop import Run
+from .train_loop import History
 
-STEPS_LIMIT = 1_000_000  # their losses are 20 MB in the header of a file, which may have 100
-OF_ONE_PROCESS = ("interrupted", "resumed_from")  # what is not saved of a record
+if TYPE_CHECKING:
+    from ..sharded import ShardedAdamW
+
+SECONDS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
 
 
 @dataclass(frozen=True)
-class TrainingFile:
-    """Where a training is kept.
+class TrainingCheckpoint:
+    """The checkpoint file of a training.
 
     Args:
         path: the file.
-        definition: what the parameters after a number of steps follow from, by name of the option.
-            JSON has to be able to hold the values.
-        steps: how many updates there are to be.
-        open_ended: `steps` may be another number when the training is resumed.
-        every: save each so many steps, not only in the end.
+        options: what determines the parameters after a number of steps, by name of the option;
+            values that JSON can represent.
+        steps: number of updates in all.
+        open_ended: whether the training may be continued with another number of `steps`.
+        every: save each time after this number of steps, not only at the end.
     """
 
     path: Path
-    definition: Mapping[str, Any]
+    options: Mapping[str, Any]
     steps: int
     open_ended: bool
     every: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.steps > STEPS_LIMIT:
-            raise ValueError(
-                f"steps is {self.steps}; a checkpoint holds a training of {STEPS_LIMIT} at most"
-            )
+    def read_history(self) -> History:
+        """Read the history of the training so far, without parameters and optimizer.
 
-    def read(self) -> Run:
-        """The record so far. Raises ValueError where the file is not of this training."""
+        Raises:
+            ValueError: the file is missing or corrupt, or belongs to a different training.
+        """
         if not self.path.is_file():
-            raise ValueError(f"{self.path}: there is no such file to resume from")
-        extra = read_extra(self.path)
+            raise ValueError(f"{self.path} does not exist; leave out --resume to start a training")
+        extra, arrays = read_extra(self.path), read_arrays(self.path)
         try:
             saved = extra["training"]
-            definition = dict(saved["definition"])
-            run = Run(**saved["run"])
+            options = dict(saved["options"])
+            seconds: dict[str, Any] = {name: float(saved[name]) for name in SECONDS}
+            (size,) = arrays["losses"].shape
+            history = History(arrays["losses"].tolist(), **seconds)
+            if size == 0:
+                raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{self.path} is not from `fused-adamw train`") from None
-        self._require_same(definition)
-        if run.steps > self.steps:
-            raise ValueError(f"{self.path} has {run.steps} steps; expected at most {self.steps}")
-        run.resumed_from = run.steps
-        return run
+            raise ValueError(f"{self.path} was not saved by `fused-adamw train`") from None
+        self._check_options(options)
+        if history.steps > self.steps:
+            raise ValueError(
+                f"--steps must be at least {history.steps}, the number of steps in {self.path}; "
+                f"got {self.steps}"
+            )
+        history.resumed_from = history.steps
+        return history
 
-    def load(self, optimizer: Any) -> None:
-        """Return parameters and optimizer to where the record ends."""
-        loader, _ = functions_for(optimizer)
-        loader(self.path, optimizer)
+    def load(self, optimizer: "AdamW | ShardedAdamW") -> None:
+        """Restore parameters and optimizer as they were when the file was saved."""
+        load_checkpoint(self.path, optimizer)
 
-    def save_when_due(self, optimizer: Any, run: Run) -> None:
-        """To be called after each step, and before the first; raises OSError with the path."""
-        ends = run.steps == self.steps or run.interrupted
-        due = ends or (self.every is not None and run.steps % self.every == 0)
-        if due and run.steps != run.resumed_from:
-            self._save(optimizer, run)
+    def save_when_due(self, optimizer: "AdamW | ShardedAdamW", history: History) -> None:
+        """Save if the training is at its end or at a multiple of `every`.
 
-    def _save(self, optimizer: Any, run: Run) -> None:
-        record = {name: value for name, value in asdict(run).items() if name not in OF_ONE_PROCESS}
-        definition = {**self.definition, "steps": self.steps}
-        extra = {"training": {"definition": definition, "run": record}}
-        _, saver = functions_for(optimizer)
+        To be called before the first step and after each.
+
+        Raises:
+            OSError: the file cannot be written; the error names it.
+        """
+        at_end = history.steps == self.steps or history.interrupted
+        due = at_end or (self.every is not None and history.steps % self.every == 0)
+        if due and history.steps != history.resumed_from:
+            self._save(optimizer, history)
+
+    def _save(self, optimizer: "AdamW | ShardedAdamW", history: History) -> None:
+        training = {"options": {**self.options, "steps": self.steps}}
+        training |= {name: getattr(history, name) for name in SECONDS}
+        arrays = {"losses": np.array(history.losses, np.float64)}
         try:
-            saver(self.path, optimizer, extra=extra)
-        except OSError as error:  # names a temporary file, or none
+            save_checkpoint(self.path, optimizer, extra={"training": training}, arrays=arrays)
+        except OSError as error:  # it names a temporary file, or none
             reason = error.strerror or str(error)
             raise OSError(error.errno, reason, os.fspath(self.path)) from error
 
-    def _require_same(self, saved: dict[str, Any]) -> None:
-        own = {**self.definition, "steps": self.steps}
+    def _check_options(self, saved: dict[str, Any]) -> None:
+        current = {**self.options, "steps": self.steps}
         differences = ", ".join(
-            f"--{name.replace('_', '-')} is {_shown(saved.get(name))} there and "
-            f"{_shown(own.get(name))} here"
-            for name in {**own, **saved}
-            if saved.get(name) != own.get(name) and not (name == "steps" and self.open_ended)
+            f"--{name.replace('_', '-')} {_shown(saved.get(name))} "
+            f"(now {_shown(current.get(name))})"
+            for name in {**current, **saved}
+            if saved.get(name) != current.get(name) and not (name == "steps" and self.open_ended)
         )
         if differences:
-            raise ValueError(f"{self.path} is of another training: {differences}")
-
-
-def functions_for(optimizer: Any) -> tuple[Any, Any]:
-    """What loads and what saves an optimizer: of one process, or sharded."""
-    if isinstance(optimizer, AdamW):
-        return load_checkpoint, save_checkpoint
-    from .._io import sharded_checkpoint
-
-    return sharded_checkpoint.load_checkpoint, sharded_checkpoint.save_checkpoint
+            raise ValueError(f"{self.path} was saved with different options: {differences}")
 
 
 def _shown(value: object) -> object:

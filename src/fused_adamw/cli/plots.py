@@ -1,0 +1,145 @@
+"""Plots of loss curves and of benchmarks."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from ..tiny.train_loop import TrainingResult
+from .output_files import check_output_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..bench.report import Chart, Line
+
+FIGURE_SIZE, CHART_SIZE = (7.2, 4.0), (10.0, 5.6)  # inches
+CAPTION_WIDTH = 150  # characters
+
+COLORS = ("#1f6feb", "#d9730d")  # of loss curves; the first is ours in benchmarks, too
+
+# After Okabe & Ito, for readers with a color vision deficiency. More markers than colors, so that
+# no pair occurs twice.
+OTHER_COLORS = (
+    *("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f", "#5d4a9c", "#b8a800"),
+)
+OTHER_MARKERS = "sv^DPXdph<>"
+DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
+
+
+def check_plot_path(path: Path) -> None:
+    """Raise ValueError unless an image can be written there; leave no file."""
+    from matplotlib.figure import Figure
+
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"{path}: unsupported image format {path.suffix!r}; use .png, .svg or .pdf"
+        )
+    check_output_path(path)
+
+
+def save_loss_plot(
+    path: Path, curves: Mapping[str, TrainingResult], title: str, vocab_size: int
+) -> None:
+    """Plot the losses of trainings by label."""
+    figure, axes = _figure(FIGURE_SIZE)
+    chance = math.log(vocab_size)
+    axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")
+    axes.annotate(
+        f"chance, ln {vocab_size}",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        horizontalalignment="right",
+        color="0.4",
+        fontsize="small",
+    )
+    for (label, result), color in zip(curves.items(), COLORS, strict=False):
+        _plot_losses(axes, label, result, color)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title(title, fontsize="medium", loc="left")
+    # Where one training diverges, the other curve stays readable.
+    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * chance))
+    axes.margins(x=0.01)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _plot_losses(axes: "Axes", label: str, result: TrainingResult, color: str) -> None:
+    axes.plot(result.history.losses, label=label, color=color, linewidth=1.5)
+    first, last = result.initial_held_out_loss, result.final_held_out_loss
+    if first is not None and last is not None:
+        axes.plot(
+            (0, result.history.steps),
+            (first, last),
+            "o",
+            label=f"{label}, held-out text",
+            color=color,
+            markerfacecolor="white",
+        )
+
+
+def save_benchmark_plot(path: Path, chart: "Chart") -> None:
+    """Plot ns per parameter over the number of parameters, a line for each implementation."""
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = _figure(CHART_SIZE)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    # The slowest at the smallest size comes first, as it is on top there.
+    styled = zip(chart.lines, _line_styles(chart.lines), strict=True)
+    for line, style in sorted(styled, key=_slowest_first):
+        x, y, low, high = zip(*line.points, strict=True)
+        errors = (
+            [a - b for a, b in zip(y, low, strict=True)],
+            [b - a for a, b in zip(y, high, strict=True)],
+        )
+        axes.errorbar(x, y, yerr=errors, label=line.label, elinewidth=0.8, capsize=2, **style)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("ns per parameter")
+    axes.set_title(chart.title, loc="left", fontweight="bold")
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.supxlabel(fill(chart.caption, CAPTION_WIDTH), fontsize="x-small", color="0.4")
+    figure.savefig(path, dpi=200)
+
+
+def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+    # Imported here because it takes long. Without pyplot, no display is needed.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _slowest_first(styled: tuple["Line", dict[str, Any]]) -> tuple[int, float]:
+    first = styled[0].points[0]
+    return first.parameters, -first.ns_per_parameter
+
+
+def _line_styles(lines: Sequence["Line"]) -> Iterator[dict[str, Any]]:
+    from ..bench.report import Role
+
+    ours = {"color": COLORS[0], "marker": "o", "zorder": 4}
+    others = zip(cycle(OTHER_COLORS), cycle(OTHER_MARKERS), strict=False)
+    dashes = cycle((0, pattern) for pattern in DASHES)
+    for line in lines:
+        if line.role is Role.OURS:
+            yield ours | {"linewidth": 3.5, "markersize": 7}
+        elif line.role is Role.ALSO_OURS:
+            yield ours | {"linewidth": 1.5, "markersize": 4, "linestyle": next(dashes)}
+        elif line.role is Role.BANDWIDTH_BOUND:
+            yield {"color": "0.15", "linestyle": "--", "linewidth": 1.5, "zorder": 5}
+        else:
+            color, marker = next(others)
+            yield {"color": color, "marker": marker, "linewidth": 1.3, "markersize": 5}

@@ -1,0 +1,57 @@
+"""The optimizers that AdamW is compared with: plain SGD, and AdamW in pure Python."""
+
+import numpy as np
+
+from ..reference import adamw_update_list
+from .model import Parameters
+
+
+class ReferenceAdamW:
+    """AdamW in pure Python, one number at a time: `reference.adamw_update` on every parameter.
+
+    Args:
+        parameters: float32 or float64 arrays by name, updated in place.
+        lr: learning rate.
+        weight_decay: decoupled weight decay.
+    """
+
+    def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
+        self.parameters = parameters
+        self.m = {name: [0.0] * parameter.size for name, parameter in parameters.items()}
+        self.v = {name: [0.0] * parameter.size for name, parameter in parameters.items()}
+        self.t = 0
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def step(self, grads: Parameters) -> None:
+        """Update the parameters with gradients of the same names and shapes."""
+        self.t += 1
+        for name, parameter in self.parameters.items():
+            theta, self.m[name], self.v[name] = adamw_update_list(
+                parameter.ravel().tolist(),
+                grads[name].ravel().tolist(),
+                self.m[name],
+                self.v[name],
+                self.t,
+                lr=self.lr,
+                wd=self.weight_decay,
+            )
+            parameter[...] = np.reshape(theta, parameter.shape)
+
+
+class SGD:
+    """Plain gradient descent, `reference.sgd_update` on whole arrays: one rate, no state.
+
+    Args:
+        parameters: float32 or float64 arrays by name, updated in place.
+        lr: learning rate.
+    """
+
+    def __init__(self, parameters: Parameters, lr: float) -> None:
+        self.parameters = parameters
+        self.lr = lr
+
+    def step(self, grads: Parameters) -> None:
+        """Update the parameters with gradients of the same names and shapes."""
+        for name, parameter in self.parameters.items():
+            parameter -= self.lr * grads[name]

@@ -1,0 +1,189 @@
+"""The layers of a transformer block with their gradients, written out by hand in NumPy.
+
+Each layer is a pair of functions. `X_forward` computes the output; `X_backward`, right below it,
+takes the gradient of the loss with respect to that output and returns those with respect to the
+inputs. `dX` names the gradient of the loss with respect to X, and has the shape of X.
+
+Shapes are given at the end of the lines:
+
+    B   sequences in the batch       D       d_model, the width of the model
+    n   positions in a sequence      d_head  D / heads
+    N   B * n, all positions         V       tokens in the vocabulary
+
+Outside attention no position sees another, so sequence and position are one axis, N.
+"""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+IntArray: TypeAlias = NDArray[np.intp]
+CrossEntropyCache: TypeAlias = tuple[FloatArray, NDArray[np.bool_], int]
+
+PAD = 0  # the token that fills up a shorter sequence of a batch
+LAYERNORM_EPS = 1e-5
+
+
+# ---------------------------------------------------------------------------- embedding
+
+
+def embedding_forward(tokens: IntArray, E_token: FloatArray, E_pos: FloatArray) -> FloatArray:
+    X = E_token[tokens] + E_pos[: tokens.shape[1]]  # (B, n, D)
+    return X.reshape(-1, X.shape[-1])  # (N, D)
+
+
+def embedding_backward(
+    dX: FloatArray, tokens: IntArray, E_token: FloatArray, E_pos: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    B, n = tokens.shape
+    dE_token = np.zeros(E_token.shape, E_token.dtype)  # (V, D)
+    np.add.at(dE_token, tokens.ravel(), dX)  # a token that occurs twice gets both gradients
+    dE_pos = np.zeros(E_pos.shape, E_pos.dtype)  # (max_length, D)
+    dE_pos[:n] = dX.reshape(B, n, -1).sum(axis=0)  # (n, D)
+    return dE_token, dE_pos
+
+
+# ---------------------------------------------------------------------------- linear
+
+
+def linear_forward(X: FloatArray, W: FloatArray) -> FloatArray:
+    Y: FloatArray = X @ W.T  # (N, d_in), (d_out, d_in) -> (N, d_out)
+    return Y
+
+
+def linear_backward(dY: FloatArray, X: FloatArray, W: FloatArray) -> tuple[FloatArray, FloatArray]:
+    dX = dY @ W  # (N, d_in)
+    dW = dY.T @ X  # (d_out, d_in)
+    return dX, dW
+
+
+# ---------------------------------------------------------------------------- attention
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    # Without the shift, exp overflows for large scores; it cancels in the quotient.
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    P: FloatArray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return P
+
+
+def attention_mask(tokens: IntArray, causal_mask: FloatArray) -> FloatArray:
+    """The term added to the scores: -inf where a key comes after the query or is PAD."""
+    n = tokens.shape[1]
+    mask = causal_mask[:n, :n]  # (n, n)
+    is_pad = tokens == PAD  # (B, n)
+    if not np.count_nonzero(is_pad):
+        return mask
+    # A PAD attends to itself: a softmax over nothing would be NaN, and NaN would spread.
+    hidden = is_pad[:, None, :] & ~np.eye(n, dtype=bool)  # (B, n, n)
+    return mask + np.where(hidden, causal_mask.dtype.type(-np.inf), causal_mask.dtype.type(0))
+
+
+def attention_forward(
+    X: FloatArray, W_Q: FloatArray, W_K: FloatArray, W_V: FloatArray, mask: FloatArray
+) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+    n_heads, _, d_head = W_Q.shape
+    W = np.array((W_Q, W_K, W_V))  # (3, heads, D, d_head): one product for three
+    Q, K, V = (X @ W).reshape(3, n_heads, -1, mask.shape[-1], d_head)  # (heads, B, n, d_head) each
+    scores = Q @ K.swapaxes(-1, -2) / math.sqrt(d_head) + mask  # (heads, B, n, n)
+    P = softmax(scores)  # (heads, B, n, n)
+    A = P @ V  # (heads, B, n, d_head)
+    concatenated = A.reshape(n_heads, -1, d_head).swapaxes(0, 1).reshape(X.shape)  # (N, D)
+    return concatenated, (W, Q, K, V, P)
+
+
+def attention_backward(
+    dconcatenated: FloatArray, X: FloatArray, cache: tuple[FloatArray, ...]
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    W, Q, K, V, P = cache
+    _, n_heads, _, d_head = W.shape
+    by_head = dconcatenated.reshape(-1, n_heads, d_head).swapaxes(0, 1)  # (heads, N, d_head)
+    dA = by_head.reshape(V.shape)  # (heads, B, n, d_head)
+    dP = dA @ V.swapaxes(-1, -2)  # (heads, B, n, n)
+    PdP = P * dP  # (heads, B, n, n)
+    dscores = (PdP - P * PdP.sum(axis=-1, keepdims=True)) / math.sqrt(d_head)  # (heads, B, n, n)
+    dQ = dscores @ K  # (heads, B, n, d_head)
+    dK = dscores.swapaxes(-1, -2) @ Q  # (heads, B, n, d_head)
+    dV = P.swapaxes(-1, -2) @ dA  # (heads, B, n, d_head)
+    dQKV = np.array((dQ, dK, dV)).reshape(3, n_heads, -1, d_head)  # (3, heads, N, d_head)
+    dX = (dQKV @ W.swapaxes(-1, -2)).sum(axis=(0, 1))  # (N, D)
+    dW_Q, dW_K, dW_V = X.T @ dQKV  # (heads, D, d_head) each
+    return dX, dW_Q, dW_K, dW_V
+
+
+# ---------------------------------------------------------------------------- gelu
+
+# gelu(x) = x * gate(x), gate(x) = (1 + tanh(u)) / 2, u = sqrt(2 / pi) * (x + 0.044715 x^3),
+# with u written as x * (GELU_LINEAR + GELU_CUBIC * x^2).
+GELU_LINEAR = math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
+
+
+def gelu_forward(X: FloatArray) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+    square = X * X  # (N, d_ff)
+    gate = 0.5 + 0.5 * np.tanh(X * (GELU_LINEAR + GELU_CUBIC * square))  # (N, d_ff)
+    return X * gate, (X, square, gate)
+
+
+def gelu_backward(dY: FloatArray, cache: tuple[FloatArray, ...]) -> FloatArray:
+    X, square, gate = cache
+    # gate' = (1 - tanh(u)^2) / 2 * u', and 1 - tanh(u)^2 = 4 gate (1 - gate).
+    u_slope = GELU_LINEAR + 3 * GELU_CUBIC * square  # (N, d_ff)
+    gate_slope = 2.0 * gate * (1.0 - gate) * u_slope  # (N, d_ff)
+    dX: FloatArray = dY * (gate + X * gate_slope)  # (N, d_ff)
+    return dX
+
+
+# ---------------------------------------------------------------------------- layernorm
+
+
+def layernorm_forward(
+    X: FloatArray, gamma: FloatArray, beta: FloatArray
+) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+    D = X.shape[-1]
+    centred = X - X.sum(axis=-1, keepdims=True) / D  # (N, D)
+    variance = (centred * centred).sum(axis=-1, keepdims=True) / D  # (N, 1)
+    inverse_std = 1.0 / np.sqrt(variance + LAYERNORM_EPS)  # (N, 1)
+    normalized = centred * inverse_std  # (N, D)
+    return normalized * gamma + beta, (normalized, inverse_std)
+
+
+def layernorm_backward(
+    dY: FloatArray, gamma: FloatArray, cache: tuple[FloatArray, ...]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    normalized, inverse_std = cache
+    D = dY.shape[-1]
+    dgamma = (dY * normalized).sum(axis=0)  # (D,)
+    dbeta = dY.sum(axis=0)  # (D,)
+    # Mean and variance depend on X as well; their share removes from the gradient its mean and its
+    # component along the normalized values.
+    dnormalized = dY * gamma  # (N, D)
+    mean = dnormalized.sum(axis=-1, keepdims=True) / D  # (N, 1)
+    along = (dnormalized * normalized).sum(axis=-1, keepdims=True) / D  # (N, 1)
+    dX = inverse_std * (dnormalized - mean - normalized * along)  # (N, D)
+    return dX, dgamma, dbeta
+
+
+# ---------------------------------------------------------------------------- cross entropy
+
+
+def cross_entropy_forward(logits: FloatArray, targets: IntArray) -> tuple[float, CrossEntropyCache]:
+    """Return the mean of -log P(target) over the positions whose target is not PAD."""
+    is_target = targets[:, None] == np.arange(logits.shape[1])  # (N, V), one-hot
+    is_target[:, PAD] = False
+    count = int(np.count_nonzero(is_target))
+    if count == 0:
+        raise ValueError("targets must contain at least one token other than PAD; got none")
+    shifted = logits - logits.max(axis=-1, keepdims=True)  # (N, V)
+    log_P = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # (N, V)
+    loss = -float(log_P[is_target].sum()) / count
+    return loss, (log_P, is_target, count)
+
+
+def cross_entropy_backward(cache: CrossEntropyCache) -> FloatArray:
+    log_P, is_target, count = cache
+    is_counted = is_target.any(axis=-1, keepdims=True)  # (N, 1)
+    return (np.exp(log_P) * is_counted - is_target) / count  # (N, V)

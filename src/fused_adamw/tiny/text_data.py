@@ -1,0 +1,184 @@
+"""Text as training data: the corpus, windows of it, the tasks, and what a model makes of them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import repeat
+from math import inf
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from .layers import PAD, IntArray, softmax
+from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
+from .token_input import Sequences
+
+Batch: TypeAlias = tuple[Sequences, Sequences]
+"""Tokens and their targets."""
+
+HELD_OUT_SHARE = 10  # the last tenth of a text is held out
+
+# ---------------------------------------------------------------------------- the corpus
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text whose tokens are its characters, split into a training part and a held-out part.
+
+    Attributes:
+        vocabulary: characters by token; that of PAD is "<PAD>", which no text contains.
+        train: tokens to train on, shape (n,).
+        held_out: tokens to evaluate on, shape (n,).
+    """
+
+    vocabulary: tuple[str, ...]
+    train: IntArray
+    held_out: IntArray
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of these tokens."""
+        return "".join(self.vocabulary[token] for token in tokens)
+
+    @property
+    def digest(self) -> str:
+        """A checksum of vocabulary and tokens that is the same on every machine."""
+        digest = blake2b(json.dumps(self.vocabulary).encode(), digest_size=8)
+        for tokens in (self.train, self.held_out):
+            digest.update(tokens.astype("<i8").tobytes())
+        return f"BLAKE2b {digest.hexdigest()}"
+
+
+def read_text(path: Path, context: int) -> Corpus:
+    """Read a UTF-8 file that is long enough for windows of `context` tokens.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not UTF-8, or too short.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text; byte {error.start} is invalid") from None
+    vocabulary = (VOCABULARY[PAD], *sorted(set(text)))
+    index = {character: i for i, character in enumerate(vocabulary)}
+    tokens = np.array([index[character] for character in text], dtype=np.intp)
+    # The training part has to contain a window and the token after it; the held-out part, a target.
+    fewest = max(context + 1 + context // (HELD_OUT_SHARE - 1), 2 * HELD_OUT_SHARE)
+    if len(tokens) < fewest:
+        raise ValueError(
+            f"{path} must have at least {fewest} characters for a context of {context}; "
+            f"got {len(tokens)}"
+        )
+    split = len(tokens) - len(tokens) // HELD_OUT_SHARE
+    return Corpus(vocabulary, tokens[:split], tokens[split:])
+
+
+def random_windows(
+    tokens: IntArray, context: int, batch_size: int, seed: int
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield random windows of the text and, as targets, the same windows one token later.
+
+    Both arrays have the shape (batch_size, context). The batches never end and follow the seed.
+    """
+    generator = np.random.default_rng(seed)
+    offsets = np.arange(context + 1)
+    while True:
+        starts = generator.integers(len(tokens) - context, size=(batch_size, 1))
+        windows = tokens[starts + offsets]  # (batch_size, context + 1)
+        yield windows[:, :-1], windows[:, 1:]
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained on.
+
+    Attributes:
+        vocabulary: the text of each token.
+        sizes: keyword arguments of the model.
+        batches: yields the batches from the start, at every call.
+        example: the tokens and targets whose predictions are shown.
+        corpus: the text; None for the single sentence.
+    """
+
+    vocabulary: tuple[str, ...]
+    sizes: Mapping[str, int]
+    batches: Callable[[], Iterator[Batch]]
+    example: tuple[Sequence[int], Sequence[int]]
+    corpus: Corpus | None = None
+
+    @property
+    def text_digest(self) -> str | None:
+        """The checksum of the text, if there is one."""
+        return None if self.corpus is None else self.corpus.digest
+
+
+def sentence_task() -> Task:
+    """Return the task of the default model: "I like transformers", at every step."""
+    return Task(VOCABULARY, {}, lambda: repeat((TOKENS, TARGETS)), (TOKENS, TARGETS))
+
+
+def text_task(corpus: Corpus, context: int, batch_size: int, seed: int, **sizes: int) -> Task:
+    """Return the task of random windows of a text; its example is held-out text."""
+    example = corpus.held_out[: min(context, 12) + 1].tolist()
+    return Task(
+        corpus.vocabulary,
+        {"vocab_size": len(corpus.vocabulary), "max_length": context, **sizes},
+        lambda: random_windows(corpus.train, context, batch_size, seed),
+        (example[:-1], example[1:]),
+        corpus,
+    )
+
+
+# ---------------------------------------------------------------------------- evaluation
+
+
+def mean_loss(model: TinyTransformer, tokens: IntArray, batch_size: int = 64) -> float:
+    """Return the mean loss over all of `tokens`, in consecutive windows."""
+    context = model.max_length
+    starts = range(0, len(tokens) - 1, context)
+    windows = [tokens[start : start + context + 1] for start in starts]
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i in range(0, len(windows), batch_size):
+            batch = windows[i : i + batch_size]
+            targets = [window[1:] for window in batch]
+            loss = model.loss([window[:-1] for window in batch], targets)
+            total += loss * sum(map(len, targets))
+    return total / (len(tokens) - 1)
+
+
+def sample(model: TinyTransformer, start: Sequence[int], length: int, seed: int) -> list[int]:
+    """Return `start` and `length` more tokens, each drawn from the model's prediction."""
+    generator = np.random.default_rng(seed)
+    tokens = list(start)
+    for _ in range(length):
+        logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
+        logits[PAD] = -inf
+        tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
+    return tokens
+
+
+class Prediction(NamedTuple):
+    """What the model predicts after a token."""
+
+    token: str
+    target: str
+    predicted: str
+    probability: float  # of the target
+
+
+def predictions(model: TinyTransformer, task: Task) -> list[Prediction]:
+    """Return the predictions at each position of the task's example that has a target."""
+    tokens, targets = task.example
+    with np.errstate(over="ignore", invalid="ignore"):
+        P = softmax(model.logits(tokens))  # (n, V)
+    names = task.vocabulary
+    return [
+        Prediction(names[token], names[target], names[int(row.argmax())], float(row[target]))
+        for token, target, row in zip(tokens, targets, P, strict=False)
+    ]

@@ -1,0 +1,166 @@
+"""Bad input, and what is missing: one line on standard error, and an exit status."""
+
+import os
+from pathlib import Path
+
+import pytest
+from cli_process import MAIN, in_a_process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--steps 0", "--steps"),
+        ("--steps many", "--steps"),
+        ("--lr -1", "--lr"),
+        ("--lr nan", "--lr"),
+        ("--lr inf", "'--lr': must be finite; got inf"),
+        ("--lr 1e39 --dtype float32", "float32"),
+        ("--weight-decay -1", "--weight-decay"),
+        ("--seed -1", "--seed"),
+        ("--num-threads 0", "--num-threads"),
+        ("--num-threads 1000000", "num_threads"),
+        ("--dtype float16", "--dtype"),
+        ("--unknown", "--unknown"),
+        ("--text missing.txt", "No such file"),
+        ("--text folder", "Is a directory"),
+        ("--text latin1.txt", "latin1.txt must be UTF-8 text; byte 0 is invalid"),
+        (
+            "--text empty.txt",
+            "empty.txt must have at least 36 characters for a context of 32; got 0",
+        ),
+        ("--text short.txt", "short.txt must have at least 36 characters"),
+        ("--text long.txt --context 200", "long.txt must have at least 223 characters"),
+        ("--text long.txt --d-model 9", "d_model must be a multiple of n_heads (2); got 9"),
+        ("--plot missing/plot.png", "does not exist; create it first"),
+        ("--plot long.txt/plot.png", "does not exist; create it first"),
+        ("--plot folder.png", "is a directory"),
+        ("--plot plot.doc", "unsupported image format '.doc'; use .png, .svg or .pdf"),
+        ("--plot plot", "unsupported image format ''"),
+        ("--context 8", "--context requires --text"),
+        ("--batch-size 8", "--batch-size requires --text"),
+        ("--d-model 8", "--d-model requires --text"),
+        ("--sgd-lr nan", "--sgd-lr"),
+        ("--max-grad-norm -1", "--max-grad-norm"),
+        ("--max-grad-norm nan", "--max-grad-norm"),
+        ("--max-grad-norm 0", "max_grad_norm"),
+        (
+            "--dtype float32 --state-dtype 4bit",
+            "'--state-dtype': must be one of bfloat16, 8bit; got 4bit",
+        ),
+        ("--state-dtype 8bit", "--state-dtype requires --dtype float32"),
+        ("--schedule step", "--schedule"),
+        ("--warmup -1", "--warmup"),
+        ("--schedule linear --warmup 500", "--warmup (500) must be less than --steps (500)"),
+        ("--schedule cosine --warmup 9 --steps 8", "--warmup (9) must be less than --steps (8)"),
+        # The first rate would do: 1e35.
+        ("--warmup 1000 --lr 1e38 --dtype float32", "float32"),
+        ("--every 0 --checkpoint run", "--every"),
+        ("--every 5", "--every requires --checkpoint"),
+        ("--resume", "--resume requires --checkpoint"),
+        ("--checkpoint run --compare", "--checkpoint cannot be combined with --compare"),
+        ("--checkpoint run --sgd-lr 1", "--checkpoint cannot be combined with --sgd-lr"),
+        ("--checkpoint run --resume", "run does not exist; leave out --resume to start a training"),
+        ("--checkpoint folder", "is a directory"),
+        (
+            "--checkpoint long.txt",
+            "long.txt already exists; pass --resume to continue, or choose another file",
+        ),
+        ("--checkpoint long.txt --resume", "long.txt is corrupt"),
+        ("--checkpoint empty.txt --resume", "empty.txt is corrupt"),
+        ("--checkpoint missing/run", "does not exist; create it first"),
+        ("--checkpoint long.txt/run", "does not exist; create it first"),
+        # That a folder cannot be written to is found by trying: this one not even by root.
+        ("--checkpoint /proc/run", "proc"),
+        # The name itself would do, but not that of the temporary file beside it.
+        (f"--checkpoint {'x' * 240}", "x cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("mode", [(), ("--json",)], ids=["table", "json"])
+def test_bad_input_is_one_line_before_any_training(run, monkeypatch, arguments, message, mode):
+    for name in ("folder", "folder.png"):
+        Path(name).mkdir()
+    Path("latin1.txt").write_bytes("été".encode("latin-1") * 100)
+    for name, content in {"empty.txt": "", "short.txt": "short", "long.txt": "x" * 200}.items():
+        Path(name).write_text(content)
+    before = sorted(Path().rglob("*"))
+
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    status, out, err = run("train", *mode, *arguments.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0,
+    reason="permissions bind neither root nor Windows in this way",
+)
+def test_files_without_permission(run):
+    Path("closed").mkdir(mode=0o500)
+    for name in ("text.txt", "plot.png"):
+        Path(name).write_text("x" * 200)
+        Path(name).chmod(0)
+    for arguments in (
+        ("--text", "text.txt"),
+        ("--plot", "plot.png"),
+        ("--plot", "closed/plot.png"),
+        ("--checkpoint", "closed/run"),
+    ):
+        status, out, err = run("train", *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_an_unknown_command(run):
+    status, out, err = run("trian")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "explain", "info"])
+def test_an_unknown_instruction_set(command):
+    done = in_a_process(MAIN, command, FUSED_ADAMW_ISA="abacus")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the environment variable FUSED_ADAMW_ISA ")
+    assert "abacus" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def without(missing):
+    return f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import fused_adamw.tiny.train_loop  # needs none of them
+from fused_adamw.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib"])
+def test_without_the_extra(missing, tmp_path):
+    done = in_a_process(without(missing), "train", "--plot", tmp_path / "plot.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {missing}")
+    assert 'pip install "fused-adamw[cli]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["psutil", "cpuinfo"])
+def test_only_bench_needs_its_extra(missing):
+    done = in_a_process(without(missing), "bench")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {missing}")
+    assert 'pip install "fused-adamw[cli,bench]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert in_a_process(without(missing), "train", "--steps", 1).returncode == 0

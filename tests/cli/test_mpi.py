@@ -1,0 +1,93 @@
+"""`fused-adamw train --mpi`, with real MPI."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from mpi import needs_mpi, start
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 30
+
+
+def train(ranks, *arguments):
+    return start(ranks, "-m", "fused_adamw", "train", "--mpi", "--num-threads", "1", *arguments)
+
+
+def record(ranks, *arguments):
+    """The numbers of one JSON object that do not depend on the number of ranks."""
+    result = train(ranks, "--json", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    return {key: x for key, x in found.items() if "loss" in key or key in ("steps", "parameters")}
+
+
+def single(*arguments):
+    """The same of a training without MPI."""
+    command = [sys.executable, "-m", "fused_adamw", "train", "--json", *map(str, arguments)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return {key: x for key, x in found.items() if "loss" in key or key in ("steps", "parameters")}
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_sentence_is_learnt_to_the_same_bits(ranks):
+    assert record(ranks, "--steps", 30) == single("--steps", 30)
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_text_is_learnt_to_the_same_losses(ranks, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    arguments = ["--text", text, "--steps", 20, "--max-grad-norm", 0.5, "--d-model", 16]
+    # The gradients of a batch are added in a different order: float64 rounding, grown in 20 steps.
+    assert record(ranks, *arguments) == pytest.approx(single(*arguments), rel=1e-10)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_a_training_on_ranks_is_stopped_and_resumed_to_the_same_bits(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    arguments = ["--text", text, "--d-model", 16]
+    expected = record(2, *arguments, "--steps", 12, "--checkpoint", whole)
+    record(2, *arguments, "--steps", 5, "--checkpoint", parts)
+    resumed = [*arguments, "--steps", 12, "--checkpoint", parts, "--resume"]
+    assert record(2, *resumed) == expected
+    assert arrays_in(parts) == arrays_in(whole)
+
+
+def arrays_in(path):
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    return {name: array.tobytes() for name, array in load_file(path).items()}
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_only_one_rank_prints(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    for arguments, expected in (
+        (
+            ["--text", text, "--batch-size", 9],
+            "batch_size must be a multiple of the number of ranks (2); got 9",
+        ),
+        (["--text", tmp_path / "none"], "No such file"),
+        (["--lr", "fast"], "--lr"),
+        (["--compare"], "--mpi cannot be combined with --compare"),
+        (["--sgd-lr", "1"], "--mpi cannot be combined with --sgd-lr"),
+        (["--batch-size", "8"], "--batch-size requires --text"),
+    ):
+        result = train(2, *arguments)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert expected in result.stderr
+        assert result.stderr.count("error:") == 1
+    result = train(2, "--steps", 5)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("Predictions after") == 1

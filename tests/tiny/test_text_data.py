@@ -1,0 +1,121 @@
+"""Text as training data."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from tiny_training import make_optimizer
+
+from fused_adamw.tiny import (
+    PAD,
+    TinyTransformer,
+    read_text,
+    sample,
+    text_task,
+    train,
+)
+from fused_adamw.tiny.text_data import mean_loss, random_windows
+
+
+def test_characters(corpus):
+    assert corpus.vocabulary == ("<PAD>", *sorted(set("the cat sat on the mat. ")))
+    assert (len(corpus.train), len(corpus.held_out)) == (2160, 240)
+    everything = np.concatenate((corpus.train, corpus.held_out))
+    assert corpus.decode(everything) == "the cat sat on the mat. " * 100
+    assert PAD not in everything
+
+
+def test_the_digest_of_a_text(tmp_path):
+    path = tmp_path / "text.txt"
+
+    def digest(text):
+        path.write_text(text, encoding="utf-8")
+        return read_text(path, context=2).digest
+
+    text = "the cat sat on the mat. " * 10
+    others = {digest(text), digest(text.replace("c", "b"))}
+    others |= {digest(text[:-2] + "! "), digest(text[2:] + text[:2]), digest(text[:-1])}
+    assert len(others) == 5
+    # On other machines, too: it is in files that may be moved there.
+    assert digest(text) == "BLAKE2b bfd76e7c6bbfd14c"
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Don't stop, été!\n" * 20, encoding="utf-8-sig")  # as Windows editors save
+    corpus = read_text(path, context=8)
+    assert corpus.decode(corpus.train[:16]) == "Don't stop, été!"
+
+
+@pytest.mark.parametrize("context", [1, 8, 9, 18, 32, 100])
+def test_the_shortest_text(tmp_path, context):
+    path = tmp_path / "text.txt"
+    # The definition: the training part holds a window and its last target, the rest one target.
+    fewest = next(n for n in itertools.count() if n - n // 10 >= context + 1 and n // 10 >= 2)
+    path.write_text("ab" * fewest, encoding="utf-8")
+    path.write_text(path.read_text()[:fewest])
+    corpus = read_text(path, context)
+    model = TinyTransformer(vocab_size=3, max_length=context)
+    tokens, _ = next(random_windows(corpus.train, context, 2, seed=0))
+    assert tokens.shape == (2, context)
+    assert math.isfinite(mean_loss(model, corpus.held_out))
+
+    path.write_text(path.read_text()[:-1])
+    with pytest.raises(
+        ValueError,
+        match=f"at least {fewest} characters for a context of {context}; got {fewest - 1}",
+    ):
+        read_text(path, context)
+
+
+def test_windows_are_slices_of_the_text_and_follow_the_seed():
+    text = np.arange(100, 120)
+    batches = random_windows(text, 8, batch_size=500, seed=3)
+    tokens, targets = next(batches)
+    np.testing.assert_array_equal(targets, tokens + 1)
+    np.testing.assert_array_equal(np.diff(tokens), 1)
+    # Every window occurs, the first and the last too: 12 of them in 500 draws.
+    assert set(tokens[:, 0]) == set(range(100, 112))
+    again, _ = next(random_windows(text, 8, batch_size=500, seed=3))
+    np.testing.assert_array_equal(tokens, again)
+    assert not np.array_equal(tokens, next(batches)[0])
+
+
+@pytest.mark.parametrize("length", [2, 5, 6, 7, 11, 12, 40])
+def test_mean_loss_counts_every_target_once(length):
+    model = TinyTransformer()  # five positions
+    tokens = np.random.default_rng(0).integers(1, 6, length)
+    losses = [
+        model.loss(tokens[start:i], [PAD] * (i - start - 1) + [int(tokens[i])])
+        for i in range(1, length)
+        for start in [(i - 1) // 5 * 5]
+    ]
+    mean = mean_loss(model, tokens, batch_size=3)
+    assert mean == pytest.approx(np.mean(losses), rel=1e-12)  # another order of the same sum
+
+
+def test_training_on_text_beats_chance_on_held_out_text(corpus):
+    task = text_task(corpus, 8, 8, seed=0, d_model=16, n_heads=2, d_ff=32)
+    model = TinyTransformer(0, **task.sizes)
+    optimizer = make_optimizer("AdamW", model.parameters, 0.01)
+    train(model, optimizer, task.batches(), 150)
+    # After a character the next is nearly certain; single frequencies would give about 2.2.
+    assert mean_loss(model, corpus.held_out) < 1.0 < math.log(len(corpus.vocabulary))
+
+
+def test_a_sample_follows_its_seed_and_holds_no_padding(corpus):
+    model = TinyTransformer(0, vocab_size=len(corpus.vocabulary), max_length=8)
+    model.parameters["W_lm"][PAD] = 0
+    model.parameters["W_lm"][1:] *= 0.01  # all tokens equally likely: PAD would come often
+    tokens = sample(model, [1], 200, seed=5)
+    assert tokens == sample(model, [1], 200, seed=5)
+    assert tokens != sample(model, [1], 200, seed=6)
+    assert len(tokens) == 201
+    assert set(tokens) == set(range(1, len(corpus.vocabulary)))
+
+
+def test_the_same_batches_for_every_training(corpus):
+    task = text_task(corpus, 8, 4, seed=1)
+    first, second = (next(task.batches()) for _ in range(2))
+    np.testing.assert_array_equal(first, second)

@@ -1,0 +1,113 @@
+"""What the tiny transformer refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fused_adamw.tiny import PAD, TinyTransformer
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "tokens", "targets"),
+    [
+        (ValueError, "tokens must be between 0 and 5; got 6", [1, 6], [3]),
+        (ValueError, "tokens must be between 0 and 5; got -1", [1, -1], [3]),
+        (ValueError, "tokens must be between", np.array([1, 2**64 - 1], dtype=np.uint64), [3]),
+        (ValueError, "targets must be between 0 and 5; got 6", [1, 3], [3, 6]),
+        (ValueError, "targets must be between 0 and 5; got -1", [1, 3], [-1]),
+        (
+            ValueError,
+            r"tokens must have at most 5 positions \(max_length\); got 6",
+            [1] * 6,
+            [3],
+        ),
+        (ValueError, "tokens must not contain an empty sequence", [], [3]),
+        (
+            ValueError,
+            r"tokens must not contain an empty sequence; got lengths \[2, 0\]",
+            [[1, 3], []],
+            [[3], [3]],
+        ),
+        (
+            ValueError,
+            "tokens must not contain an empty sequence",
+            np.empty((0, 5), dtype=int),
+            [[3]],
+        ),
+        (TypeError, "tokens must contain integers; got dtype float64", [1.0, 3.0], [3]),
+        (TypeError, "tokens must contain integers; got dtype bool", [True, False], [3]),
+        (TypeError, "tokens must contain integers; got dtype <U4", "like", [3]),
+        (TypeError, r"tokens\[0\] must contain integers; got dtype <U4", ["like"], [3]),
+        (TypeError, "tokens must contain integers; got dtype object", [None, 3], [3]),
+        (
+            TypeError,
+            r"tokens\[1\] must contain integers; got dtype float64",
+            [[1], [3.5]],
+            [[3], [3]],
+        ),
+        (TypeError, "targets must contain integers; got dtype float64", [1, 3], [3.0]),
+        (ValueError, "tokens must have 1 dimension, or 2 for a batch; got 0", 3, [3]),
+        (
+            ValueError,
+            "tokens must have 1 dimension, or 2 for a batch; got 3",
+            np.ones((1, 1, 1), dtype=int),
+            [3],
+        ),
+        (ValueError, r"tokens\[1\] must have 1 dimension; got 0", [[1, 3], 4], [[3], [3]]),
+        (ValueError, r"tokens\[0\] must be an array of integers", [[[1], [1, 3]]], [[3]]),
+        (
+            ValueError,
+            r"targets must have as many sequences as tokens \(2\); got 1",
+            [[1], [3]],
+            [[3]],
+        ),
+        (
+            ValueError,
+            r"targets must have as many sequences as tokens \(1\); got 2",
+            [1, 3],
+            [[3], [4]],
+        ),
+        (
+            ValueError,
+            r"targets must not be longer than tokens \(2 positions in sequence 0\); got 3",
+            [1, 3],
+            [3, 4, 5],
+        ),
+        (
+            ValueError,
+            r"targets must not be longer than tokens \(1 positions in sequence 1\); got 2",
+            [[1, 3], [1]],
+            [[3, 4], [3, 4]],
+        ),
+        (ValueError, "targets must contain at least one token other than PAD", [1, 3], []),
+        (ValueError, "targets must contain at least one token other", [1, 3], [PAD, PAD]),
+    ],
+)
+def test_bad_input_is_named(
+    error: type[Exception], message: str, tokens: Any, targets: Any
+) -> None:
+    model = TinyTransformer()
+    with pytest.raises(error, match=f"^{message}"):
+        model.loss_and_gradients(tokens, targets)
+    if message.startswith("tokens"):
+        with pytest.raises(error, match=f"^{message}"):
+            model.logits(tokens)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "d_model", "n_heads", "d_ff", "max_length"])
+def test_bad_sizes_are_named(name: str) -> None:
+    def build(size: Any) -> TinyTransformer:
+        sizes: dict[str, Any] = {name: size}
+        return TinyTransformer(**sizes)
+
+    for size in (0, -2):
+        with pytest.raises(ValueError, match=f"^{name} must be 1 or more; got {size}"):
+            build(size)
+    with pytest.raises(TypeError, match=rf"^{name} must be an integer; got 2\.0"):
+        build(2.0)
+
+
+def test_heads_divide_the_width() -> None:
+    with pytest.raises(ValueError, match=r"^d_model must be a multiple of n_heads \(3\); got 16"):
+        TinyTransformer(n_heads=3)
