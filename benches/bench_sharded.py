@@ -1,12 +1,12 @@
-"""The step of ``ShardedAdamW`` beside its parts, on one machine.
+"""The step of ``ShardedAdamW`` compared with its parts, on one machine.
 
     for n in 1 2 4; do mpiexec -n $n python benches/bench_sharded.py; done
     mpiexec -n 2 python benches/bench_sharded.py --elements 4194304 --rounds 9 --clip
 
-Three contenders take turns within each round: the whole step; the same collectives by themselves,
-called straight through mpi4py, bucket for bucket; and the update of the rank's shard by itself. A
-time is that of the slowest rank. The last column, the step over the sum of the two, is the
-median over the rounds of the ratio within a round.
+Three parts take turns in each round: the whole step; the same collectives alone, called through
+mpi4py, bucket by bucket; and the update of the rank's shard alone. A time is that of the slowest
+rank. The last column is the step divided by the sum of the other two: the median over the rounds of
+the ratio within a round.
 """
 
 import argparse
@@ -17,71 +17,77 @@ import numpy as np
 from mpi4py import MPI
 
 from fused_adamw import AdamW
-from fused_adamw.sharded import BUCKET_BYTES, ShardedAdamW
+from fused_adamw.sharded import ShardedAdamW
 
 COMM = MPI.COMM_WORLD
+WARM_UP_ROUNDS = 2
 
 
-class Counted:
-    """A communicator that counts the bytes handed to its collectives."""
+class CountingComm:
+    """A communicator that counts the bytes passed to its collectives."""
 
     def __init__(self, comm):
-        self.comm, self.sent, self.received = comm, 0, 0
+        self.comm, self.reduced, self.gathered = comm, 0, 0
 
     def __getattr__(self, name):
         return getattr(self.comm, name)
 
     def Ireduce_scatter(self, sent, received, counts, op):  # noqa: N802
-        self.sent += (received if sent is MPI.IN_PLACE else sent).nbytes
+        self.reduced += (received if sent is MPI.IN_PLACE else sent).nbytes
         return self.comm.Ireduce_scatter(sent, received, counts, op)
 
     def Iallgatherv(self, sent, received):  # noqa: N802
-        self.received += received[0].nbytes
+        self.gathered += received[0].nbytes
         return self.comm.Iallgatherv(sent, received)
 
 
-def collectives(comm, plan, grads, params):
-    """One reduce-scatter and one all-gather of each bucket, two under way at a time."""
-    itemsize = grads.itemsize
-    largest = max(bucket.counts[comm.rank] for bucket in plan)
-    rooms = [np.empty(largest, grads.dtype) for _ in range(2)]
-    kind = {4: MPI.FLOAT, 8: MPI.DOUBLE}[itemsize]
+def collectives(comm, buckets, grads, params):
+    """One reduce-scatter and one all-gather of each bucket, two in flight at a time."""
+    if comm.size == 1:
+        return lambda: None
+    largest = max(bucket.counts[comm.rank] for bucket in buckets)
+    received = [np.empty(largest, grads.dtype) for _ in range(2)]
 
-    def reduction(k):
-        stretch, counts = plan[k].stretch, plan[k].counts
-        received = rooms[k % 2][: counts[comm.rank]]
-        return comm.Ireduce_scatter(grads[stretch.begin : stretch.end], received, counts)
+    def start_reduction(k):
+        _, begin, end = buckets[k].contiguous_range
+        counts = buckets[k].counts
+        own = received[k % 2][: counts[comm.rank]]
+        return comm.Ireduce_scatter(grads[begin:end], own, counts)
 
-    def take():
-        pending, under_way = [], reduction(0)
-        for k, bucket in enumerate(plan):
-            done, under_way = under_way, reduction(k + 1) if k + 1 < len(plan) else None
-            done.Wait()
-            whole = params[bucket.stretch.begin : bucket.stretch.end]
-            pending.append(
-                comm.Iallgatherv(MPI.IN_PLACE, [whole, bucket.counts, bucket.starts, kind])
-            )
-        MPI.Request.Waitall(pending)
+    def exchange():
+        gathers, reduction = [], start_reduction(0)
+        for k, bucket in enumerate(buckets):
+            last = k + 1 == len(buckets)
+            previous, reduction = reduction, None if last else start_reduction(k + 1)
+            previous.Wait()
+            _, begin, end = bucket.contiguous_range
+            whole = [params[begin:end], bucket.counts, bucket.starts, MPI.FLOAT]
+            gathers.append(comm.Iallgatherv(MPI.IN_PLACE, whole))
+        MPI.Request.Waitall(gathers)
 
-    return take if comm.size > 1 else lambda: None
+    return exchange
 
 
-def seconds(contender):
+def seconds(part):
+    """Of the slowest rank."""
     COMM.Barrier()
     start = perf_counter()
-    contender()
+    part()
     return COMM.allreduce(perf_counter() - start, MPI.MAX)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--elements", type=int, default=1 << 24)
-    parser.add_argument("--bucket-bytes", type=int, default=BUCKET_BYTES)
+    parser.add_argument("--bucket-bytes", type=int, default=1 << 24)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clip", action="store_true", help="with max_grad_norm")
-    parser.add_argument("--threads", type=int, help="of each rank (default: as the class has it)")
-    options = parser.parse_args()
+    parser.add_argument("--threads", type=int, help="of each rank (default: that of the class)")
+    return parser.parse_args()
 
+
+def main():
+    options = parse_options()
     rng = np.random.default_rng(COMM.rank)
     params = np.ones(options.elements, np.float32)
     grads = rng.standard_normal(options.elements, np.float32)
@@ -91,38 +97,38 @@ def main():
         max_grad_norm=1.0 if options.clip else None,
         num_threads=options.threads,
     )
-    own = sum(bucket.counts[COMM.rank] for bucket in sharded.plan)
+    own = sum(bucket.counts[COMM.rank] for bucket in sharded.buckets)
     shard = AdamW(np.ones(own, np.float32), num_threads=sharded.num_threads)
     shard_grads = grads[:own].copy()
-    contenders = {
+    parts = {
         "step": lambda: sharded.step(grads),
-        "collectives": collectives(COMM, sharded.plan, grads, params.copy()),
+        "collectives": collectives(COMM, sharded.buckets, grads, params.copy()),
         "update": lambda: shard.step(shard_grads),
     }
-    found = {name: [] for name in contenders}
-    for turn in range(options.rounds + 2):
-        for name, contender in contenders.items():
-            time = seconds(contender)
-            if turn >= 2:  # after a warm-up
-                found[name].append(time)
+    times = {name: [] for name in parts}
+    for turn in range(options.rounds + WARM_UP_ROUNDS):
+        for name, part in parts.items():
+            time = seconds(part)
+            if turn >= WARM_UP_ROUNDS:
+                times[name].append(time)
 
-    counted = sharded._exchange.comm = Counted(sharded._exchange.comm)
+    counted = sharded._bucket_comm.comm = CountingComm(sharded._bucket_comm.comm)
     sharded.step(grads)
     if COMM.rank == 0:
-        report(options, sharded, found, counted, params.nbytes)
+        report(options, sharded, times, counted, params.nbytes)
 
 
-def report(options, sharded, found, counted, nbytes):
-    ratios = [s / (c + u) for s, c, u in zip(*found.values(), strict=True)]
+def report(options, sharded, times, counted, nbytes):
+    ratios = [s / (c + u) for s, c, u in zip(*times.values(), strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    times = "  ".join(f"{name} {statistics.median(x) * 1e3:.1f} ms" for name, x in found.items())
+    medians = "  ".join(f"{name} {statistics.median(x) * 1e3:.1f} ms" for name, x in times.items())
     print(
         f"{COMM.size} ranks of {sharded.num_threads} threads, {options.elements} float32"
-        f"{', clipped' if options.clip else ''}: {times}  "
+        f"{', clipped' if options.clip else ''}: {medians}  "
         f"step / (collectives + update) {middle:.2f} ({low:.2f} to {high:.2f})\n"
-        f"  per rank and step: {counted.sent / nbytes:.3f} of the parameters' bytes handed to the "
-        f"reduce-scatter, {counted.received / nbytes:.3f} to the all-gather; "
-        f"state {sharded.state_nbytes / (2 * nbytes):.4f} of a single process's"
+        f"  per rank and step, as a share of the parameters' bytes: {counted.reduced / nbytes:.3f} "
+        f"passed to the reduce-scatter, {counted.gathered / nbytes:.3f} to the all-gather; "
+        f"state {sharded.state_nbytes / (2 * nbytes):.4f} of that of a single process"
     )
 
 

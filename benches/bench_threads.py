@@ -1,17 +1,17 @@
-"""From how many elements on a second thread pays: for the constants of csrc/dispatch.c.
+"""How many elements make a second thread worthwhile: for two constants of csrc/.
 
     python benches/bench_threads.py
 
 MIN_ELEMENTS_PER_THREAD and MIN_ELEMENTS_AFTER_FORK keep small steps on one thread, so an installed
 package cannot show what they would take on two. This script copies the sources to a temporary
-folder, writes small numbers for both constants, builds the copy there (setup.py build_ext, with the
-Cython and setuptools of this environment), and times one thread against two in a process of its
-own and in a child that it forks.
+folder, makes both constants small, builds the copy there (setup.py build_ext, with the Cython and
+setuptools of this environment), and times one thread against two, in a new process and in a child
+that this process forks.
 
-Two threads break even at the size from which on they are never the slower. It should be no more
-than 2 * MIN_ELEMENTS_PER_THREAD in the parent, and MIN_ELEMENTS_AFTER_FORK in the child, where a
-step makes its threads anew. Run it on an otherwise idle machine: a second thread that has to wait
-for a core makes both numbers too large.
+Two threads break even at the smallest size above which they are never slower. It should be at most
+2 * MIN_ELEMENTS_PER_THREAD in the parent, and MIN_ELEMENTS_AFTER_FORK in the child, where each step
+starts its threads again. Run it on an otherwise idle machine: a second thread that has to wait for
+a core makes both numbers too large.
 """
 
 import json
@@ -43,18 +43,27 @@ def copy_sources(folder):
             shutil.copy(source, folder)
 
 
-def with_constants(text, constants):
-    for name, value in constants.items():
-        text, count = re.subn(rf"(#define {name}) \d+", rf"\1 {value}", text)
-        if count != 1:
-            sys.exit(f"csrc/dispatch.c defines {name} {count} times as a number; expected once")
-    return text
+def definition(name):
+    """A regular expression for a macro or an enumerator, with or without the prefix of the API."""
+    return rf"(\b(?:FUSED_ADAMW_)?{name}(?: =)? )(\d+)"
+
+
+def read_constants(csrc):
+    """{name: (file, value)}; each has to be defined exactly once."""
+    files = sorted(path for path in csrc.iterdir() if path.suffix in (".c", ".h", ".inc"))
+    constants = {}
+    for name in SMALL:
+        found = [(f, int(v)) for f in files for _, v in re.findall(definition(name), f.read_text())]
+        if len(found) != 1:
+            sys.exit(f"{name} must be defined as a number once in csrc/; found {len(found)} times")
+        constants[name] = found[0]
+    return constants
 
 
 def build(folder):
     copy_sources(folder)
-    dispatch = folder / "csrc" / "dispatch.c"
-    dispatch.write_text(with_constants(dispatch.read_text(), SMALL))
+    for name, (path, _) in read_constants(folder / "csrc").items():
+        path.write_text(re.sub(definition(name), rf"\g<1>{SMALL[name]}", path.read_text()))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=folder, check=True)
 
@@ -63,7 +72,7 @@ def build(folder):
 
 
 def measure():
-    """{place: {size: seconds of each round on [one, two] threads}}, by the package on the path."""
+    """{place: {size: seconds of each round on [one, two] threads}}, of the package on the path."""
     return {"parent": seconds_by_size(), "forked child": in_forked_child(seconds_by_size)}
 
 
@@ -108,7 +117,7 @@ def rows(seconds):
 
 
 def break_even(seconds):
-    """The smallest size from which on two threads are at least as fast; None if there is none."""
+    """The smallest size above which two threads are never slower; None if there is none."""
     found = None
     for size, *_, gain in reversed(list(rows(seconds))):
         if float(gain) < 1:
@@ -121,12 +130,13 @@ def report(measured):
     from tables import table
 
     columns = ("elements", "1 thread, µs", "2 threads, µs", "gain")
-    constants = re.findall(r"#define (MIN_\w+) (\d+)", (ROOT / "csrc/dispatch.c").read_text())
+    constants = read_constants(ROOT / "csrc")
     for place, seconds in measured.items():
         texts = ([f"{size:,}", *others] for size, *others in rows(seconds))
-        print(f"\n### {place}: even from {break_even(seconds)} elements on\n")
+        print(f"\n### {place}: break-even at {break_even(seconds)} elements\n")
         print(*table(columns, texts), sep="\n")
-    print("\nNow in csrc/dispatch.c:", ", ".join(f"{name} {value}" for name, value in constants))
+    texts = (f"{name} {value} ({path.name})" for name, (path, value) in constants.items())
+    print("\nNow in csrc/:", ", ".join(texts))
 
 
 def main():

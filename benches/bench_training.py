@@ -1,17 +1,19 @@
 """One whole training step of the tiny transformer: forward, backward and update.
 
-The package against the same model in PyTorch: eager, its own fast layers, fused AdamW. So small a
-model gains nothing from several threads, so PyTorch also runs on one."""
+The package against the same model in PyTorch: eager, with PyTorch's own layers and fused AdamW. A
+model this small gains nothing from several threads, so PyTorch is also timed on one."""
 
 import itertools
 
 import numpy as np
-from bench_step import contenders_for
+from tables import OURS
 
 from fused_adamw import fused_adamw
-from fused_adamw.bench.harness import Contest
-from fused_adamw.bench.implementations import HYPER, OURS, threads
-from fused_adamw.tiny.model import LAYERNORM_EPS, PAD, TARGETS, TOKENS, TinyTransformer
+from fused_adamw.bench.harness import Comparison
+from fused_adamw.bench.implementations import IMPLEMENTATIONS
+from fused_adamw.bench.implementations.base import HYPERPARAMETERS, num_threads
+from fused_adamw.tiny import PAD, TARGETS, TOKENS, TinyTransformer
+from fused_adamw.tiny.layers import LAYERNORM_EPS
 
 
 def numpy_training(dtype):
@@ -29,7 +31,7 @@ def numpy_training(dtype):
 
 
 def torch_loss(p, tokens, targets):
-    """The model of `TinyTransformer`, by PyTorch's own layers; p: {name: tensor}."""
+    """The model of `TinyTransformer` in PyTorch's own layers; p: {name: tensor}."""
     from torch.nn import functional as F  # noqa: N812
 
     n = len(tokens)
@@ -49,7 +51,7 @@ def torch_training(dtype):
 
     start = TinyTransformer(dtype=dtype).parameters
     parameters = {name: torch.tensor(p, requires_grad=True) for name, p in start.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), **HYPER, fused=True)
+    optimizer = torch.optim.AdamW(parameters.values(), **HYPERPARAMETERS, fused=True)
     tokens, targets = torch.tensor(TOKENS), torch.tensor(TARGETS)
 
     def step():
@@ -65,7 +67,7 @@ def torch_training(dtype):
 def torch_training_on_one_thread(dtype):
     import torch
 
-    on_all_threads, all_threads = torch_training(dtype), threads()
+    on_all_threads, all_threads = torch_training(dtype), num_threads()
 
     def step():
         torch.set_num_threads(1)  # takes 0.2 µs
@@ -76,30 +78,32 @@ def torch_training_on_one_thread(dtype):
     return step
 
 
-def trainers(parameters):
+def trainers(loader):
+    """{name: function of a dtype that returns a training step}"""
     trainers = {OURS: numpy_training}
-    if "torch-fused" in contenders_for(parameters):
+    if loader.load(IMPLEMENTATIONS["torch-fused"]):
         trainers |= {"torch": torch_training, "torch-1-thread": torch_training_on_one_thread}
     return trainers
 
 
-def contests():
+def comparisons(loader):
     size = TinyTransformer().n_parameters
     for dtype in (np.float32, np.float64):
-        yield Contest(
+        yield Comparison(
             f"training-{dtype.__name__}",
             f"One training step of the tiny transformer, {dtype.__name__}: {size:,} parameters",
-            trainers(size),
+            trainers(loader),
             lambda dtype=dtype: (dtype,),
             size,
         )
 
 
-def bench_training(benchmark, results, contest, turn, contender):
-    results.time_block(benchmark, contest, turn, contender)
+def bench_training(benchmark, results, comparison, turn, implementation):
+    results.time_block(benchmark, comparison, turn, implementation)
 
 
-def bench_same_model():
-    """Both learn the same: the losses of 20 steps agree to what Adam makes of the rounding."""
-    losses = [[step() for _ in range(20)] for step in (t(np.float64) for t in trainers(1).values())]
+def bench_same_model(results):
+    """The losses of 20 steps are the same but for what Adam makes of the rounding."""
+    steps = [prepare(np.float64) for prepare in trainers(results.loader).values()]
+    losses = [[step() for _ in range(20)] for step in steps]
     np.testing.assert_allclose(losses[0], losses[-1], rtol=1e-8)

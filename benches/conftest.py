@@ -1,35 +1,51 @@
-"""Options, turns and the tables at the end."""
+"""Options, interleaved rounds, and the tables at the end."""
 
 from pathlib import Path
 
 import pytest
 from tables import Results
 
-RESULTS = pytest.StashKey()
+from fused_adamw.bench.implementations import IMPLEMENTATIONS, Loader
+
+RESULTS, LOADER = pytest.StashKey(), pytest.StashKey()
+
+# Scripts of their own, with requirements of their own.
+collect_ignore = ["bench_isas.py", "bench_sharded.py", "bench_threads.py"]
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fused-adamw")
-    group.addoption("--rounds", type=int, default=7, help="turns of each contender (default 7)")
-    group.addoption("--table", metavar="FILE.md", help="write the tables to this file too")
+    group.addoption("--rounds", type=int, default=7, help="rounds of a comparison (default 7)")
+    group.addoption("--table", metavar="FILE.md", help="also write the tables to this file")
 
 
 def pytest_configure(config):
-    config.stash[RESULTS] = Results()
+    config.stash[LOADER] = loader = Loader()
+    config.add_cleanup(loader.close)
+    config.stash[RESULTS] = Results(loader)
 
 
 def pytest_generate_tests(metafunc):
-    """A bench with a contest runs all contests of its module, block by block."""
-    if "contest" in metafunc.fixturenames:
-        rounds = metafunc.config.getoption("rounds")
-        blocks = [b for contest in metafunc.module.contests() for b in contest.blocks(rounds)]
-        ids = [f"{contest.name}-round{turn}-{contender}" for contest, turn, contender in blocks]
-        metafunc.parametrize(("contest", "turn", "contender"), blocks, ids=ids)
+    """A bench with a comparison runs all comparisons of its module, block by block."""
+    config = metafunc.config
+    if "comparison" in metafunc.fixturenames:
+        comparisons = metafunc.module.comparisons(config.stash[LOADER])
+        rounds = config.getoption("rounds")
+        blocks = [block for comparison in comparisons for block in comparison.blocks(rounds)]
+        ids = [f"{comparison.name}-round{turn}-{name}" for comparison, turn, name in blocks]
+        metafunc.parametrize(("comparison", "turn", "implementation"), blocks, ids=ids)
 
 
 @pytest.fixture
 def results(request):
     return request.config.stash[RESULTS]
+
+
+@pytest.fixture
+def available(request):
+    """Loads implementations: {name: prepare} of those of the names that are available."""
+    loader = request.config.stash[LOADER]
+    return lambda *names: {n: p for n in names if (p := loader.load(IMPLEMENTATIONS[n]))}
 
 
 def pytest_terminal_summary(terminalreporter, config):

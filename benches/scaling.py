@@ -1,14 +1,16 @@
-"""The model of cost of docs/scaling.md: prints its computed tables.
+"""The cost model of docs/scaling.md: prints its computed tables.
 
     python benches/scaling.py
 
-Constants that were measured come from benches/bench_sharded.py; the others are assumptions.
+Measured constants come from benches/bench_sharded.py; the others are assumptions.
 """
 
+from inspect import signature
 from math import log2
 
-from fused_adamw._distributed.partition import UNIT
-from fused_adamw.sharded import BUCKET_BYTES
+from fused_adamw.sharded import ShardedAdamW
+
+BUCKET_BYTES = signature(ShardedAdamW).parameters["bucket_bytes"].default
 
 STEP_BYTES = 28  # a float32 parameter: p, g, m, v read, and p, m, v written
 ADD_BYTES = 12  # two read, one written
@@ -22,17 +24,17 @@ HOSTS = (8, 64, 256, 1024)
 
 
 def wire_bytes(size, ranks):
-    """That a rank sends, and receives, in a reduce-scatter and an all-gather."""
+    """The bytes that a rank sends, and receives, in a reduce-scatter and an all-gather."""
     return 2 * 4 * size * (ranks - 1) / ranks
 
 
 def memory_bytes(size, ranks, state_bytes=8):
-    """Parameters, gradients, state; two buckets and a unit."""
-    return 8 * size + state_bytes * size / ranks + 2 * BUCKET_BYTES + state_bytes * UNIT
+    """Parameters, gradients, state, and two buckets."""
+    return 8 * size + state_bytes * size / ranks + 2 * BUCKET_BYTES
 
 
 def seconds(size, ranks, link, bucket=BUCKET_BYTES):
-    """(wire, stages, memory): what the three take by themselves."""
+    """The seconds of (the wire, the latency of all stages, local memory)."""
     stages = 2 * (4 * size / bucket) * log2(ranks) * STAGE
     local = STEP_BYTES * size / ranks + ADD_BYTES * size * (ranks - 1) / ranks
     return wire_bytes(size, ranks) / link, stages, local / MEMORY
@@ -44,7 +46,7 @@ def check():
         for power in (22, 24, 26):
             size = 2**power
             wire = 1e3 * wire_bytes(size, ranks) / rate
-            # Two processors: four ranks take turns.
+            # On two processors, four ranks take turns.
             update = 1e3 * STEP_BYTES * size / ranks / MEASURED_MEMORY * max(1, ranks / 2)
             print(f"| {ranks} | 2^{power} | {wire:.1f} | {update:.1f} | {wire + update:.1f} |")
 

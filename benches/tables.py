@@ -1,41 +1,63 @@
-"""What the benches measured, as Markdown tables that read well in a terminal too."""
+"""The results of the benches, as Markdown tables that are readable in a terminal too."""
 
-from fused_adamw.bench.environment import installed, lines, machine, other_work, processor_ticks
-from fused_adamw.bench.harness import plan
-from fused_adamw.bench.implementations import MISSING, OURS
-from fused_adamw.bench.statistics import COLUMNS, figures
+from fused_adamw.bench.environment import (
+    BackgroundLoad,
+    describe,
+    get_environment,
+    installed_versions,
+)
+from fused_adamw.bench.harness import choose_samples
+from fused_adamw.bench.implementations import IMPLEMENTATIONS
+from fused_adamw.bench.implementations.bandwidth_bound import BANDWIDTH_BOUND
+from fused_adamw.bench.report import COLUMNS, format_row
+from fused_adamw.bench.statistics import summarize
 
-PACKAGES = ("numpy", "torch", "numba", "jax", "optax", "bitsandbytes", "torchao", "ml_dtypes")
+OURS = "fused_adamw"  # the baseline of every comparison, whatever step of ours that is
 
 
 class Results:
-    def __init__(self):
-        self.start = processor_ticks()
-        self.blocks = {}  # contest: {contender: {round: seconds}}
-        self.rows = {}  # title: [{column: text}]
+    """What was measured; ``loader`` knows what was unavailable."""
 
-    def time_block(self, benchmark, contest, turn, contender):
-        """The median seconds a step over a block of samples; none where benchmarks are disabled."""
-        step = contest.step(contender)
-        samples, iterations = plan(step)
+    def __init__(self, loader):
+        self.loader = loader
+        self.background = BackgroundLoad()
+        self.blocks = {}  # {comparison: {implementation: {round: seconds}}}
+        self.rows = {}  # {title: [{column: text}]}
+        self.current = None  # the comparison whose arrays are in memory
+
+    def time_block(self, benchmark, comparison, turn, implementation):
+        """Time one block; nothing is recorded where benchmarks are disabled."""
+        if self.current is not comparison:
+            if self.current is not None:
+                self.current.release()
+            self.current = comparison
+        step = comparison.step(implementation)
+        samples, iterations = choose_samples(step)
         benchmark.pedantic(step, rounds=samples, iterations=iterations)
         if benchmark.enabled:
-            of_contest = self.blocks.setdefault(contest, {})
-            of_contest.setdefault(contender, {})[turn] = benchmark.stats.stats.median
+            blocks = self.blocks.setdefault(comparison, {})
+            blocks.setdefault(implementation, {})[turn] = benchmark.stats.stats.median
 
     def add_row(self, title, **columns):
         self.rows.setdefault(title, []).append(columns)
 
     def markdown(self):
-        header = lines(machine(), other_work(self.start), installed(PACKAGES))
+        packages = {"numpy": None}
+        for implementation in IMPLEMENTATIONS.values():
+            packages |= dict.fromkeys(implementation.packages)
+        versions = installed_versions(packages)
+        header = describe(get_environment(), self.background.share(), versions)
         parts = [f"- {line}" for line in header]
-        for contest, blocks in self.blocks.items():
-            rows = [found.cells(OURS) for found in figures(contest, blocks, OURS)]
-            parts += ["", f"### {contest.title}", "", *table(COLUMNS, rows)]
+        columns = [column.replace("\n", " ") for column in COLUMNS]
+        for comparison, blocks in self.blocks.items():
+            statistics = summarize(comparison, blocks, OURS, BANDWIDTH_BOUND.name)
+            rows = [format_row(item, OURS) for item in statistics]
+            parts += ["", f"### {comparison.title}", "", *table(columns, rows)]
         for title, rows in self.rows.items():
             texts = [list(row.values()) for row in rows]
             parts += ["", f"### {title}", "", *table(list(rows[0]), texts)]
-        parts += ["", *(f"Left out: {name}; {remedy}" for name, remedy in MISSING.items())]
+        unavailable = self.loader.unavailable.items()
+        parts += ["", *(f"Unavailable: {name}; {reason}" for name, reason in unavailable)]
         return "\n".join(parts)
 
 

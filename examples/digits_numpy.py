@@ -1,12 +1,12 @@
-"""A multilayer perceptron in pure NumPy learns scikit-learn's handwritten digits.
+"""Train a multilayer perceptron on scikit-learn's handwritten digits in pure NumPy.
 
     python examples/digits_numpy.py
     python examples/digits_numpy.py --epochs 5 --seed 1
 
-Forward and backward are written out by hand. `dX` names the gradient of the loss with respect to X,
-and has the shape of X. Shapes stand at the end of the lines:
+The forward and backward passes are written by hand. `dX` is the gradient of the loss with respect
+to X, and has the shape of X. Comments at the end of lines give shapes:
 
-    N   images in the batch      H   the width of the hidden layers
+    N   images in the batch      H   width of the hidden layers
 """
 
 import argparse
@@ -25,14 +25,14 @@ BATCH = 32
 
 
 def load_data():
-    """1,437 images to learn from and 360 to test on: the same ones whatever --seed is."""
+    """1,437 training and 360 test images; the split does not depend on --seed."""
     images, labels = load_digits(return_X_y=True)  # (1797, 64) from 0 to 16, (1797,)
     images = (images / 16).astype(np.float32)
     return train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
 
 
 def draw_parameters(rng, dtype=np.float32):
-    """Weights from N(0, 2 / inputs), which keeps the scale through relu (He et al. 2015,
+    """Weights from N(0, 2 / d_in), which preserves the scale through ReLU (He et al. 2015,
     arXiv:1502.01852), and biases of 0."""
     parameters = {}
     for i, (d_in, d_out) in enumerate([(PIXELS, H), (H, H), (H, CLASSES)], start=1):
@@ -65,8 +65,8 @@ def relu_backward(dY, Y):
 
 
 def cross_entropy_forward(logits, labels):
-    """The mean of -log P(label) over the batch, and log P of each class."""
-    shifted = logits - logits.max(axis=1, keepdims=True)  # (N, 10); exp cannot overflow now
+    """The mean of -log P(label) over the batch, and log P of every class."""
+    shifted = logits - logits.max(axis=1, keepdims=True)  # (N, 10); so that exp cannot overflow
     log_P = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # (N, 10)
     return -log_P[np.arange(len(labels)), labels].mean(), log_P
 
@@ -112,7 +112,7 @@ def train(epochs, seed):
     steps = epochs * batches_per_epoch
     warmup = steps // 10
     rate = LinearWarmup(3e-3, warmup).then(CosineDecay(3e-3, steps - warmup))
-    # Weight decay is for the weights alone, not for the biases.
+    # Weights decay, biases do not.
     optimizer = AdamW(
         parameters, lr=rate, weight_decay=0.05, max_grad_norm=1.0, decay_mask=matrices_only
     )
@@ -129,7 +129,7 @@ def train(epochs, seed):
         print(
             f"epoch {epoch:2}   training loss {np.mean(losses):.4f}   "
             f"test accuracy {accuracy:.1%}   {milliseconds:5.1f} ms, "
-            f"of them optimizer.step() {1e3 * step_seconds:.1f} ms",
+            f"optimizer.step() {1e3 * step_seconds:.1f} ms of it",
             flush=True,
         )
 
@@ -140,8 +140,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.epochs < 1:
-        parser.error(f"--epochs is {arguments.epochs}; expected 1 or more")
-    # Products so small gain nothing from a second thread, and beside other work on the machine lose
-    # seconds to threads that wait for one another.
+        parser.error(f"--epochs must be 1 or more; got {arguments.epochs}")
+    # Matrices this small gain nothing from a second thread, and on a busy machine lose seconds to
+    # threads that wait for each other.
     with threadpool_limits(1):
         train(arguments.epochs, arguments.seed)

@@ -1,11 +1,11 @@
-"""A small convolutional net in PyTorch learns scikit-learn's handwritten digits.
+"""Train a small convolutional network on scikit-learn's handwritten digits in PyTorch.
 
     python examples/digits_torch.py                             # with fused_adamw.torch.AdamW
     python examples/digits_torch.py --optimizer torch-fused
-    python examples/digits_torch.py --all                       # each optimizer in turn, one table
+    python examples/digits_torch.py --all                       # all of them, in one table
 
-A training script written for PyTorch needs one changed line, the import of AdamW. The choice among
-optimizers is in OPTIMIZERS; nothing else here knows which of them runs.
+A training script for PyTorch needs one changed line, the import of AdamW. OPTIMIZERS has the
+alternatives; the rest of the script does not depend on which one is used.
 """
 
 import argparse
@@ -43,14 +43,14 @@ class Data(NamedTuple):
 
 
 class Result(NamedTuple):
-    loss: float  # the mean over the batches of the epoch
+    loss: float  # mean over the batches of the epoch
     accuracy: float  # on the test images
-    seconds: float  # of training since the start, without the tests
-    step_microseconds: float  # the median of optimizer.step() since the start
+    seconds: float  # of training since the start, without testing
+    step_microseconds: float  # median of optimizer.step() since the start
 
 
 def load_data() -> Data:
-    """1,437 images to learn from and 360 to test on: the same ones whatever --seed is."""
+    """1,437 training and 360 test images; the split does not depend on --seed."""
     pixels, labels = load_digits(return_X_y=True)  # (1797, 64) from 0 to 16, (1797,)
     split = train_test_split(pixels / 16, labels, test_size=360, stratify=labels, random_state=0)
     images, test_images = (torch.tensor(x, dtype=torch.float32) for x in split[:2])
@@ -59,7 +59,7 @@ def load_data() -> Data:
 
 
 def make_model() -> nn.Module:
-    return nn.Sequential(  # 20,298 parameters in 14 tensors; shapes are of what a layer returns
+    return nn.Sequential(  # 20,298 parameters in 14 tensors; the shapes are those of the outputs
         nn.Conv2d(1, 32, 3, padding=1),  # (N, 32, 8, 8)
         nn.BatchNorm2d(32),
         nn.ReLU(),
@@ -85,8 +85,11 @@ def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(name: str, data: Data, epochs: int, seed: int) -> Iterator[Result]:
-    """Train a new model with the optimizer of that name; yields what came of each epoch. The seed
-    decides the initial weights and the order of the images: every optimizer gets the same work."""
+    """Train a new model with the optimizer of that name; yield the result of each epoch.
+
+    The seed determines the initial weights and the order of the images, so that every optimizer
+    does the same work.
+    """
     torch.manual_seed(seed)
     model = make_model()
     order = torch.Generator().manual_seed(seed)
@@ -117,13 +120,16 @@ def train_one(name: str, data: Data, epochs: int, seed: int) -> None:
             f"test accuracy {result.accuracy:.1%}   {result.seconds:5.2f} s",
             flush=True,
         )
-    print(f"{name}: {result.step_microseconds:.0f} µs in optimizer.step(), the median of all steps")
+    print(f"{name}: optimizer.step() takes {result.step_microseconds:.0f} µs (median)")
 
 
 def train_all(data: Data, epochs: int, seed: int) -> None:
-    """One row for each optimizer. They take turns, epoch by epoch, so that a machine that is slower
-    for a while is so for all; and first comes an epoch that is not counted, because otherwise the
-    first optimizer would pay for what PyTorch sets up once."""
+    """Print a row for each optimizer.
+
+    They take turns, epoch by epoch, so that a temporary slowdown of the machine affects all of
+    them. An epoch that is not counted comes first; otherwise the first optimizer would pay for what
+    PyTorch sets up once.
+    """
     list(train("torch-for-loop", data, 1, seed))
     *_, results = zip(*(train(name, data, epochs, seed) for name in OPTIMIZERS), strict=True)
     print("optimizer       training loss  test accuracy  whole time  optimizer.step()")
@@ -132,21 +138,21 @@ def train_all(data: Data, epochs: int, seed: int) -> None:
             f"{name:14}  {result.loss:13.5f}  {result.accuracy:13.1%}  {result.seconds:8.2f} s"
             f"  {result.step_microseconds:13.0f} µs"
         )
-    print("The whole time is that of forward, backward and optimizer; a step's is the median.")
+    print("Whole time: forward, backward and optimizer. optimizer.step(): the median of all steps.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--optimizer", choices=OPTIMIZERS, default="fused-adamw")
-    choice.add_argument("--all", action="store_true", help="each optimizer in turn, one table")
+    choice.add_argument("--all", action="store_true", help="compare all optimizers in one table")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.epochs < 1:
-        parser.error(f"--epochs is {arguments.epochs}; expected 1 or more")
-    # So small a net gains nothing from a second thread, and beside other work on the machine loses
-    # seconds to threads that wait for one another.
+        parser.error(f"--epochs must be 1 or more; got {arguments.epochs}")
+    # A network this small gains nothing from a second thread, and on a busy machine loses seconds
+    # to threads that wait for each other.
     torch.set_num_threads(1)
     if arguments.all:
         train_all(load_data(), arguments.epochs, arguments.seed)

@@ -1,1 +1,1 @@
-"""The race of AdamW implementations: what `fused-adamw bench` and `benches/` share."""
+"""The comparison of AdamW implementations that ``fused-adamw bench`` and ``benches/`` share."""

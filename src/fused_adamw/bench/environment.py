@@ -1,17 +1,21 @@
-"""What the race runs on: processor, memory, versions, and who else is at work there."""
+"""The environment of a benchmark: processor, memory, versions, and the load of other processes."""
 
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TypedDict
 
+import cpuinfo
+import psutil
+
+from .._cgroup import memory_limit
 from ..runtime import runtime_info
+from .implementations.bandwidth_bound import compiler_command
 
 
-class Machine(TypedDict):
+class Environment(TypedDict):
     processor: str
     cores: int | None
     threads: int
@@ -22,46 +26,50 @@ class Machine(TypedDict):
     compiler: str | None
 
 
-def machine() -> Machine:
+def get_environment() -> Environment:
+    """What the benchmark runs on."""
     runtime = runtime_info()
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": runtime["num_threads"],
         "isa": runtime["isa"],
         "available_isas": runtime["available_isas"],
         "system": platform.system(),
         "python": platform.python_version(),
-        "compiler": compiler(),
+        "compiler": compiler_version(),
     }
 
 
-def lines(facts: Machine, other_work: float | None, versions: Mapping[str, str]) -> list[str]:
-    """The same for people."""
-    isas = ", ".join(facts["available_isas"])
-    told = [
-        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads",
-        f"fused-adamw {runtime_info()['version']}, {facts['isa']} (of {isas})",
-        f"{facts['system']}, Python {facts['python']}, {facts['compiler'] or 'no C compiler'}",
+def describe(
+    environment: Environment, background_load: float | None, versions: Mapping[str, str]
+) -> list[str]:
+    """Lines of text for people.
+
+    Args:
+        background_load: see ``BackgroundLoad.share``; None where it was not measured.
+        versions: {package: version}.
+    """
+    isas = ", ".join(environment["available_isas"])
+    lines = [
+        f"{environment['processor']}, {environment['cores']} cores, "
+        f"{environment['threads']} threads",
+        f"fused-adamw {runtime_info()['version']}, {environment['isa']} (available: {isas})",
+        f"{environment['system']}, Python {environment['python']}, "
+        f"{environment['compiler'] or 'no C compiler'}",
     ]
-    if other_work is not None:
-        told.append(f"other processes had {other_work:.0%} of the processors meanwhile")
-    return [*told, ", ".join(f"{package} {found}" for package, found in versions.items())]
+    if background_load is not None:
+        lines.append(f"other processes used {background_load:.0%} of the processors meanwhile")
+    return [*lines, ", ".join(f"{package} {number}" for package, number in versions.items())]
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def processor_name() -> str:
+    name = cpuinfo.get_cpu_info().get("brand_raw")
+    return name or platform.processor() or platform.machine()
 
 
-def compiler_command() -> list[str]:
-    return os.environ.get("CC", "cc").split()
-
-
-def compiler() -> str | None:
+def compiler_version() -> str | None:
+    """The first line that the C compiler prints about itself; None without one."""
     command = [*compiler_command(), "--version"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
@@ -69,73 +77,59 @@ def compiler() -> str | None:
         return None
 
 
-def installed(packages: Iterable[str]) -> dict[str, str]:
-    """{package: version} of those that are there."""
-    found = {}
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 # ---------------------------------------------------------------------------- memory
 
-LEFT_FREE = 0.2  # of the memory
+MIN_FREE_SHARE = 0.2  # of the physical memory
 
 
-def memory_allows(nbytes: float) -> bool:
-    """Whether so much more leaves a fifth of the memory free, as far as anybody says."""
-    return nbytes < available_memory() - LEFT_FREE * physical_memory()
+def fits_in_memory(nbytes: float) -> bool:
+    """Whether allocating that many bytes leaves a fifth of the memory free."""
+    return nbytes < available_memory() - MIN_FREE_SHARE * physical_memory()
 
 
 def physical_memory() -> int:
-    try:
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # such as on Windows
-        pages = 8 * 2**30
-    return min(pages, container_memory() or pages)
-
-
-def container_memory() -> int | None:
-    """What a container is limited to."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
+    """In bytes; that of the container, where its cgroup limits it."""
+    total: int = psutil.virtual_memory().total
+    return min(total, memory_limit() or total)
 
 
 def available_memory() -> int:
-    """Linux alone says what others have left."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return physical_memory()
-    return min(int(found) * 1024, physical_memory())
+    """In bytes: what can be allocated without swapping."""
+    available: int = psutil.virtual_memory().available
+    return min(available, physical_memory())
 
 
-# ---------------------------------------------------------------------------- other work
-
-Ticks = tuple[int, int, float]
+# ---------------------------------------------------------------------------- background load
 
 
-def processor_ticks() -> Ticks | None:
-    """Ticks since the machine started: busy ones, all, those of this process. Linux alone says."""
-    try:
-        first = Path("/proc/stat").read_text().splitlines()[0].split()
-    except OSError:
-        return None
-    ticks = [int(field) for field in first[1:9]]  # user nice system idle iowait irq softirq steal
-    own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own
+class BackgroundLoad:
+    """Measures, from its construction on, how busy other processes keep the processors."""
 
+    def __init__(self) -> None:
+        self._start = self._seconds()
 
-def other_work(start: Ticks | None) -> float | None:
-    """The share of the machine that other processes had since then; None if nobody says."""
-    now = processor_ticks()
-    if start is None or now is None:
-        return None
-    busy, total, own = (after - before for after, before in zip(now, start, strict=True))
-    return max(0, busy - own) / max(1, total)
+    def share(self) -> float:
+        """The share, from 0 to 1, of the processors' time that other processes have used."""
+        now = self._seconds()
+        busy, total, own = (b - a for a, b in zip(self._start, now, strict=True))
+        return max(0.0, busy - own) / max(total, 0.01)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        """Processor seconds: busy, all, and those of this process and its children."""
+        times = psutil.cpu_times()._asdict()
+        # On Linux user and nice include the guests.
+        total = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)
+        idle = times["idle"] + times.get("iowait", 0)
+        return total - idle, total, sum(os.times()[:4])

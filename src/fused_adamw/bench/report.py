@@ -1,174 +1,256 @@
-"""What `fused-adamw bench` came to: for people as tables, for programs as a record."""
+"""The content of a report: headings, paragraphs and tables for people, a record for programs.
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+It is data; ``fused_adamw.cli`` renders it.
+"""
 
-from ..cli import console as report
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
+from typing import Any, NamedTuple, TypeAlias
+
 from ..runtime import __version__
-from .environment import lines
-from .implementations import (
-    LIMIT,
-    OURS,
-    OURS_8BIT,
-    OURS_ALL_BFLOAT16,
-    OURS_BFLOAT16,
-    OURS_FOR_TORCH,
-)
-from .runner import BASE, LeftOut, Result, Results
-from .statistics import Figures, Spread
+from .environment import describe
+from .implementations import ours
+from .implementations.bandwidth_bound import BANDWIDTH_BOUND
+from .runner import BASELINE, CaseResult, Results, Skipped
+from .statistics import Quartiles, Statistics
 from .workloads import Case
-
-COLUMNS = (
-    *("", "time a\nstep", "ns per\nparameter"),
-    *("GB/s", "of the\nlimit", "times\nours", "quartiles"),
-)
-EXPLANATION = (
-    f"Ours is {BASE}, the class: all others' times are also given as multiples of its time, within "
-    "rounds. The limit is a C loop with the loads and stores of a step and next to no arithmetic. "
-    "8bit and bfloat16: what the moments are kept in; all-bfloat16: parameters and gradients too. "
-    "Their GB/s count these bytes."
-)
-
-MUCH_OTHER_WORK = 0.1
-DISTURBED = (
-    "Warning: other processes were at work. Where several threads have to wait for a core, the "
-    "rows show the scheduler, not the code: repeat this on an idle machine."
-)
 
 # ---------------------------------------------------------------------------- for people
 
 
-def summary(results: Results) -> Iterator[report.Part]:
-    """What to print, part by part."""
-    yield report.heading("One AdamW step")
-    yield report.paragraph("\n".join(header(results)))
+class Heading(NamedTuple):
+    text: str
+
+
+class Paragraph(NamedTuple):
+    text: str
+
+
+class Table(NamedTuple):
+    """A first column of text, and columns of numbers; ``emphasized`` is the name of a row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    emphasized: str
+
+
+Part: TypeAlias = Heading | Paragraph | Table
+
+COLUMNS = (
+    *("", "time a\nstep", "ns per\nparameter"),
+    *("GB/s", "share of\nbound", "relative\ntime", "quartiles"),
+)
+EXPLANATION = (
+    f"{BASELINE} is the class of this package. Relative time is the time of a step divided by that "
+    f"of {BASELINE} in the same round. {BANDWIDTH_BOUND.name} is a C loop with the same loads and "
+    "stores and almost no arithmetic; share of bound is the speed relative to it. A format "
+    "after a name is that of the moments; with all- it is that of parameters and gradients too. "
+    "GB/s counts the bytes that each implementation moves."
+)
+
+MAX_BACKGROUND_LOAD = 0.1
+DISTURBED = (
+    "Warning: other processes were busy. Where threads wait for a core, the rows show the "
+    "scheduler, not the code. Repeat the benchmark on an idle machine."
+)
+
+
+def summary(results: Results) -> Iterator[Part]:
+    """What people read, part by part."""
+    yield Heading("One AdamW step")
+    yield Paragraph("\n".join(_header(results)))
     for case in results.cases:
-        cells = [figures.cells(BASE) for figures in case.figures]
-        yield report.race_table(case.title, COLUMNS, cells, BASE)
-    yield report.paragraph(EXPLANATION)
-    if results.other_work is not None and results.other_work > MUCH_OTHER_WORK:
-        yield report.paragraph(DISTURBED)
-    for title, notes in (
-        ("Missing", missing_lines(results.missing)),
-        ("Left out", left_out_lines(results.left_out)),
+        rows = [format_row(statistics, BASELINE) for statistics in case.statistics]
+        yield Table(case.title, COLUMNS, rows, BASELINE)
+    yield Paragraph(EXPLANATION)
+    if results.background_load is not None and results.background_load > MAX_BACKGROUND_LOAD:
+        yield Paragraph(DISTURBED)
+    for title, lines in (
+        ("Unavailable", _unavailable_lines(results.unavailable)),
+        ("Skipped", _skipped_lines(results.skipped)),
     ):
-        if notes:
-            yield report.heading(title)
-            yield report.paragraph("\n".join(notes))
+        if lines:
+            yield Heading(title)
+            yield Paragraph("\n".join(lines))
     if results.interrupted:
-        yield report.heading("Interrupted: this is what was measured so far.")
+        yield Heading("Interrupted: these are the results so far.")
 
 
-def header(results: Results) -> list[str]:
-    rounds = f"{results.race.rounds} rounds of short blocks, in which all take turns; medians"
-    return [*lines(results.machine, results.other_work, results.versions), rounds]
+def format_row(statistics: Statistics, baseline: str) -> tuple[str, ...]:
+    """The texts under COLUMNS. The ratios of the baseline are all 1, so it gets no quartiles."""
+    ratio, bound = statistics.relative_time, statistics.share_of_bound
+    has_quartiles = ratio is not None and statistics.name != baseline
+    return (
+        statistics.name,
+        format_duration(statistics.seconds.median),
+        f"{statistics.ns_per_parameter:.3f}",
+        f"{statistics.gb_per_s:.1f}" if statistics.gb_per_s is not None else "",
+        f"{bound:.2f}" if bound is not None else "",
+        format_ratio(ratio.median) if ratio else "",
+        " to ".join(map(format_ratio, ratio.quartiles)) if ratio and has_quartiles else "",
+    )
 
 
-def missing_lines(missing: dict[str, str]) -> list[str]:
-    return [f"{names}: {remedy}" for remedy, names in gathered(missing.items())]
+def format_ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
 
 
-def left_out_lines(left_out: list[LeftOut]) -> list[str]:
-    """A line for each contender and reason, or each case that nobody runs."""
-    told = ((left.case, (left.contender, left.reason)) for left in left_out)
+def format_duration(seconds: float) -> str:
+    unit, scale = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def _header(results: Results) -> list[str]:
+    rounds = f"medians of interleaved rounds of short blocks; rounds: {results.benchmark.rounds}"
+    about = describe(results.environment, results.background_load, results.versions)
+    return [*about, rounds]
+
+
+def _unavailable_lines(unavailable: dict[str, str]) -> list[str]:
+    return [f"{names}: {reason}" for reason, names in _group_by_value(unavailable.items())]
+
+
+def _skipped_lines(skipped: list[Skipped]) -> list[str]:
+    """A line for each implementation and reason, and for each case that was not run at all."""
+    pairs = ((item.case, (item.implementation, item.reason)) for item in skipped)
     return [
-        f"{contender} in {cases}: {reason}" if contender else f"{cases}: {reason}"
-        for (contender, reason), cases in gathered(told)
+        f"{implementation} in {cases}: {reason}" if implementation else f"{cases}: {reason}"
+        for (implementation, reason), cases in _group_by_value(pairs)
     ]
 
 
-def gathered(pairs: Iterable[tuple[str, Any]]) -> list[tuple[Any, str]]:
-    """(what, the names of all that it is said of)"""
+def _group_by_value(pairs: Iterable[tuple[str, Any]]) -> list[tuple[Any, str]]:
+    """[(value, the names that have it, joined by commas)]"""
     names: dict[Any, list[str]] = {}
-    for name, what in pairs:
-        names.setdefault(what, []).append(name)
-    return [(what, ", ".join(of_it)) for what, of_it in names.items()]
+    for name, value in pairs:
+        names.setdefault(value, []).append(name)
+    return [(value, ", ".join(group)) for value, group in names.items()]
 
 
 # ---------------------------------------------------------------------------- for programs
 
 
 def record(results: Results) -> dict[str, Any]:
-    """What `summary` says, as JSON has it; benches/README.md describes the keys."""
+    """The results as JSON has them; benches/README.md describes the keys."""
     return {
         "version": __version__,
-        "dtype": results.race.dtype,
-        "rounds": results.race.rounds,
-        "ours": BASE,
-        "machine": {**results.machine, "other_work": results.other_work},
+        "dtype": results.benchmark.dtype,
+        "rounds": results.benchmark.rounds,
+        "baseline": BASELINE,
+        "environment": {**results.environment, "background_load": results.background_load},
         "versions": results.versions,
-        "cases": [case_record(case) for case in results.cases],
-        "missing": results.missing,
-        "left_out": [left._asdict() for left in results.left_out],
+        "cases": [_case_record(case) for case in results.cases],
+        "unavailable": results.unavailable,
+        "skipped": [item._asdict() for item in results.skipped],
         "interrupted": results.interrupted,
     }
 
 
-def case_record(result: Result) -> dict[str, Any]:
+def _case_record(result: CaseResult) -> dict[str, Any]:
     return {
         "name": result.case.name,
         "title": result.title,
-        "parameters": result.case.parameters,
+        "parameters": result.case.num_parameters,
         "tensors": len(result.case.shapes),
-        "contenders": [contender_record(figures) for figures in result.figures],
+        "implementations": [_implementation_record(item) for item in result.statistics],
     }
 
 
-def contender_record(figures: Figures) -> dict[str, Any]:
+def _implementation_record(statistics: Statistics) -> dict[str, Any]:
     return {
-        "name": figures.name,
-        "rounds": figures.rounds,
-        "seconds": figures.seconds.median,
-        "seconds_quartiles": list(figures.seconds.quartiles),
-        "ns_per_parameter": figures.ns_per_parameter,
-        "gb_per_s": figures.gb_per_s,
-        "share_of_limit": figures.share_of_limit,
-        "times_ours": spread_record(figures.times_ours),
+        "name": statistics.name,
+        "rounds": statistics.rounds,
+        "seconds": _quartiles_record(statistics.seconds),
+        "ns_per_parameter": statistics.ns_per_parameter,
+        "gb_per_s": statistics.gb_per_s,
+        "share_of_bound": statistics.share_of_bound,
+        "relative_time": _quartiles_record(statistics.relative_time),
     }
 
 
-def spread_record(spread: Spread | None) -> dict[str, Any] | None:
-    return spread and {"median": spread.median, "quartiles": list(spread.quartiles)}
+def _quartiles_record(values: Quartiles | None) -> dict[str, Any] | None:
+    return values and {"median": values.median, "quartiles": list(values.quartiles)}
 
 
-# ---------------------------------------------------------------------------- for slides
+# ---------------------------------------------------------------------------- the chart
 
 
+class Role(Enum):
+    """How the line of an implementation is drawn."""
+
+    OURS = auto()
+    ALSO_OURS = auto()
+    OTHER = auto()
+    BANDWIDTH_BOUND = auto()
+
+
+class Point(NamedTuple):
+    """Medians and quartiles of ns per parameter at one number of parameters."""
+
+    parameters: int
+    ns_per_parameter: float
+    low: float
+    high: float
+
+
+class Line(NamedTuple):
+    """One implementation, from size to size."""
+
+    label: str
+    role: Role
+    points: Sequence[Point]
+
+
+class Chart(NamedTuple):
+    lines: list[Line]
+    title: str
+    caption: str
+
+
+OUR_IMPLEMENTATIONS = (
+    *(ours.FUNCTION, ours.TORCH),
+    *(ours.STATE_8BIT, ours.STATE_BFLOAT16, ours.ALL_BFLOAT16),
+)
 ROLES = {
-    BASE: report.Role.OURS,
-    **dict.fromkeys(
-        (OURS, OURS_FOR_TORCH, OURS_8BIT, OURS_BFLOAT16, OURS_ALL_BFLOAT16), report.Role.ALSO_OURS
-    ),
-    LIMIT: report.Role.LIMIT,
+    BASELINE: Role.OURS,
+    **{implementation.name: Role.ALSO_OURS for implementation in OUR_IMPLEMENTATIONS},
+    BANDWIDTH_BOUND.name: Role.BANDWIDTH_BOUND,
 }
 
 
-def chart(results: Results) -> tuple[list[report.Line], str, str]:
-    """Lines, title and caption: the lines go through the cases that their size alone sets apart,
-    for the contenders that move the same bytes; all the others, where there are only these."""
-    like = {c.name for c in results.race.contenders if c.bytes_moved is None} - {LIMIT}
-    lines: dict[str, list[report.Point]] = {}
-    for case, _, contenders in results.cases:
-        for figures in contenders if case.drawn else ():
-            if not like or figures.name in {*like, BASE, LIMIT}:
-                lines.setdefault(figures.name, []).append(chart_point(case, figures))
-    title = f"One AdamW step, {results.race.dtype}: ns per parameter, lower is better"
-    roles = {name: ROLES.get(name, report.Role.PEER) for name in lines}
-    drawn = [report.Line(name, roles[name], points) for name, points in lines.items()]
-    return drawn, title, caption(results)
+def chart(results: Results) -> Chart:
+    """Lines through the cases that differ in size alone.
+
+    They show the implementations that move the same bytes, or, where there are none, all others.
+    """
+    same_bytes = {
+        implementation.name
+        for implementation in results.benchmark.implementations
+        if implementation.bytes_per_parameter is None and implementation != BANDWIDTH_BOUND
+    }
+    points: dict[str, list[Point]] = {}
+    for case, _, implementations in results.cases:
+        for item in implementations if case.drawn else ():
+            if not same_bytes or item.name in {*same_bytes, BASELINE, BANDWIDTH_BOUND.name}:
+                points.setdefault(item.name, []).append(_chart_point(case, item))
+    dtype = results.benchmark.dtype
+    lines = [Line(name, ROLES.get(name, Role.OTHER), found) for name, found in points.items()]
+    title = f"One AdamW step, {dtype}: ns per parameter, lower is better"
+    return Chart(lines, title, _caption(results))
 
 
-def chart_point(case: Case, figures: Figures) -> report.Point:
-    middle, quartiles = figures.seconds
-    scale = 1e9 / case.parameters
-    return report.Point(case.parameters, *(scale * x for x in (middle, *quartiles)))
+def _chart_point(case: Case, statistics: Statistics) -> Point:
+    middle, quartiles = statistics.seconds
+    scale = 1e9 / case.num_parameters
+    return Point(case.num_parameters, *(scale * x for x in (middle, *quartiles)))
 
 
-def caption(results: Results) -> str:
-    machine = results.machine
-    versions = ", ".join(f"{package} {found}" for package, found in results.versions.items())
+def _caption(results: Results) -> str:
+    environment = results.environment
+    versions = ", ".join(f"{package} {number}" for package, number in results.versions.items())
     return (
-        f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads; "
+        f"{environment['processor']}, {environment['isa']}, {environment['threads']} threads; "
         f"fused-adamw {__version__}, {versions}; "
-        f"medians and quartiles of {results.race.rounds} rounds"
+        f"medians and quartiles of {results.benchmark.rounds} rounds"
     )

@@ -1,4 +1,4 @@
-"""The race of `fused-adamw bench`: our class against all that is installed, case by case."""
+"""Runs ``fused-adamw bench``: our class and every installed implementation, case by case."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -6,196 +6,222 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ..optimizer import AdamW
-from .environment import Machine, installed, machine, memory_allows, other_work, processor_ticks
-from .harness import Contest, Prepare, Step, time_block
-from .implementations import CONTENDERS, LIMIT, MISSING, Contender, loaded
-from .statistics import Figures, figures
-from .workloads import CASES, READ_AND_WRITTEN, Array, Case, held
+from .environment import (
+    BackgroundLoad,
+    Environment,
+    fits_in_memory,
+    get_environment,
+    installed_versions,
+)
+from .harness import Comparison, Prepare, Step, time_block
+from .implementations import IMPLEMENTATIONS, Implementation, Loader
+from .implementations.bandwidth_bound import BANDWIDTH_BOUND
+from .implementations.base import first_line
+from .statistics import Statistics, summarize
+from .workloads import ARRAYS_MOVED, CASES, Arrays, Case, draw_with_optimizer
 
-BASE = "AdamW"  # what a training loop holds, and what the others are compared with
-PEERS = tuple(contender.name for contender in CONTENDERS)
+BASELINE = "AdamW"  # what training loops use; all others are compared with it
 
-# ---------------------------------------------------------------------------- on shared moments
+# ---------------------------------------------------------------------------- the arguments
 
 
-def our_class(params: list[Array], grads: list[Array], optimizer: AdamW) -> Step:
+def prepare_class(params: Arrays, grads: Arrays, optimizer: AdamW) -> Step:
+    """The step of the baseline."""
     return lambda: optimizer.step(grads)
 
 
-def on_held_moments(prepare: Prepare) -> Prepare:
-    """A contender that steps on the moments of our class; see ``held``."""
+def on_moments_of_optimizer(prepare: Prepare) -> Prepare:
+    """Prepare an implementation on the moments of our class; see ``draw_with_optimizer``."""
     return lambda params, grads, optimizer: prepare(params, grads, optimizer.m, optimizer.v)
 
 
-# ---------------------------------------------------------------------------- who and where
+# ---------------------------------------------------------------------------- selection
 
 
-class Race(NamedTuple):
+class Benchmark(NamedTuple):
+    """What is to be run."""
+
     cases: list[Case]
-    contenders: list[Contender]
+    implementations: list[Implementation]
     dtype: str
     rounds: int
 
 
-class LeftOut(NamedTuple):
-    contender: str | None  # None: all of them
+class Skipped(NamedTuple):
+    implementation: str | None  # None: all of them
     case: str
     reason: str
 
 
-class Result(NamedTuple):
-    """Of one case."""
-
+class CaseResult(NamedTuple):
     case: Case
     title: str
-    figures: list[Figures]
+    statistics: list[Statistics]
 
 
 class Results:
-    """What the race has come to, so far."""
+    """The results so far.
 
-    def __init__(self, race: Race) -> None:
-        self.race = race
-        self.machine: Machine = machine()
+    Attributes:
+        versions: {package: version} of the implementations that were timed.
+        skipped: what was not timed, though it could have been.
+        unavailable: {implementation: why it could not be loaded, or where it failed}.
+        background_load: of other processes, from 0 to 1; None before the first measurement.
+        interrupted: whether Ctrl-C ended the run.
+    """
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.environment: Environment = get_environment()
         self.versions: dict[str, str] = {}
-        self.cases: list[Result] = []
-        self.left_out: list[LeftOut] = []
-        self.missing: dict[str, str] = {}
-        self.other_work: float | None = None
+        self.cases: list[CaseResult] = []
+        self.skipped: list[Skipped] = []
+        self.unavailable: dict[str, str] = {}
+        self.background_load: float | None = None
         self.interrupted = False
 
 
 def arranged(
-    cases: Sequence[str] | None, peers: Sequence[str] | None, dtype: str, rounds: int
-) -> Race:
-    """The race of these names, or of all. Our class and the limit always take part."""
-    chosen = named("case", cases, CASES)
-    by_name = {contender.name: contender for contender in CONTENDERS}
-    contenders = named("peer", peers, by_name)
-    if by_name[LIMIT] not in contenders:
-        contenders.append(by_name[LIMIT])
-    race = Race(chosen, contenders, dtype, rounds)
+    cases: Sequence[str] | None, implementations: Sequence[str] | None, dtype: str, rounds: int
+) -> Benchmark:
+    """The benchmark of these cases and implementations; None stands for all of them.
+
+    Our class and the bandwidth bound are always included.
+
+    Raises ValueError for an unknown name, or where no case fits into memory.
+    """
+    chosen = _select("case", cases, CASES)
+    selected = _select("implementation", implementations, IMPLEMENTATIONS)
+    if BANDWIDTH_BOUND not in selected:
+        selected.append(BANDWIDTH_BOUND)
     if all(too_large(case, dtype) for case in chosen):
         raise ValueError(f"case {chosen[0].name} {too_large(chosen[0], dtype)}")
-    return race
+    return Benchmark(chosen, selected, dtype, rounds)
 
 
-def is_drawn(race: Race) -> bool:
-    return any(case.drawn for case in race.cases)
+def is_drawn(benchmark: Benchmark) -> bool:
+    """Whether a chart would show anything."""
+    return any(case.drawn for case in benchmark.cases)
 
 
 Item = TypeVar("Item")
 
 
-def named(what: str, names: Sequence[str] | None, items: Mapping[str, Item]) -> list[Item]:
-    """The items of these names, in their own order; without names all."""
+def _select(kind: str, names: Sequence[str] | None, items: Mapping[str, Item]) -> list[Item]:
     for name in names or ():
         if name not in items:
-            raise ValueError(f"there is no {what} {name!r}; expected one of {', '.join(items)}")
+            raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(items)}")
     return [item for name, item in items.items() if not names or name in names]
 
 
 def too_large(case: Case, dtype: str, arrays: float = 4) -> str | None:
-    """Why so many arrays are not made on this machine."""
-    needed = arrays * case.parameters * np.dtype(dtype).itemsize
-    if memory_allows(needed):
+    """Why this machine has no memory for that many arrays; None where it has."""
+    nbytes = arrays * case.num_parameters * np.dtype(dtype).itemsize
+    if fits_in_memory(nbytes):
         return None
-    return f"needs {needed / 1e9:.1f} GB, which would not leave a fifth of the memory free"
+    return f"needs {nbytes / 1e9:.1f} GB, which would leave less than a fifth of the memory free"
 
 
-def unsuitable(contender: Contender, case: Case, dtype: str, kept: float = 0) -> str | None:
-    """Why a contender is left out of a case, in which others keep so many arrays of their own."""
-    if dtype not in contender.dtypes:
-        return f"has no {dtype}"
-    if case.parameters > contender.largest:
-        return "takes too long"
-    if case.parameters < contender.smallest:
-        return contender.too_small
-    return too_large(case, dtype, contender.arrays + kept)
+def reason_to_skip(
+    implementation: Implementation, case: Case, dtype: str, extra_arrays: float = 0
+) -> str | None:
+    """Why an implementation is not timed; ``extra_arrays`` are those that others keep meanwhile."""
+    return implementation.unsuitable(case.num_parameters, dtype) or too_large(
+        case, dtype, implementation.peak_arrays + extra_arrays
+    )
 
 
 # ---------------------------------------------------------------------------- run
 
 Show = Callable[[str, int, int], None]
-"""Called with what comes next, and how many of how many blocks are done."""
+"""Called with what comes next, the number of blocks done, and the number of all blocks."""
 
 
-def run(race: Race, show: Show) -> Results:
-    """Race until the end or Ctrl-C."""
-    results = Results(race)
-    try:
-        contests = list(contests_of(race, results, show))
-        start, done = processor_ticks(), 0
-        total = sum(race.rounds * len(contest.contenders) for _, contest in contests)
-        for case, contest in contests:
-            blocks: dict[str, dict[int, float]] = {}
-            try:
-                for _, turn, name in contest.blocks(race.rounds):
-                    show(f"{case.name}: {name}", done, total)
-                    if (seconds := attempt(contest, name, results.missing)) is not None:
-                        blocks.setdefault(name, {})[turn] = seconds
-                    done += 1
-            finally:
-                contest.forget()
-                results.other_work = other_work(start)
-                if blocks:
-                    found = figures(contest, blocks, BASE)
-                    results.cases.append(Result(case, contest.title, found))
-        show("done", done, total)
-    except KeyboardInterrupt:
-        results.interrupted = True
+def run(benchmark: Benchmark, show: Show) -> Results:
+    """Run it to the end, or until Ctrl-C."""
+    results = Results(benchmark)
+    with Loader() as loader:
+        try:
+            comparisons = list(_load_comparisons(results, loader, show))
+            _time_comparisons(comparisons, results, show)
+        except KeyboardInterrupt:
+            results.interrupted = True
     return results
 
 
-def contests_of(race: Race, results: Results, show: Show) -> Iterator[tuple[Case, Contest]]:
-    """Load whoever takes part somewhere; note who does not, and where."""
-    packages = ["numpy"]
-    for case in race.cases:
-        if reason := too_large(case, race.dtype):
-            results.left_out.append(LeftOut(None, case.name, reason))
+def _load_comparisons(
+    results: Results, loader: Loader, show: Show
+) -> Iterator[tuple[Case, Comparison]]:
+    """Load what takes part somewhere; note what does not, and why."""
+    benchmark, packages = results.benchmark, ["numpy"]
+    for case in benchmark.cases:
+        if reason := too_large(case, benchmark.dtype):
+            results.skipped.append(Skipped(None, case.name, reason))
             continue
-        contenders: dict[str, Prepare] = {BASE: our_class}
-        moved: dict[str, float] = {}
-        kept = 0.0
-        for contender in race.contenders:
-            if reason := unsuitable(contender, case, race.dtype, kept):
-                results.left_out.append(LeftOut(contender.name, case.name, reason))
+        prepares: dict[str, Prepare] = {BASELINE: prepare_class}
+        own_bytes: dict[str, float] = {}
+        extra_arrays = 0.0
+        for implementation in benchmark.implementations:
+            name = implementation.name
+            if reason := reason_to_skip(implementation, case, benchmark.dtype, extra_arrays):
+                results.skipped.append(Skipped(name, case.name, reason))
                 continue
-            show(f"loading {contender.name}", 0, 1)
-            if (prepare := loaded(contender)) is None:
-                results.missing[contender.name] = MISSING[contender.name]
-            else:
-                contenders[contender.name] = on_held_moments(prepare)
-                packages += contender.packages
-                kept += contender.kept
-                if contender.bytes_moved:
-                    moved[contender.name] = contender.bytes_moved * case.parameters
-        results.versions = installed(dict.fromkeys(packages))
-        yield case, contest_of(case, contenders, race.dtype, moved)
+            show(f"loading {name}", 0, 1)
+            if (prepare := loader.load(implementation)) is None:
+                results.unavailable[name] = loader.unavailable[name]
+                continue
+            prepares[name] = on_moments_of_optimizer(prepare)
+            packages += implementation.packages
+            extra_arrays += implementation.extra_arrays
+            if implementation.bytes_per_parameter:
+                own_bytes[name] = implementation.bytes_per_parameter * case.num_parameters
+        results.versions = installed_versions(dict.fromkeys(packages))
+        yield case, _make_comparison(case, prepares, benchmark.dtype, own_bytes)
 
 
-def contest_of(
-    case: Case, contenders: dict[str, Prepare], dtype: str, moved_by_own: dict[str, float]
-) -> Contest:
-    moved = READ_AND_WRITTEN * case.parameters * np.dtype(dtype).itemsize
-    return Contest(
+def _make_comparison(
+    case: Case, prepares: dict[str, Prepare], dtype: str, own_bytes_moved: dict[str, float]
+) -> Comparison:
+    return Comparison(
         case.name,
-        f"{case.title}, {dtype}: {case.parameters:,} parameters",
-        contenders,
-        lambda: held(case.shapes, dtype),
-        case.parameters,
-        moved,
-        moved_by_own,
+        f"{case.title}, {dtype}: {case.num_parameters:,} parameters",
+        prepares,
+        lambda: draw_with_optimizer(case.shapes, dtype),
+        case.num_parameters,
+        ARRAYS_MOVED * case.num_parameters * np.dtype(dtype).itemsize,
+        own_bytes_moved,
     )
 
 
-def attempt(contest: Contest, name: str, missing: dict[str, str]) -> float | None:
-    """The seconds of one block; None where the contender fails, which stops no other."""
-    if name in missing:
+def _time_comparisons(
+    comparisons: list[tuple[Case, Comparison]], results: Results, show: Show
+) -> None:
+    rounds = results.benchmark.rounds
+    total = sum(rounds * len(comparison.implementations) for _, comparison in comparisons)
+    background, done = BackgroundLoad(), 0
+    for case, comparison in comparisons:
+        blocks: dict[str, dict[int, float]] = {}
+        try:
+            for _, turn, name in comparison.blocks(rounds):
+                show(f"{case.name}: {name}", done, total)
+                if (seconds := _try_block(comparison, name, results.unavailable)) is not None:
+                    blocks.setdefault(name, {})[turn] = seconds
+                done += 1
+        finally:
+            comparison.release()
+            results.background_load = background.share()
+            if blocks:
+                statistics = summarize(comparison, blocks, BASELINE, BANDWIDTH_BOUND.name)
+                results.cases.append(CaseResult(case, comparison.title, statistics))
+    show("done", done, total)
+
+
+def _try_block(comparison: Comparison, name: str, unavailable: dict[str, str]) -> float | None:
+    """The seconds of a step; None where the implementation fails, which does not end the run."""
+    if name in unavailable:
         return None
     try:
-        return time_block(contest.step(name))
+        return time_block(comparison.step(name))
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        missing[name] = f"failed in {contest.name}: {reason}"
+        unavailable[name] = f"failed in {comparison.name}: {first_line(error)}"
         return None

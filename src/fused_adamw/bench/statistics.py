@@ -1,89 +1,85 @@
-"""What the blocks of a contest come to: speeds, and ratios within rounds."""
+"""Statistics of a comparison: medians and quartiles over its rounds, ratios within rounds."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median, quantiles
 from typing import NamedTuple, TypeAlias
 
-from .harness import Contest
-from .implementations import LIMIT
+from .harness import Comparison
 
 Blocks: TypeAlias = Mapping[str, Mapping[int, float]]
-"""{contender: {round: seconds a step}}"""
-
-COLUMNS = ("", "time a step", "ns/parameter", "GB/s", "of the limit", "times ours", "quartiles")
+"""{implementation: {round: seconds a step}}"""
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     median: float
     quartiles: tuple[float, float]
 
 
-class Figures(NamedTuple):
-    """Of one contender in one contest."""
+class Statistics(NamedTuple):
+    """One implementation in one comparison.
+
+    Attributes:
+        rounds: the number of rounds in which it was timed.
+        seconds: of a step.
+        gb_per_s: 1e9 bytes read and written a second; None where they are not counted.
+        share_of_bound: its speed divided by that of the bandwidth bound; None where that was not
+            timed or moves a different number of bytes.
+        relative_time: its time divided by that of the baseline.
+    """
 
     name: str
     rounds: int
-    seconds: Spread  # a step
+    seconds: Quartiles
     ns_per_parameter: float
     gb_per_s: float | None
-    share_of_limit: float | None  # of its speed
-    times_ours: Spread | None
-
-    def cells(self, ours: str) -> tuple[str, ...]:
-        """The texts below COLUMNS; `ours` has ratios of 1 and needs no quartiles."""
-        ratio = self.times_ours
-        with_quartiles = ratio is not None and self.name != ours
-        return (
-            self.name,
-            duration(self.seconds.median),
-            f"{self.ns_per_parameter:.3f}",
-            f"{self.gb_per_s:.1f}" if self.gb_per_s is not None else "",
-            f"{self.share_of_limit:.2f}" if self.share_of_limit is not None else "",
-            times(ratio.median) if ratio else "",
-            " to ".join(map(times, ratio.quartiles)) if ratio and with_quartiles else "",
-        )
+    share_of_bound: float | None
+    relative_time: Quartiles | None
 
 
-def figures(contest: Contest, blocks: Blocks, ours: str) -> list[Figures]:
-    """In the order of the contest. Speeds are compared within rounds, with those of `ours`."""
+def summarize(
+    comparison: Comparison, blocks: Blocks, baseline: str, bound: str
+) -> list[Statistics]:
+    """Statistics of the implementations that were timed, in the order of the comparison.
+
+    Args:
+        blocks: what was measured.
+        baseline: the implementation whose time is the unit of ``relative_time``.
+        bound: the implementation that shows the memory bandwidth.
+    """
     return [
-        figures_of(name, contest, blocks, ours) for name in contest.contenders if blocks.get(name)
+        _summarize_one(name, comparison, blocks, baseline, bound)
+        for name in comparison.implementations
+        if blocks.get(name)
     ]
 
 
-def figures_of(name: str, contest: Contest, blocks: Blocks, ours: str) -> Figures:
-    seconds = spread(list(blocks[name].values()))
-    own = name in contest.moved_by_own  # then the limit, with its arrays, is not one
-    moved = contest.moved_by_own.get(name, contest.moved)
-    limit = [] if own else ratios(blocks.get(LIMIT, {}), blocks[name])
-    to_ours = ratios(blocks[name], blocks.get(ours, {}))
-    return Figures(
+def _summarize_one(
+    name: str, comparison: Comparison, blocks: Blocks, baseline: str, bound: str
+) -> Statistics:
+    seconds = quartiles_of(list(blocks[name].values()))
+    bytes_moved = comparison.own_bytes_moved.get(name, comparison.bytes_moved)
+    same_bytes = name not in comparison.own_bytes_moved
+    to_bound = ratios(blocks.get(bound, {}), blocks[name]) if same_bytes else []
+    to_baseline = ratios(blocks[name], blocks.get(baseline, {}))
+    return Statistics(
         name,
         len(blocks[name]),
         seconds,
-        seconds.median / contest.parameters * 1e9,
-        moved / seconds.median / 1e9 if moved else None,
-        median(limit) if limit else None,
-        spread(to_ours) if to_ours else None,
+        seconds.median / comparison.num_parameters * 1e9,
+        bytes_moved / seconds.median / 1e9 if bytes_moved else None,
+        median(to_bound) if to_bound else None,
+        quartiles_of(to_baseline) if to_baseline else None,
     )
 
 
-def ratios(these: Mapping[int, float], those: Mapping[int, float]) -> list[float]:
-    """these / those, a round each."""
-    return [these[turn] / those[turn] for turn in these if turn in those]
+def ratios(numerators: Mapping[int, float], denominators: Mapping[int, float]) -> list[float]:
+    """One ratio for each round that has both."""
+    return [numerators[turn] / denominators[turn] for turn in numerators if turn in denominators]
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles_of(values: Sequence[float]) -> Quartiles:
+    """Median and quartiles of one value or more."""
     if len(values) < 2:
-        return Spread(values[0], (values[0], values[0]))
+        return Quartiles(values[0], (values[0], values[0]))
     low, middle, high = quantiles(values, n=4, method="inclusive")
-    return Spread(middle, (low, high))
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
-
-
-def duration(seconds: float) -> str:
-    unit, scale = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-    return f"{seconds * scale:.3g} {unit}"
+    return Quartiles(middle, (low, high))

@@ -1,4 +1,4 @@
-"""Libraries that print while they load must not print into the output of a command."""
+"""Keeps what libraries print while they load out of the output of a command."""
 
 import ctypes
 import os
@@ -6,28 +6,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-STREAMS = (1, 2)  # file descriptors of standard output and error
+STANDARD_DESCRIPTORS = (1, 2)  # of output and error
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Nothing reaches standard output or error, from C code and child processes either."""
+def suppress_output() -> Iterator[None]:
+    """Discard standard output and error, including those of C code and child processes."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    kept = [os.dup(stream) for stream in STREAMS]
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    copies = [os.dup(descriptor) for descriptor in STANDARD_DESCRIPTORS]
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         try:
-            for stream in STREAMS:
-                os.dup2(nowhere.fileno(), stream)
+            for descriptor in STANDARD_DESCRIPTORS:
+                os.dup2(null.fileno(), descriptor)
             yield
         finally:
-            flush_c()
-            for stream, copy in zip(STREAMS, kept, strict=True):
-                os.dup2(copy, stream)
+            _flush_c_streams()
+            for descriptor, copy in zip(STANDARD_DESCRIPTORS, copies, strict=True):
+                os.dup2(copy, descriptor)
                 os.close(copy)
 
 
-def flush_c() -> None:
-    """What C code printed waits in a buffer, and would come out later."""
+def _flush_c_streams() -> None:
+    """Flush what C code has buffered; otherwise it would appear after the output is restored."""
     if os.name == "posix":
         ctypes.CDLL(None).fflush(None)

@@ -1,9 +1,8 @@
-/* The limit: what the memory allows a step that reads four arrays and writes three of them. The
- * arithmetic is next to nothing, and with zero = 0 it leaves the arrays as they were; the compiler
- * does not know that. */
+/* The memory-bandwidth bound of a step: the same loads (four arrays) and stores (three of them) and
+ * almost no arithmetic. With zero = 0 the arrays keep their values, which the compiler cannot know. */
 #include <stddef.h>
 
-#define LIMIT(name, real)                                                                        \
+#define BANDWIDTH_BOUND(name, real)                                                              \
     void name(real *restrict p, const real *restrict g, real *restrict m, real *restrict v,      \
               ptrdiff_t size, int num_threads, real zero)                                        \
     {                                                                                            \
@@ -16,5 +15,5 @@
         }                                                                                        \
     }
 
-LIMIT(limit_float32, float)
-LIMIT(limit_float64, double)
+BANDWIDTH_BOUND(bandwidth_bound_float32, float)
+BANDWIDTH_BOUND(bandwidth_bound_float64, double)
