@@ -1,0 +1,24 @@
+"""The keys of the records that `train --json` prints."""
+
+RUN_KEYS = {
+    "optimizer",
+    "lr",
+    "parameters",
+    "steps",
+    "initial_loss",
+    "final_loss",
+    "initial_perplexity",
+    "final_perplexity",
+    "seconds",
+    "forward_seconds",
+    "backward_seconds",
+    "optimizer_seconds",
+}
+HELD_OUT_KEYS = {"initial_held_out_loss", "final_held_out_loss"}
+RECORD_KEYS = RUN_KEYS | {
+    "config",
+    "resumed_from",
+    "reference_step_seconds",
+    "predictions",
+    "interrupted",
+}
