@@ -1,5 +1,6 @@
 """Fixtures of all tests, and which of them are slow."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,12 @@ from fused_adamw import _core
 
 # Folders and files of tests that start processes, compile or train; -m "not slow" leaves them out.
 SLOW = ("bench/", "cli/", "distributed/", "test_examples.py")
+
+
+def pytest_configure():
+    # A shell that starts a job in the background lets it ignore Ctrl-C, which tests send.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
