@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from arrays import dtype_named
 from checkpoints import contents, metadata_of, rewrite
+from states import draw, overwrite, params_of, train
 
 from fused_adamw import AdamW
 from fused_adamw._io import checkpoint_convert, checkpoint_load, checkpoint_save
@@ -24,33 +25,12 @@ SHAPES = [(7, 90), (300,), (), (0, 3), (3, 40, 50)]
 KINDS = [None, "bfloat16", "8bit"]
 
 
-def draw(shapes, dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    return [np.array(rng.standard_normal(n) * 10 ** rng.uniform(-3, 0, n), dtype) for n in shapes]
-
-
 def trained(dtype="float32", order="C", steps=3, shapes=SHAPES, **options):
     dtype = dtype_named(dtype)
     params = [np.asarray(p, order=order) for p in draw(shapes, dtype)]
     opt = AdamW(params, lr=3e-3, **options)
     train(opt, range(steps))
     return opt
-
-
-def params_of(opt):
-    return opt.param_groups[0]["params"]
-
-
-def train(opt, steps):
-    params = params_of(opt)
-    for t in steps:
-        opt.step(draw([p.shape for p in params], params[0].dtype, seed=t))
-
-
-def overwrite(opt, other):
-    """Copy the parameters of ``other``."""
-    for array, values in zip(params_of(opt), params_of(other), strict=True):
-        array[...] = values
 
 
 @pytest.fixture(params=[None, 512], ids=["", "pieces of 512"])

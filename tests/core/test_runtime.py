@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from importlib.metadata import version
 
 import numpy as np
 import pytest
+from processes import run_python
 from twin import adamw_twin
 
 from fused_adamw import __version__, fused_adamw, runtime_info
@@ -17,17 +17,6 @@ from fused_adamw._cgroup import cpu_quota
 
 PRINT_INFO = "import fused_adamw, json; print(json.dumps(fused_adamw.runtime_info()))"
 LARGE = 1 << 22  # enough for several threads, in a forked child too
-
-
-def run_python(code, **environment):
-    keep = {k: v for k, v in os.environ.items() if k not in ("FUSED_ADAMW_ISA", "OMP_NUM_THREADS")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=keep | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def info_with(**environment):
