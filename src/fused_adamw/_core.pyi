@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -120,7 +120,11 @@ class BoundTensors(BoundArrays):
     def set_steps(self, steps: list[int]) -> None: ...
 
 class DLPackExchange:
-    def __init__(self, *types: type) -> None: ...
+    def __init__(self, *types: type, is_negated: Callable[[Any], bool]) -> None: ...
+
+def gather_tensors(
+    params: Iterable[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
+) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]]: ...
 
 class PreparedStep:
     unsupported: list[int]

@@ -52,12 +52,14 @@ cdef struct StepCounter:
 cdef class DLPackExchange:
     """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.
     An object of any other type, even a derived one, has no view: its memory may have a different
-    meaning."""
+    meaning. ``is_negated``: whether a tensor's memory has the values with the other sign, which
+    DLPack does not tell."""
 
     cdef const ExchangeAPI *api
     cdef tuple types
+    cdef object is_negated
 
-    def __cinit__(self, *types):
+    def __cinit__(self, *types, is_negated):
         capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
         if capsule is None:
             raise TypeError(f"{types[0].__name__} must have the exchange API of DLPack; got none")
@@ -67,7 +69,7 @@ cdef class DLPackExchange:
                 f"{types[0].__name__} must have the exchange API of DLPack {DLPACK_MAJOR}; got "
                 f"that of {self.api.major}"
             )
-        self.types = types
+        self.types, self.is_negated = types, is_negated
 
     cdef bint view(self, tensor, ArrayView *view) except -1:
         """Whether the tensor has host memory, which ``view`` then describes."""

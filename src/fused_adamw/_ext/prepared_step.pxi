@@ -3,6 +3,37 @@
 Nothing is kept between steps: what is stepped is the state that the optimizer has at that moment,
 even if it was loaded, moved or replaced."""
 
+cdef dict NO_STATE = {}
+
+
+def gather_tensors(params, state, dict names not None):
+    """Lists of the parameters that have a gradient, of their gradients and counters of steps, and a
+    dict of the lists of their state; ``names``: of each role, in the dicts of ``state``.
+
+    Raises:
+        KeyError: a parameter has no state yet."""
+    cdef list found = [], grads = [], steps = [], lists = [[] for _ in names]
+    # The hash of a tensor takes a call of Python. The state is mostly in the order of the
+    # parameters, where it is found without; past so many others the parameter is looked up.
+    cdef Py_ssize_t k, entries_left = 4 * len(params)
+    cdef list roles = list(names.values())
+    entries = iter(state.items())
+    owner = entry = None
+    for p in params:
+        grad = p.grad
+        if grad is None:
+            continue
+        while owner is not p and entries_left > 0:
+            entries_left -= 1
+            owner, entry = next(entries, (None, None))
+        tensors = entry if owner is p else state.get(p, NO_STATE)
+        found.append(p)
+        grads.append(grad)
+        steps.append(tensors["step"])
+        for k in range(len(lists)):
+            (<list>lists[k]).append(tensors[roles[k]])
+    return found, grads, steps, dict(zip(names, lists))
+
 
 @cython.no_gc
 cdef class PreparedStep:
@@ -99,6 +130,7 @@ cdef class PreparedStep:
             and exchange.view_like(
                 self.grads[i], StorageType(params.dlpack_code, params.dlpack_bits), &params, &grads
             )
+            and not (exchange.is_negated(self.params[i]) or exchange.is_negated(self.grads[i]))
             and self.gather_state(exchange, i, tensor, &params)
             and exchange.view_step(self.steps[i], &self.counters[self.space.num_active])
         ):

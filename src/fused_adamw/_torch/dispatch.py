@@ -1,13 +1,13 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Iterable, Mapping
-from itertools import repeat, takewhile
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core import DLPackExchange, PreparedStep, default_num_threads
+from .._core import DLPackExchange, PreparedStep, default_num_threads, gather_tensors
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import supported_dtypes
 from .fallback import step_with_torch, unscale
@@ -15,12 +15,11 @@ from .options import Group, check_group, kernel_only
 from .state import GroupTensors, State, missing_state, state_names
 
 try:
-    EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter)
+    EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg)
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
 
 NOTHING = GroupTensors([], [], [], {})
-NO_STATE: State = {}
 
 
 class GroupDispatch(NamedTuple):
@@ -57,8 +56,13 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
 
 
 def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
-    tensors = _gather_or_init(optimizer, group)
-    if not _uses_kernels(group, tensors):
+    if torch.compiler.is_compiling():  # which could not trace the KeyError of _gather
+        return GroupDispatch(group, NOTHING, _init(optimizer, group), None, {})
+    try:
+        tensors = _gather(group, optimizer.state)
+    except KeyError:  # the first step of a parameter
+        tensors = _init(optimizer, group)
+    if not _uses_kernels(group):
         return GroupDispatch(group, NOTHING, tensors, None, {})
     prepared = PreparedStep(
         EXCHANGE,
@@ -109,21 +113,17 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
         param_indices=indices,
         seed=group.get("seed", optimizer.defaults.get("seed", 0)),
     )
-    if prepared.unsupported or _any_negated(tensors):
-        unsupported = {indices[i] for i in prepared.unsupported + _negated(tensors)}
+    if prepared.unsupported:
+        unsupported = [indices[i] for i in prepared.unsupported]
         raise TypeError(
             f"{option}={group[option]!r} requires dense {supported_dtypes(state_dtype)} CPU "
-            f"parameters with matching gradients; unsupported: parameters {sorted(unsupported)}"
+            f"parameters with matching gradients; unsupported: parameters {unsupported}"
         )
     return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
 
 
-def _gather_or_init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
-    try:
-        if not torch.compiler.is_compiling():  # which could not trace the KeyError
-            return _gather(group, optimizer.state)
-    except KeyError:  # the first step of a parameter
-        pass
+def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
+    """Collect the tensors of a step; PyTorch initializes the state of new parameters."""
     tensors = GroupTensors([], [], [], {"m": [], "v": []})
     params, grads, steps, state = tensors
     v_max: list[Tensor] = []
@@ -139,41 +139,16 @@ def _gather(group: Group, state: Mapping[Tensor, State]) -> GroupTensors:
     Raises:
         KeyError: a parameter has no state yet.
     """
-    params: list[Tensor] = group["params"]
-    grads: list[Any] = [p.grad for p in params]
-    if [grad for grad in grads if grad is None]:
-        params = [p for p, grad in zip(params, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-    entries = list(map(state.get, params, repeat(NO_STATE)))
     has_ema = group.get("ema_decay") is not None
     names = state_names(group.get("state_dtype"), bool(group["amsgrad"]), has_ema)
-    return GroupTensors(
-        params,
-        grads,
-        [entry["step"] for entry in entries],
-        {role: [entry[name] for entry in entries] for role, name in names.items()},
-    )
+    return GroupTensors(*gather_tensors(group["params"], state, names))
 
 
-def _uses_kernels(group: Group, tensors: GroupTensors) -> bool:
-    """Whether the kernels may step a group, as far as its options and views show."""
+def _uses_kernels(group: Group) -> bool:
+    """Whether the kernels may step a group, as far as its options show."""
     if group["fused"] is False or (group["fused"] is None and group["foreach"]):
         return False
-    if group["capturable"] or group["differentiable"] or not group["decoupled_weight_decay"]:
-        return False
-    if torch.compiler.is_compiling():
-        return False
-    return not _any_negated(tensors)
-
-
-def _any_negated(tensors: GroupTensors) -> bool:
-    """Whether a tensor is a view that negates: its memory has the values with the other sign."""
-    return any(map(Tensor.is_neg, tensors.params)) or any(map(Tensor.is_neg, tensors.grads))
-
-
-def _negated(tensors: GroupTensors) -> list[int]:
-    pairs: Iterable[tuple[Tensor, Tensor]] = zip(tensors.params, tensors.grads, strict=True)
-    return [i for i, (p, grad) in enumerate(pairs) if p.is_neg() or grad.is_neg()]
+    return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]
 
 
 def _param_indices(optimizer: torch.optim.AdamW, group: Group) -> list[int]:

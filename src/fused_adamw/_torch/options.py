@@ -14,8 +14,9 @@ DEFAULTS: Group = {"state_dtype": None, "seed": 0, "ema_decay": None}
 def kernel_only(group: Group) -> str | None:
     """The name of an option of the group that only the kernels implement: a group that has one
     never falls back to PyTorch."""
-    names = ("state_dtype", "ema_decay")
-    return next((name for name in names if group.get(name) is not None), None)
+    if group.get("state_dtype") is not None:
+        return "state_dtype"
+    return "ema_decay" if group.get("ema_decay") is not None else None
 
 
 def check_group(group: Group) -> None:
