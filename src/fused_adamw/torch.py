@@ -5,11 +5,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.dispatch import dispatch
+from ._torch.hooks import hook_step
 from ._torch.state import restore_dtypes
 
 __all__ = ["AdamW"]
@@ -151,6 +152,11 @@ class AdamW(torch.optim.AdamW):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps ``step`` once a class; the ``step`` of a derived class as PyTorch does."""
+        return hook_step(func) if func is AdamW.step else Optimizer.profile_hook_step(func)
 
     @overload
     def step(self, closure: None = None) -> None: ...
