@@ -69,6 +69,37 @@ def test_changes_between_steps(change, fused):
     assert_steps(opt)
 
 
+def shuffled(state):
+    return {p: state[p] for p in [*state][::-1]}
+
+
+def without_some(state):
+    """The next step of these is their first."""
+    return {p: state[p] for p in [*state][2::2]}
+
+
+def with_others(state):
+    """More than there are parameters, before them."""
+    return {**{parameter((k,)): {} for k in range(1, 99)}, **state}
+
+
+@pytest.mark.parametrize("change", [shuffled, without_some, with_others])
+def test_the_order_of_the_state(change):
+    """State is found by its parameter, wherever it is, and some have no gradient."""
+    params = [parameter((3, k), seed=k) for k in range(1, 12)]
+    opt = AdamW([{"params": params[:8]}, {"params": params[8:], "lr": 0.1}])
+    assert_steps(opt)
+    params[0].grad = params[4].grad = params[9].grad = None
+    assert_steps(opt)
+    entries = change(dict(opt.state))
+    opt.state.clear()
+    opt.state.update(entries)
+    assert_steps(opt)
+    draw_grads(opt, seed=1)
+    params[7].grad = None
+    assert_steps(opt)
+
+
 def test_counters(fused):
     """PyTorch's own dtypes, where float32 stays at 2^24; the bias corrections are 1 by then."""
     default = torch.get_default_dtype()

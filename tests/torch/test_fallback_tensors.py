@@ -188,6 +188,7 @@ def test_a_mixed_group(fused):
     others = ["bfloat16", "class", "with gaps", "gradient of another layout"]
     if not fused:
         others += ["complex", "gradient of no memory"]
+        others += ["gradient that negates", "parameter that negates"]
     ours = [parameter((7,)), parameter((3, 4), torch.float64)]
     beside = [ALONE[name]() for name in others]
     opt = AdamW([beside[0], ours[0], *beside[1:], ours[1]], lr=0.1, fused=fused)

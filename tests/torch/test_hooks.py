@@ -62,6 +62,43 @@ def test_a_hook_changes_the_arguments():
     assert opt.step(lambda: "given") == "changed"
 
 
+def test_hooks_that_come_and_go():
+    """Between steps of one optimizer; for all optimizers; and where a class has its own step."""
+
+    class Derived(AdamW):
+        def step(self, closure=None):
+            self.register_step_post_hook(lambda *_: events.append("registered in the step"))
+            return super().step(closure)
+
+    events = []
+    opt = AdamW([parameter()])
+    opt.step()
+    for register in (
+        opt.register_step_pre_hook,
+        opt.register_step_post_hook,
+        optimizer.register_optimizer_step_pre_hook,
+        optimizer.register_optimizer_step_post_hook,
+    ):
+        handle = register(lambda *_: events.append("hook"))
+        opt.step()
+        handle.remove()
+        opt.step()
+        assert events.pop() == "hook"
+        assert not events
+    Derived([parameter()]).step()
+    assert "registered in the step" in events
+
+
+def test_profilers_see_a_step(monkeypatch):
+    """The entry for them is skipped only where there is none."""
+    opt = AdamW([parameter()])
+    with torch.autograd.profiler.profile() as profile:
+        assert_steps(opt)
+    assert "Optimizer.step#AdamW.step" in [event.name for event in profile.function_events]
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", None)  # fails where it is used
+    assert_steps(opt)
+
+
 def test_hooks_of_the_state():
     opt = AdamW([parameter()])
     seen = []

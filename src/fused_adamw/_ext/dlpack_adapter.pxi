@@ -6,6 +6,10 @@ cdef enum:
     DLPACK_MAJOR = 1
     DLPACK_CPU = 1
 
+cdef extern from "Python.h":
+    # Calls without a tuple of arguments, which Cython makes for the limited API.
+    object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
+
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
 
@@ -56,6 +60,7 @@ cdef class DLPackExchange:
     DLPack does not tell."""
 
     cdef const ExchangeAPI *api
+    cdef object tensor_type
     cdef tuple types
     cdef object is_negated
 
@@ -69,12 +74,12 @@ cdef class DLPackExchange:
                 f"{types[0].__name__} must have the exchange API of DLPack {DLPACK_MAJOR}; got "
                 f"that of {self.api.major}"
             )
-        self.types, self.is_negated = types, is_negated
+        self.tensor_type, self.types, self.is_negated = types[0], types, is_negated
 
     cdef bint view(self, tensor, ArrayView *view) except -1:
         """Whether the tensor has host memory, which ``view`` then describes."""
         cdef DLTensor found
-        if type(tensor) not in self.types:
+        if type(tensor) is not self.tensor_type and type(tensor) not in self.types:
             return False
         if self.api.tensor_from_object(<PyObject *>tensor, &found) != 0:
             if not PyErr_ExceptionMatches((RuntimeError, TypeError, ValueError, BufferError)):
@@ -95,6 +100,9 @@ cdef class DLPackExchange:
             return view.nbytes == 0
         view.data = found.data + found.byte_offset
         return found.device == DLPACK_CPU
+
+    cdef bint negates(self, tensor) except -1:
+        return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
 
     cdef bint view_like(
         self, tensor, StorageType storage, const ArrayView *like, ArrayView *view

@@ -130,7 +130,7 @@ cdef class PreparedStep:
             and exchange.view_like(
                 self.grads[i], StorageType(params.dlpack_code, params.dlpack_bits), &params, &grads
             )
-            and not (exchange.is_negated(self.params[i]) or exchange.is_negated(self.grads[i]))
+            and not exchange.negates(self.params[i]) and not exchange.negates(self.grads[i])
             and self.gather_state(exchange, i, tensor, &params)
             and exchange.view_step(self.steps[i], &self.counters[self.space.num_active])
         ):

@@ -13,8 +13,8 @@ Step = Callable[..., Any]
 def hook_step(step: Step) -> Step:
     """As ``Optimizer.profile_hook_step``: hooks run around ``step``, and profilers see it.
 
-    PyTorch's entry for profilers takes as long as the step of a small model, so a step without closure,
-    during which no code of the user runs, is called directly where nothing observes it.
+    PyTorch's entry for profilers takes as long as the step of a small model, so a step without
+    closure, during which no code of the user runs, is called directly where nothing observes it.
     """
     hooked = Optimizer.profile_hook_step(step)
 
