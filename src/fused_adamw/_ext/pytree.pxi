@@ -192,17 +192,39 @@ cdef tuple items_of_sequence(str argument, arrays, Py_ssize_t length):
     return found
 
 
+cdef inline bint equal_strings(a, b) noexcept:
+    return type(a) is str and type(b) is str and <str>a == <str>b
+
+
+cdef tuple items_in_order(dict arrays, list keys):
+    """The items of a dict that has just these keys, in this order: the usual case, in a third of
+    the time of any other way; else, or where comparing keys may run their code, None."""
+    cdef Py_ssize_t position = 0, k
+    cdef PyObject *key
+    cdef PyObject *item
+    if len(arrays) != len(keys):
+        return None
+    cdef tuple found = PyTuple_New(len(keys))
+    for k, expected in enumerate(keys):
+        if not PyDict_Next(arrays, &position, &key, &item):
+            return None
+        if key != <PyObject *>expected and not equal_strings(<object>key, expected):
+            return None
+        Py_INCREF(<object>item)
+        PyTuple_SetItem(found, k, <object>item)
+    return found
+
+
 cdef tuple items_of_mapping(str argument, arrays, list keys):
     if not is_mapping(arrays):
         raise TypeError(
             f"{argument} must be a mapping with the same keys as params; got "
             f"{type(arrays).__name__}"
         )
-    cdef tuple found
-    if type(arrays) is dict and list(arrays) == keys:  # the usual case, and the fastest way
-        found = tuple(arrays.values())
-        if len(found) == len(keys):
-            return found
+    if type(arrays) is dict:
+        items = items_in_order(arrays, keys)
+        if items is not None:
+            return items
     if len(arrays) == len(keys) and all([key in arrays for key in keys]):
         return tuple([arrays[key] for key in keys])
     missing = [key for key in keys if key not in arrays]
