@@ -65,16 +65,18 @@ cdef bint sort_and_find_overlap(IntervalSet *found) noexcept:
     return False
 
 
-cdef bint overlaps(const IntervalSet *found, Interval interval) noexcept:
+cdef inline bint overlaps(const IntervalSet *found, Interval interval) noexcept:
     """Whether an interval overlaps one of these, which are sorted and do not overlap."""
-    cdef Py_ssize_t low = 0, high = found.count, middle
-    while low < high:  # for the first that ends after the beginning of this one
-        middle = (low + high) // 2
-        if found.intervals[middle].end > interval.begin:
-            high = middle
+    cdef const Interval *first = found.intervals  # that ends after the beginning of this one
+    cdef size_t count = found.count, half
+    while count > 0:
+        half = count >> 1
+        if first[half].end > interval.begin:
+            count = half
         else:
-            low = middle + 1
-    return low < found.count and overlap(interval, found.intervals[low])
+            first += half + 1
+            count -= half + 1
+    return first < found.intervals + found.count and overlap(interval, first[0])
 
 
 cdef void sort_intervals(Interval *intervals, Interval *scratch, Py_ssize_t count) noexcept:
