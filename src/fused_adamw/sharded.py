@@ -41,7 +41,8 @@ from .schedules import Schedule
 __all__ = ["ShardedAdamW"]
 
 BUCKET_BYTES = 1 << 24
-MIN_BUCKET_BYTES = CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
+MIN_BUCKET_BYTES = 2 * CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
+MAX_COLLECTIVE_BYTES = (1 << 31) - 1  # many MPIs count in 32 bits
 
 
 class ShardedAdamW(BaseOptimizer):
@@ -56,8 +57,9 @@ class ShardedAdamW(BaseOptimizer):
             updates all of them on all ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
             duplicate, on which an error of MPI ends the job.
-        bucket_bytes: the most bytes that one collective moves; at least 131,072. Two buffers of
-            that size are all that a rank needs besides parameters, gradients and its part of the
+        bucket_bytes: twice the most bytes that one collective moves; at least 262,144, and what
+            exceeds 4 GiB has no effect. Two buffers of that size, for what is sent and what is
+            received, are all that a rank needs besides parameters, gradients and its part of the
             state.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
@@ -219,11 +221,12 @@ class ShardedAdamW(BaseOptimizer):
     def _bind(self, bucket_bytes: int) -> None:
         """Partition the tensors, and allocate and bind this rank's part of the state."""
         self._flat = [ravel_like(array, order_of(array)) for array in self._arrays]
+        capacity = min(bucket_bytes // 2, MAX_COLLECTIVE_BYTES)
         if self.comm.size == 1:  # nothing is moved
-            bucket_bytes = max(MIN_BUCKET_BYTES, sum(flat.nbytes for flat in self._flat))
+            capacity = max(MIN_BUCKET_BYTES, sum(flat.nbytes for flat in self._flat))
         sizes = [flat.size for flat in self._flat]
         dtypes = [flat.dtype.name for flat in self._flat]
-        self.buckets = partition(sizes, dtypes, self.comm.size, bucket_bytes)
+        self.buckets = partition(sizes, dtypes, self.comm.size, capacity)
         self._slices = slices_by_tensor(self.buckets, len(sizes))
         # Bucket by bucket, so that a step of a bucket is one of a range of slots.
         self._own = [s for bucket in self.buckets for s in bucket.parts[self.comm.rank]]

@@ -12,16 +12,23 @@ COPIED_AT_ONCE = 1 << 16  # elements: small enough that copying a non-contiguous
 
 
 class StagingBuffer:
-    """Memory for one packed bucket, and the collective that uses it."""
+    """Memory for one packed bucket and this rank's part of its sum, and the collective that uses
+    it."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.memory = np.empty(nbytes, np.uint8)
+    def __init__(self, bucket_nbytes: int, part_nbytes: int) -> None:
+        self._packed = np.empty(bucket_nbytes, np.uint8)
+        self._part = np.empty(part_nbytes, np.uint8)
         self.request: Request | None = None
         self.unpack_to: tuple[Bucket, Sequence[Array]] | None = None  # after an all-gather
 
     def view(self, bucket: Bucket) -> Array:
         """The memory as the elements of a bucket."""
-        elements: Array = self.memory[: bucket.nbytes].view(bucket.dtype)
+        elements: Array = self._packed[: bucket.nbytes].view(bucket.dtype)
+        return elements
+
+    def part(self, bucket: Bucket, rank: int) -> Array:
+        """Memory for the elements of a bucket that a rank owns."""
+        elements: Array = self._part[: bucket.part_nbytes(rank)].view(bucket.dtype)
         return elements
 
     def wait(self) -> None:
@@ -38,9 +45,10 @@ class StagingBuffer:
 class BucketCommunicator:
     """Reduce-scatters and all-gathers of buckets.
 
-    A bucket within one tensor is sent from, and received in, the user's arrays; others are packed
-    in one of two staging buffers of the size of the largest bucket. Through these buffers two
-    collectives are under way at a time; without them, any number until ``finish``.
+    A bucket within one tensor is sent from, and gathered in, the user's arrays; others are packed
+    in one of two staging buffers. Each has the size of the largest bucket and of this rank's largest
+    part of one. Through these buffers two collectives are under way at a time; without them, any
+    number until ``finish``.
 
     Args:
         comm: a communicator of our own.
@@ -49,8 +57,10 @@ class BucketCommunicator:
 
     def __init__(self, comm: Comm, buckets: Sequence[Bucket]) -> None:
         self.comm = comm
-        largest = max((bucket.nbytes for bucket in buckets), default=0)
-        self._buffers = [StagingBuffer(largest if comm.size > 1 else 0) for _ in range(2)]
+        moved = buckets if comm.size > 1 else ()
+        largest = max((bucket.nbytes for bucket in moved), default=0)
+        part = max((bucket.part_nbytes(comm.rank) for bucket in moved), default=0)
+        self._buffers = [StagingBuffer(largest, part) for _ in range(2)]
         self._direct: list[Request] = []  # all-gathers in the user's arrays
 
     def own(self, bucket: Bucket) -> tuple[ShardSlice, ...]:
@@ -83,15 +93,13 @@ class BucketCommunicator:
     def _start_reduction(self, k: int, bucket: Bucket, grads: Sequence[Array | None]) -> Array:
         buffer = self._buffers[k % 2]
         buffer.wait()
-        packed = buffer.view(bucket)
-        count = bucket.counts[self.comm.rank]
         sent = self._contiguous(bucket, grads)
-        if sent is not None:
-            buffer.request = start_reduce_scatter(self.comm, sent, packed[:count], bucket.counts)
-        else:
-            pack(packed, bucket.slices, grads)
-            buffer.request = start_reduce_scatter(self.comm, None, packed, bucket.counts)
-        return packed[:count]
+        if sent is None:
+            sent = buffer.view(bucket)
+            pack(sent, bucket.slices, grads)
+        received = buffer.part(bucket, self.comm.rank)
+        buffer.request = start_reduce_scatter(self.comm, sent, received, bucket.counts)
+        return received
 
     def start_gather(self, k: int, bucket: Bucket, arrays: Sequence[Array]) -> None:
         """Start to fill each rank's arrays with the parts of all ranks.

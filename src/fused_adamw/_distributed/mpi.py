@@ -84,12 +84,11 @@ def gather_vectors(
 
 
 def start_reduce_scatter(
-    comm: Comm, sent: Array | None, received: Array, counts: Sequence[int]
+    comm: Comm, sent: Array, received: Array, counts: Sequence[int]
 ) -> Request:
-    """Start to sum ``sent`` over the ranks; each gets ``counts[rank]`` elements in ``received``.
-    None: what is summed lies in ``received`` itself."""
-    source = MPI.IN_PLACE if sent is None else sent
-    return comm.Ireduce_scatter(source, received, counts, MPI.SUM)
+    """Start to sum ``sent`` over the ranks; each gets ``counts[rank]`` elements in ``received``,
+    which is memory of its own: in place, MPICH copies between ranges that overlap."""
+    return comm.Ireduce_scatter(sent, received, counts, MPI.SUM)
 
 
 def start_allgather(

@@ -55,6 +55,9 @@ class Bucket:
     def nbytes(self) -> int:
         return sum(self.counts) * np.dtype(self.dtype).itemsize
 
+    def part_nbytes(self, rank: int) -> int:
+        return self.counts[rank] * np.dtype(self.dtype).itemsize
+
     @cached_property
     def contiguous_range(self) -> TensorRange | None:
         """The bucket as a range of one tensor, which need not be packed; else None."""
@@ -64,11 +67,11 @@ class Bucket:
 
 
 def partition(
-    sizes: Sequence[int], dtypes: Sequence[str], num_ranks: int, bucket_bytes: int
+    sizes: Sequence[int], dtypes: Sequence[str], num_ranks: int, max_bucket_bytes: int
 ) -> list[Bucket]:
     """Partition tensors of these numbers of elements and dtypes.
 
-    No bucket exceeds ``bucket_bytes``, which must suffice for a chunk of each dtype. No rank owns
+    No bucket exceeds ``max_bucket_bytes``, which must suffice for a chunk of each dtype. No rank owns
     more than an equal share and a chunk.
     """
     owned = [0] * num_ranks  # bytes
@@ -76,7 +79,7 @@ def partition(
     for dtype in dict.fromkeys(dtypes):
         itemsize = np.dtype(dtype).itemsize
         of_dtype = {i: sizes[i] for i, other in enumerate(dtypes) if other == dtype and sizes[i]}
-        for ranges in _fill_buckets(of_dtype, bucket_bytes // itemsize):
+        for ranges in _fill_buckets(of_dtype, max_bucket_bytes // itemsize):
             parts = _divide(ranges, owned, itemsize)
             for rank, part in enumerate(parts):
                 owned[rank] += itemsize * sum(s.size for s in part)
