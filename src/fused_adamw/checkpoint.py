@@ -66,8 +66,13 @@ def save_checkpoint(
     at a time.
 
     With ``ShardedAdamW`` all ranks have to call this. Rank 0 writes what the others send, so that
-    it alone has to reach the file; its ``path``, ``extra`` and ``arrays`` count. SIGINT is deferred
-    until the file is complete; a single process can be interrupted.
+    it alone has to reach the file; its ``path``, ``extra`` and ``arrays`` count. Signal handlers of
+    Python are deferred until the file is complete; a single process can be interrupted.
+
+    With ``AdamW``, what other threads do with the optimizer waits until the file is complete, or
+    this waits for them, so that the file is of one step: its state is not copied first. Each 256 KiB
+    are copied before their checksum is computed, so that a file can be loaded even if a thread
+    writes to the parameters themselves meanwhile.
 
     Args:
         path: the file. A symbolic link is followed. An existing file keeps its permissions.
@@ -98,7 +103,8 @@ def load_checkpoint(
     Parameters, moments, step counts, hyper-parameters and options (``maximize``,
     ``max_grad_norm``, ``skip_nonfinite``, ``seed``, ``ema_decay``) become those of the file. A
     schedule stays the optimizer's own; the file has to have been saved with one too. The file is
-    verified as a whole before anything is changed. SIGINT is deferred while the state is written.
+    verified as a whole before anything is changed. Signal handlers of Python are deferred while
+    parameters and state are written.
 
     With ``ShardedAdamW`` all ranks have to call this, and to reach the file. Rank 0 verifies it;
     each rank reads the shards that are its own.

@@ -1,11 +1,13 @@
 """``AdamW`` for NumPy arrays."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from ._core import BoundTensors, TreeSpec
+from ._core import BoundTensors, DeferredSignals, TreeSpec
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
 from ._optim.base import BaseOptimizer
 from ._optim.options import HYPERPARAMETERS
@@ -116,6 +118,7 @@ class AdamW(BaseOptimizer):
         seed: int | None = 0,
         ema_decay: float | None = None,
     ) -> None:
+        self._lock = RLock()
         self._arrange(params, locals())
         self._state = [allocate_state(array, self._state_options) for array in self._arrays]
         self._bind()
@@ -137,18 +140,20 @@ class AdamW(BaseOptimizer):
 
         Raises:
             TypeError, ValueError: naming the argument, with nothing changed, ``t`` included.
-            KeyboardInterrupt: after the current step has completed.
+            KeyboardInterrupt, and what other signal handlers raise: before the step has begun or
+                after it has completed.
         """
-        bound = self._bound
-        return bound.step(
-            grads,
-            hyperparams_at(self.param_groups, bound.t + 1, self.ema_decay),
-            grad_scale,  # by position: names would take a twentieth of a small model's step
-            self.max_grad_norm,
-            self.skip_nonfinite,
-            self.maximize,
-            self.num_threads,
-        )
+        with self._lock:
+            bound = self._bound
+            return bound.step(
+                grads,
+                hyperparams_at(self.param_groups, bound.t + 1, self.ema_decay),
+                grad_scale,  # by position: names would take a twentieth of a small model's step
+                self.max_grad_norm,
+                self.skip_nonfinite,
+                self.maximize,
+                self.num_threads,
+            )
 
     # ---- state
 
@@ -181,10 +186,11 @@ class AdamW(BaseOptimizer):
             are stored. Arrays that do not have the shape of the parameter are flat, in the memory
             ``order`` of the parameter, "C" or "F"; those of bfloat16 are of uint16.
         """
-        numbers = self.state_numbers()
-        for entry, state in zip(numbers["state"].values(), self._state, strict=True):
-            entry |= {role: array.copy("K") for role, array in state.arrays.items()}
-        return numbers
+        with self._lock:
+            numbers = self.state_numbers()
+            for entry, state in zip(numbers["state"].values(), self._state, strict=True):
+                entry |= {role: array.copy("K") for role, array in state.arrays.items()}
+            return numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = False) -> None:
         """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
@@ -197,12 +203,16 @@ class AdamW(BaseOptimizer):
 
         Raises:
             TypeError, ValueError: naming the entry, with nothing changed.
+            KeyboardInterrupt, and what other signal handlers raise: with nothing changed, or after
+                everything has been loaded.
         """
-        self.check_numbers(state_dict)
-        entries = self._checked_entries(state_dict, convert)
-        self.load_numbers(state_dict)
-        for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
-            convert_state(*saved, own, param)
+        with self._lock:
+            self.check_numbers(state_dict)
+            entries = self._checked_entries(state_dict, convert)
+            with DeferredSignals():
+                self.load_numbers(state_dict)
+                for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
+                    convert_state(*saved, own, param)
 
     def _checked_entries(self, saved: Mapping[str, Any], convert: bool) -> list[SavedState]:
         entries = []
@@ -213,6 +223,14 @@ class AdamW(BaseOptimizer):
         return entries
 
     # ---- checkpoints
+
+    def exclusive(self, operation: str) -> AbstractContextManager[Any]:
+        """The lock that operations of other threads wait for."""
+        return self._lock
+
+    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+        """Nothing: a single process."""
+        return {}
 
     def shards(self, tensor: int) -> list[ShardSlice]:
         """One, which is the tensor as a whole."""
@@ -229,12 +247,14 @@ class AdamW(BaseOptimizer):
     # ---- copies
 
     def __getstate__(self) -> dict[str, Any]:
-        counts = {"t": self.t, "steps": self._bound.get_steps()}
-        return {name: x for name, x in vars(self).items() if name not in _REBUILT} | counts
+        with self._lock:
+            counts = {"t": self.t, "steps": self._bound.get_steps()}
+            return {name: x for name, x in vars(self).items() if name not in _REBUILT} | counts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         t, steps = state.pop("t"), state.pop("steps")
         vars(self).update(state)
+        self._lock = RLock()
         self._spec = TreeSpec(self._params(), self._grouped)
         self._arrays = [np.asarray(a) for a in self._spec.flatten("params", self._params())]
         self._bind()
@@ -270,4 +290,4 @@ class AdamW(BaseOptimizer):
         return tree
 
 
-_REBUILT = {"_spec", "_arrays", "_bound"}
+_REBUILT = {"_spec", "_arrays", "_bound", "_lock"}

@@ -11,7 +11,7 @@ process that is killed; for an exception, start Python as
     mpiexec -n 4 python -m mpi4py train.py
 """
 
-import zlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from ._core import CHUNK, BoundTensors
 from ._distributed.agreement import raise_on_all_ranks
 from ._distributed.bucket_comm import BucketCommunicator
 from ._distributed.collective_step import CollectiveStep, RangeOptions, needs_norm
-from ._distributed.mpi import Comm, default_threads, private_duplicate, world
+from ._distributed.fingerprints import of_construction, of_step
+from ._distributed.mpi import Comm, default_threads, operations_of, private_duplicate, world
 from ._distributed.partition import partition, slices_by_tensor
-from ._io.sigint import interrupt_deferred
 from ._optim.arrays import (
     Array,
     ArrayTree,
@@ -33,8 +33,7 @@ from ._optim.arrays import (
     reshape_like,
 )
 from ._optim.base import BaseOptimizer
-from ._optim.options import HYPERPARAMETERS
-from ._optim.param_groups import DecayMask, Hyperparams, argument_name, hyperparams_at
+from ._optim.param_groups import DecayMask, argument_name, hyperparams_at
 from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, supported_dtypes
 from .schedules import Schedule
 
@@ -107,15 +106,22 @@ class ShardedAdamW(BaseOptimizer):
     ) -> None:
         arguments = locals()
         self.comm: Comm = private_duplicate(world() if comm is None else comm)
+        self._operations = operations_of(self.comm)
         fingerprint: dict[str, Any] = {}
-        with raise_on_all_ranks(self.comm, fingerprint):
-            self._arrange(params, arguments)
-            self._require_own_arithmetic()
-            self._bind(_checked_bucket_bytes(bucket_bytes))
-            self._finish(decay_mask)
-            fingerprint |= self._fingerprint() | {"bucket_bytes": bucket_bytes}
-        if num_threads is None:
-            self.num_threads = default_threads(self.comm)
+        with self.exclusive("ShardedAdamW"):
+            with raise_on_all_ranks(self.comm, fingerprint):
+                self._number = self._operations.num_optimizers + 1
+                fingerprint |= self.collective_call("ShardedAdamW")
+                self._arrange(params, arguments)
+                self._require_own_arithmetic()
+                self._bind(_checked_bucket_bytes(bucket_bytes))
+                self._finish(decay_mask)
+                names = [argument_name("params", path) for path in self._spec.paths()]
+                fingerprint |= of_construction(self, names, self._decays, self._flat)
+                fingerprint |= {"bucket_bytes": bucket_bytes}
+            self._operations.num_optimizers = self._number
+            if num_threads is None:
+                self.num_threads = default_threads(self.comm)
 
     def step(self, local_grads: GradientTree, grad_scale: float = 1.0) -> float | None:
         """Update all parameters, in place, by the mean over the ranks of their gradients.
@@ -134,14 +140,16 @@ class ShardedAdamW(BaseOptimizer):
         Raises:
             TypeError, ValueError: the same error on all ranks, with nothing changed, ``t``
                 included, where an argument is invalid on one rank, or differs between ranks.
-            KeyboardInterrupt: after the current step has completed.
+            KeyboardInterrupt, and what other signal handlers raise: after the current step has
+                completed on this rank.
 
         The sum of the gradients is formed in their dtype, in an order that MPI chooses, and divided
         by the number of ranks.
         """
         fingerprint: dict[str, Any] = {}
-        with interrupt_deferred():  # or one rank would leave the step that the others take
+        with self.exclusive("step"):
             with raise_on_all_ranks(self.comm, fingerprint):
+                fingerprint |= self.collective_call("step", t=self.t)
                 max_grad_norm, skip_nonfinite = self.max_grad_norm, bool(self.skip_nonfinite)
                 options: RangeOptions = {
                     "hypers": hyperparams_at(self.param_groups, self.t + 1, self.ema_decay),
@@ -157,7 +165,7 @@ class ShardedAdamW(BaseOptimizer):
                     num_threads=self.num_threads,
                     overwritten=self.comm.size > 1 and needs_norm(max_grad_norm, skip_nonfinite),
                 )
-                fingerprint |= self._step_fingerprint(grads, grad_scale, options["hypers"])
+                fingerprint |= of_step(self, grads, grad_scale, options["hypers"])
             with np.errstate(all="ignore"):
                 norm, updated = self._collective_step.run(
                     self._raveled(grads), options, max_grad_norm, skip_nonfinite
@@ -175,14 +183,25 @@ class ShardedAdamW(BaseOptimizer):
             New arrays in the structure of ``params``, each of the shape, dtype (float32 or float64)
             and memory order ("C" or "F") of its parameter; None without ema_decay.
         """
+        fingerprint: dict[str, Any] = {}
+        with self.exclusive("gather_ema"):
+            with raise_on_all_ranks(self.comm, fingerprint):
+                fingerprint |= self.collective_call("gather_ema", t=self.t)
+                averages = self._own_averages()
+            if averages is None:
+                return None
+            self._gather(averages)
+        tree: ArrayTree = self._spec.unflatten(map(reshape_like, averages, self._arrays))
+        return tree
+
+    def _own_averages(self) -> list[Array] | None:
+        """New arrays that have this rank's averages of the weights in their places."""
         if not self._state_options.ema:
             return None
         averages = [np.empty_like(flat) for flat in self._flat]
         for s, state in zip(self._own, self._state, strict=True):
             averages[s.tensor][s.begin : s.end] = state.arrays["ema"]
-        self._gather(averages)
-        tree: ArrayTree = self._spec.unflatten(map(reshape_like, averages, self._arrays))
-        return tree
+        return averages
 
     def __repr__(self) -> str:
         size = sum(array.size for array in self._arrays)
@@ -190,6 +209,15 @@ class ShardedAdamW(BaseOptimizer):
             f"ShardedAdamW({len(self._arrays)} tensors, {size:,} parameters, t={self.t}, "
             f"rank {self.comm.rank} of {self.comm.size}{self._options_repr()})"
         )
+
+    # ---- collective operations
+
+    def exclusive(self, operation: str) -> AbstractContextManager[None]:
+        return self._operations.run(operation)
+
+    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+        self._operations.raise_refused()
+        return {"the operation": operation, "the optimizer": self._number, **numbers}
 
     # ---- checkpoints
 
@@ -248,42 +276,7 @@ class ShardedAdamW(BaseOptimizer):
             self._bound, self.buckets, self._flat, self._bucket_comm
         )
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """The arguments that must be the same on all ranks, by their names in messages."""
-        fingerprint = self._get_options(lambda option: option.saved or option.fixed)
-        fingerprint["the parameter names"] = self.names
-        paths = self._spec.paths()
-        for path, array, decays in zip(paths, self._arrays, self._decays, strict=True):
-            order = "C" if order_of(array) == "C" else "Fortran"
-            name = argument_name("params", path)
-            fingerprint[name] = f"{array.dtype} {array.shape} in {order} order"
-            fingerprint[f"decay_mask for {name}"] = decays
-        for g, group in enumerate(self.param_groups):
-            for name in HYPERPARAMETERS:
-                value = group[name]
-                fingerprint[f"{name} of group {g}"] = "a schedule" if callable(value) else value
-        for path, flat in zip(paths, self._flat, strict=True):
-            name = argument_name("params", path)
-            fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(flat.data)
-        return fingerprint
-
     # ---- a step
-
-    def _step_fingerprint(
-        self, grads: tuple[Any, ...], grad_scale: float, hypers: list[Hyperparams]
-    ) -> dict[str, Any]:
-        """The values in a step that must be the same on all ranks, by their names in messages."""
-        fingerprint = self._get_options(lambda option: option.saved)
-        if any(grad is None for grad in grads):
-            names = zip(self.names, grads, strict=True)
-            fingerprint["the list of tensors without a gradient"] = [
-                name for name, grad in names if grad is None
-            ]
-        return fingerprint | {
-            "t": self.t,
-            "grad_scale": float(grad_scale),
-            "param_groups": hypers,
-        }
 
     def _raveled(self, grads: tuple[Any, ...]) -> list[Array | None]:
         """The elements of the gradients in the memory order of the parameters."""

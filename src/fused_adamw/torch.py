@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ._core import DeferredSignals
 from ._optim.state_formats import StateDtype
 from ._torch import options
-from ._torch.dispatch import dispatch
+from ._torch.dispatch import dispatch, run_all
 from ._torch.hooks import hook_step
 from ._torch.state import restore_dtypes
 
@@ -130,7 +131,7 @@ class AdamW(torch.optim.AdamW):
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``seed`` are those of the saved groups too.
 
         A group saved without ``ema_decay`` keeps that of this optimizer; the average then starts
-        from the parameters at the next step.
+        from the parameters at the next step. Signal handlers of Python are deferred to the end.
         """
         saved: dict[str, Any] = {}  # after the hooks of the user
 
@@ -148,7 +149,8 @@ class AdamW(torch.optim.AdamW):
             ),
         )
         try:
-            super().load_state_dict(state_dict)
+            with DeferredSignals():  # PyTorch replaces groups and state in several places
+                super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -180,6 +182,5 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            for group_dispatch in [dispatch(self, group) for group in self.param_groups]:
-                group_dispatch.run(self)
+            run_all(self, [dispatch(self, group) for group in self.param_groups])
         return loss

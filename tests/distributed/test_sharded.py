@@ -32,6 +32,33 @@ def test_memory_and_bytes(ranks):
     run(ranks, "budget.py")
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ordinary_models_in_buckets_of_the_default_size(ranks):
+    run(ranks, "models.py")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_different_operations_are_an_error_on_all_ranks(ranks, tmp_path):
+    run(ranks, "operations.py", tmp_path)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_signal_handlers_that_raise(ranks, tmp_path):
+    run(ranks, "handlers.py", tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_handlers_that_raise_on_all_ranks_save_or_end_the_job(seed, tmp_path):
+    """Ranks that are in different operations say so; none waits until `start` ends it."""
+    result = start(3, PROGRAMS / "stopped.py", tmp_path / "saved", seed)
+    if result.returncode == 0:
+        assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+    else:
+        refused = (tmp_path / "saved.refused").read_text()
+        assert "must be the same on all ranks" in refused
+        assert not (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(ranks, tmp_path):
     run(ranks, "checkpoints.py", tmp_path)

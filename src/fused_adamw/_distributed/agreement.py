@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError)
+SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError)
 MAX_SHOWN = 200  # characters of a value in a message
 
 
@@ -19,11 +19,13 @@ MAX_SHOWN = 200  # characters of a value in a message
 def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> Iterator[None]:
     """Run the block on all ranks; if it raises on one, raise the same error on all.
 
-    One all-reduce of 24 bytes, if there is nothing to raise.
+    One all-reduce of 24 bytes, if there is nothing to raise. To be used where signal handlers are
+    deferred.
 
     Args:
         comm: a communicator of mpi4py; None: a single process, where nothing is done.
         fingerprint: values by name, which the block may fill in, that must be equal on all ranks.
+            The first block of an operation has the operation among them.
 
     Raises:
         ValueError: the fingerprints differ; the message names the first difference.
@@ -34,7 +36,7 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
     failure = None
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # SystemExit too would leave the others waiting
         failure = error
     digest = 0 if failure is not None or not fingerprint else _digest(fingerprint)
     flags = np.array([failure is not None, digest, -digest], np.int64)
@@ -52,9 +54,12 @@ def _digest(fingerprint: Mapping[str, Any]) -> int:
     return int.from_bytes(blake2b(repr(fingerprint).encode(), digest_size=7).digest(), "little")
 
 
-def _raise_first_error(comm: Any, failure: Exception | None) -> None:
-    """Raise what the first of the ranks that failed did."""
+def _raise_first_error(comm: Any, failure: BaseException | None) -> None:
+    """Raise what the first of the ranks that failed did; where that is no Exception, its own
+    rank raises it, and the others a RuntimeError."""
     gathered = comm.allgather(None if failure is None else _picklable(failure))
+    if failure is not None and not isinstance(failure, Exception):
+        raise failure
     rank, error = next((rank, x) for rank, x in enumerate(gathered) if x is not None)
     on_all = len({str(x) for x in gathered}) == 1
     if on_all or isinstance(error, OSError):
@@ -62,7 +67,7 @@ def _raise_first_error(comm: Any, failure: Exception | None) -> None:
     raise type(error)(f"rank {rank}: {error}") from failure
 
 
-def _picklable(error: Exception) -> Exception:
+def _picklable(error: BaseException) -> Exception:
     """An exception with the same message that can be sent to other ranks."""
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or str(error), error.filename)

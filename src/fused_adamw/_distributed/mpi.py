@@ -21,12 +21,14 @@ except ImportError as error:  # also where no MPI library is found
 
 from .._core import default_num_threads
 from .._optim.arrays import Array
+from .operations import CollectiveOperations
 
 Comm: TypeAlias = Any  # mpi4py.MPI.Intracomm; mpi4py is not there when types are checked
 Request: TypeAlias = Any  # mpi4py.MPI.Request
 
 DATATYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
 _DUPLICATE = MPI.Comm.Create_keyval()
+_OPERATIONS = MPI.Comm.Create_keyval()
 
 
 def world() -> Comm:
@@ -42,8 +44,15 @@ def private_duplicate(comm: Comm) -> Comm:
     if duplicate is None:
         duplicate = comm.Dup()
         duplicate.Set_errhandler(MPI.ERRORS_ARE_FATAL)
+        duplicate.Set_attr(_OPERATIONS, CollectiveOperations())
         comm.Set_attr(_DUPLICATE, duplicate)
     return duplicate
+
+
+def operations_of(duplicate: Comm) -> CollectiveOperations:
+    """The collective operations on what ``private_duplicate`` returned."""
+    operations: CollectiveOperations = duplicate.Get_attr(_OPERATIONS)
+    return operations
 
 
 def abort_on_exception(comm: Comm) -> None:

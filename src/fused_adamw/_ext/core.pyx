@@ -21,6 +21,7 @@ One module in several files, in the order of their dependencies:
     prepared_step.pxi   tensors validated for one step: those of PyTorch
     codec.pxi           state formats to and from float32
     functional.pxi      the function fused_adamw
+    signals.pxi         deferral of signal handlers
 
 Nothing is written before everything has been checked; after an error all arrays are as they were.
 A TypeError is about what an argument is (its kind, its dtype), a ValueError about its value.
@@ -73,3 +74,4 @@ include "bound_tensors.pxi"
 include "prepared_step.pxi"
 include "codec.pxi"
 include "functional.pxi"
+include "signals.pxi"

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .._core import DeferredSignals
 from .._optim.arrays import (
     Array,
     Shape,
@@ -35,7 +36,6 @@ from .checkpoint_schema import (
 )
 from .ranks import Ranks
 from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
-from .sigint import interrupt_deferred
 
 Target: TypeAlias = tuple[ShardSlice, Array]
 """A shard of this rank, and memory for its elements, in memory order."""
@@ -44,19 +44,20 @@ Target: TypeAlias = tuple[ShardSlice, Array]
 def load(path: str | os.PathLike[str], optimizer: BaseOptimizer, convert: bool) -> dict[str, Any]:
     """The implementation of ``checkpoint.load_checkpoint``."""
     ranks = Ranks(optimizer.comm)
-    with ExitStack() as stack:
-        stack.enter_context(ranks.deferred_interrupt())
-        with ranks.agreement():
+    call: dict[str, Any] = {}
+    with optimizer.exclusive("load_checkpoint"), ExitStack() as stack:
+        with ranks.agreement(call):
+            call |= optimizer.collective_call("load_checkpoint")
             file = stack.enter_context(open(path, "rb", buffering=0))
         header = _verify(path, file, ranks)
         with ranks.agreement():
             numbers, matches = _match(path, header, optimizer, convert)
             with translate_read_errors(path):
                 extra = read_metadata(header.metadata, "extra")
-        with interrupt_deferred():
+        with DeferredSignals():
             with ranks.agreement(), _partial_load_reported(path):
                 _read(file, header, optimizer, ranks.rank, matches)
-            optimizer.load_numbers(numbers)
+                optimizer.load_numbers(numbers)
             optimizer.gather_params()
     return extra
 

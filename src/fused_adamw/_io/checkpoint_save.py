@@ -26,10 +26,11 @@ from .safetensors_stream import (
     PIECE_ELEMENTS,
     TensorInfo,
     arrange,
-    buffer_of,
     encode_header,
     pieces,
 )
+
+COPIED_BYTES = 1 << 18  # fits in a processor's cache
 
 
 class Source(NamedTuple):
@@ -49,9 +50,21 @@ def save(
     arrays: Mapping[str, Array] | None,
 ) -> None:
     """The implementation of ``save_checkpoint``. Rank 0 alone uses path, extra and arrays."""
+    with optimizer.exclusive("save_checkpoint"):
+        _save(path, optimizer, extra, arrays)
+
+
+def _save(
+    path: str | os.PathLike[str],
+    optimizer: BaseOptimizer,
+    extra: Mapping[str, Any] | None,
+    arrays: Mapping[str, Array] | None,
+) -> None:
     ranks = Ranks(optimizer.comm)
     metadata: dict[str, str] = {}
-    with ranks.agreement():
+    call: dict[str, Any] = {}
+    with ranks.agreement(call):
+        call |= optimizer.collective_call("save_checkpoint", t=optimizer.t)
         extras = extra_arrays(arrays) if ranks.rank == 0 else {}
         infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
         tensors = arrange({**optimizer_tensors(optimizer), **infos})
@@ -61,7 +74,7 @@ def save(
         # Allocated before anything is sent.
         received = np.empty(0 if optimizer.comm is None or ranks.rank else PIECE_BYTES, np.uint8)
         source = Source(optimizer, ranks, tensors, extras, received)
-    with ranks.deferred_interrupt(), ranks.agreement():
+    with ranks.agreement():
         stream = _contents(source)
         try:
             if ranks.rank == 0:
@@ -79,16 +92,27 @@ def _write(
 ) -> None:
     placeholders = dict.fromkeys(tensors, PLACEHOLDER)
     checksums = dict.fromkeys(tensors, start_checksum().hexdigest())  # of what is empty
+    buffer = np.empty(COPIED_BYTES, np.uint8)
     with atomic_write(target) as file:
         file.write(encode_header(tensors, seal(metadata, tensors, placeholders)))
         for name, piece in groupby(stream, key=lambda item: item[0]):
             checksum = start_checksum()
             for _, data in piece:
-                checksum.update(buffer_of(data))
-                file.write(buffer_of(data))
+                for copy in _copies(data.view(np.uint8), buffer):
+                    checksum.update(copy)
+                    file.write(copy)
             checksums[name] = checksum.hexdigest()
         file.seek(0)
         file.write(encode_header(tensors, seal(metadata, tensors, checksums)))
+
+
+def _copies(data: Array, buffer: NDArray[np.uint8]) -> Iterator[memoryview]:
+    """The bytes, copied part by part: another thread may write to an array meanwhile, and what is
+    written has to be what its checksum is of."""
+    for begin in range(0, data.size, buffer.size):
+        part = data[begin : begin + buffer.size]
+        buffer[: part.size] = part
+        yield buffer[: part.size].data
 
 
 # ---------------------------------------------------------------------------- contents

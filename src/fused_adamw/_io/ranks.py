@@ -1,13 +1,12 @@
 """The processes that save or load a checkpoint together."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from .._distributed.agreement import raise_on_all_ranks
 from .._optim.arrays import Array
-from .sigint import interrupt_deferred
 
 
 class Ranks:
@@ -16,13 +15,10 @@ class Ranks:
     def __init__(self, comm: Any) -> None:
         self.comm, self.rank = comm, 0 if comm is None else int(comm.rank)
 
-    def agreement(self) -> AbstractContextManager[None]:
-        """A block that raises on every rank what it raises on one."""
-        return raise_on_all_ranks(self.comm)
-
-    def deferred_interrupt(self) -> AbstractContextManager[Any]:
-        """A block that SIGINT cannot end on one rank only."""
-        return nullcontext() if self.comm is None else interrupt_deferred()
+    def agreement(self, call: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+        """A block that raises on every rank what it raises on one; ``call``: what has to be the
+        same on all, which the block may fill in."""
+        return raise_on_all_ranks(self.comm, call)
 
     def broadcast(self, value: str) -> str:
         """The value of rank 0."""

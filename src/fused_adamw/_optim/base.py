@@ -1,6 +1,7 @@
 """The base of ``AdamW`` and ``ShardedAdamW``: parameters, options, numbers of the state."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .._core import BoundTensors, TreeSpec
@@ -104,6 +105,19 @@ class BaseOptimizer:
         """The memory of the state in bytes: moments, scales, master weights, averages."""
         return sum(array.nbytes for state in self._state for array in state.arrays.values())
 
+    def exclusive(self, operation: str) -> AbstractContextManager[Any]:
+        """A block in which no other thread uses the optimizer.
+
+        Args:
+            operation: its name, for messages.
+        """
+        raise NotImplementedError
+
+    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+        """Values by name that must be the same on all ranks when they begin an operation; {} for a
+        single process."""
+        raise NotImplementedError
+
     def shards(self, tensor: int) -> list[ShardSlice]:
         """The slices of a tensor, in order, each with the rank that keeps its state."""
         raise NotImplementedError
@@ -122,7 +136,7 @@ class BaseOptimizer:
         return {
             "t": self.t,
             "param_groups": serialize_groups(self.param_groups),
-            **self._get_options(lambda option: option.saved),
+            **self.get_options(lambda option: option.saved),
             "state": {
                 name: {"step": step} | ({} if order is None else {"order": order})
                 for name, step, order in steps
@@ -178,12 +192,12 @@ class BaseOptimizer:
         trees = [group["params"] for group in self.param_groups]
         return trees if self._grouped else trees[0]
 
-    def _get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
+    def get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
         """The values of the options that a predicate selects; flags as bools."""
         values = {name: getattr(self, name) for name, x in OPTIONS.items() if selects(x)}
         return {k: bool(x) if OPTIONS[k].check is check_flag else x for k, x in values.items()}
 
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""
-        values = self._get_options(lambda option: True)
+        values = self.get_options(lambda option: True)
         return "".join(f", {k}={x!r}" for k, x in values.items() if x != OPTIONS[k].default)

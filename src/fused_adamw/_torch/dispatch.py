@@ -1,13 +1,19 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core import DLPackExchange, PreparedStep, default_num_threads, gather_tensors
+from .._core import (
+    DeferredSignals,
+    DLPackExchange,
+    PreparedStep,
+    default_num_threads,
+    gather_tensors,
+)
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import supported_dtypes
 from .fallback import step_with_torch, unscale
@@ -31,6 +37,11 @@ class GroupDispatch(NamedTuple):
     prepared: PreparedStep | None  # of ``kernel``; None where that is empty
     new_state: dict[Tensor, State]  # to be added before the step
 
+    def is_one_call(self, optimizer: torch.optim.AdamW) -> bool:
+        """Whether a single call of the kernels changes all that the step changes."""
+        has_others = self.new_state or self.fallback.params
+        return not has_others and getattr(optimizer, "grad_scale", None) is None
+
     def run(self, optimizer: torch.optim.AdamW) -> None:
         for p, entries in self.new_state.items():
             optimizer.state[p].update(entries)
@@ -45,6 +56,19 @@ class GroupDispatch(NamedTuple):
         if in_kernel:
             unscale(optimizer, self.kernel.grads)
         torch.autograd.graph.increment_version(self.kernel.params)
+
+
+def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -> None:
+    """Step all groups, or, where a signal handler raises, all or none."""
+    if len(dispatches) == 1 and dispatches[0].is_one_call(optimizer):
+        dispatches[0].run(optimizer)
+    elif torch.compiler.is_compiling():  # compiled code runs no handlers
+        for group_dispatch in dispatches:
+            group_dispatch.run(optimizer)
+    else:
+        with DeferredSignals():
+            for group_dispatch in dispatches:
+                group_dispatch.run(optimizer)
 
 
 def dispatch(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
@@ -127,7 +151,11 @@ def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
     tensors = GroupTensors([], [], [], {"m": [], "v": []})
     params, grads, steps, state = tensors
     v_max: list[Tensor] = []
-    optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
+    if torch.compiler.is_compiling():
+        optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
+    else:
+        with DeferredSignals():  # or a parameter could be left with a part of its state
+            optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
     if group["amsgrad"]:
         state["v_max"] = v_max
     return tensors

@@ -1,0 +1,50 @@
+"""What must be the same on all ranks, by the names that messages use."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from .._optim.arrays import Array, order_of
+from .._optim.base import BaseOptimizer
+from .._optim.options import HYPERPARAMETERS
+from .._optim.param_groups import Hyperparams
+
+
+def of_construction(
+    optimizer: BaseOptimizer, params: Sequence[str], decays: Sequence[bool], flat: Sequence[Array]
+) -> dict[str, Any]:
+    """Of the arguments of a constructor.
+
+    Args:
+        optimizer: with its options and groups.
+        params: names of the parameters in messages.
+        decays: by tensor, whether weight decay applies to it.
+        flat: the elements of each parameter.
+    """
+    fingerprint = optimizer.get_options(lambda option: option.saved or option.fixed)
+    fingerprint["the parameter names"] = optimizer.names
+    arrays = optimizer.param_arrays()
+    for name, array, applies in zip(params, arrays, decays, strict=True):
+        order = "C" if order_of(array) == "C" else "Fortran"
+        fingerprint[name] = f"{array.dtype} {array.shape} in {order} order"
+        fingerprint[f"decay_mask for {name}"] = applies
+    for g, group in enumerate(optimizer.param_groups):
+        for name in HYPERPARAMETERS:
+            value = group[name]
+            fingerprint[f"{name} of group {g}"] = "a schedule" if callable(value) else value
+    for name, elements in zip(params, flat, strict=True):
+        fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(elements.data)
+    return fingerprint
+
+
+def of_step(
+    optimizer: BaseOptimizer, grads: Sequence[Any], grad_scale: float, hypers: list[Hyperparams]
+) -> dict[str, Any]:
+    """Of a step by these gradients, of which None are missing."""
+    fingerprint = optimizer.get_options(lambda option: option.saved)
+    if any(grad is None for grad in grads):
+        names = zip(optimizer.names, grads, strict=True)
+        fingerprint["the list of tensors without a gradient"] = [
+            name for name, grad in names if grad is None
+        ]
+    return fingerprint | {"grad_scale": float(grad_scale), "param_groups": hypers}

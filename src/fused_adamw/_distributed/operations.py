@@ -1,0 +1,50 @@
+"""Collective operations: one at a time on a communicator, and not ended by a signal handler."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._core import DeferredSignals
+
+THREADS = "the optimizers of a communicator must be used by one thread at a time"
+
+
+class CollectiveOperations:
+    """Those of one communicator of our own.
+
+    Attributes:
+        num_optimizers: how many were constructed over the communicator, here as on other ranks.
+    """
+
+    def __init__(self) -> None:
+        self.num_optimizers = 0
+        self._lock = threading.Lock()
+        self._running = ""
+        self._refused: str | None = None
+
+    @contextmanager
+    def run(self, name: str) -> Iterator[None]:
+        """A block that no signal handler can end on one rank only.
+
+        Args:
+            name: the operation, as messages call it.
+
+        Raises:
+            RuntimeError: another operation is running, in another thread or around this one.
+        """
+        with DeferredSignals():
+            if not self._lock.acquire(blocking=False):
+                self._refused = f"{THREADS}; got {name} during {self._running}"
+                raise RuntimeError(self._refused)
+            try:
+                self._running = name
+                yield
+            finally:
+                self._lock.release()
+
+    def raise_refused(self) -> None:
+        """Raise RuntimeError if an operation was refused since the last call: other ranks may have
+        begun it, and have to learn of it."""
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise RuntimeError(refused)

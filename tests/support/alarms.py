@@ -1,0 +1,57 @@
+"""Signal handlers that raise, at random moments of a call."""
+
+import random
+import signal
+import time
+from contextlib import contextmanager
+
+
+class Alarm(Exception):
+    pass
+
+
+@contextmanager
+def alarm_handler():
+    """SIGALRM raises ``Alarm``."""
+
+    def raise_alarm(number, frame):
+        raise Alarm
+
+    previous = signal.signal(signal.SIGALRM, raise_alarm)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def attack(calls, check, at_least):
+    """Interrupt calls at random moments.
+
+    Args:
+        calls: functions, which are called in turn.
+        check: called with the index of the call, after each one.
+        at_least: how often an alarm has to end a call.
+    """
+    rng, ended = random.Random(7), 0
+    with alarm_handler():
+        seconds = [1.0] * len(calls)
+        for _ in range(3):  # the first are slow
+            for i, call in enumerate(calls):
+                start = time.perf_counter()
+                call()
+                seconds[i] = min(seconds[i], time.perf_counter() - start)
+        for attempt in range(20 * at_least):
+            i, returned = attempt % len(calls), False
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 1.3 * seconds[i]))
+                calls[i]()
+                returned = True
+                while True:  # until the alarm, so that it does not arrive in ``check``
+                    pass
+            except Alarm:
+                ended += not returned
+            check(i)
+            if ended == at_least:
+                return
+    raise AssertionError(f"{ended} of {20 * at_least} calls were interrupted")
