@@ -69,10 +69,9 @@ def save_checkpoint(
     it alone has to reach the file; its ``path``, ``extra`` and ``arrays`` count. Signal handlers of
     Python are deferred until the file is complete; a single process can be interrupted.
 
-    With ``AdamW``, what other threads do with the optimizer waits until the file is complete, or
-    this waits for them, so that the file is of one step: its state is not copied first. Each 256 KiB
-    are copied before their checksum is computed, so that a file can be loaded even if a thread
-    writes to the parameters themselves meanwhile.
+    With ``AdamW``, this and what other threads do with the optimizer wait for one another, so that
+    the file is of one step; a step waits until the file is complete, as the state is not copied
+    first. Even if a thread writes to the parameters themselves meanwhile, the file can be loaded.
 
     Args:
         path: the file. A symbolic link is followed. An existing file keeps its permissions.

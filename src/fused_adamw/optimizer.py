@@ -32,6 +32,8 @@ class AdamW(BaseOptimizer):
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)   (AMSGrad: v_max for v)
         ema <- ema_decay ema + (1 - ema_decay) p
 
+    Threads may share an optimizer: steps, state dicts, saving and loading wait for one another.
+
     Args:
         params: one array; or lists, tuples and mappings of arrays, nested to any depth; or a list
             of parameter groups: dicts with such a structure under ``"params"``, and their own

@@ -49,7 +49,10 @@ class ShardedAdamW(BaseOptimizer):
 
     With the same mean gradients, parameters and state have the bits of a single process running
     ``AdamW``, whatever the number of ranks. The constructor, ``step``, ``gather_ema`` and saving
-    and loading checkpoints are collective: all ranks have to call them, in the same order.
+    and loading checkpoints are collective: all ranks have to call them, in the same order. Ranks
+    that begin different ones, or are at different steps, all raise ValueError. Signal handlers of
+    Python run after the operation; docs/scaling.md says how to stop and save. One thread at a time
+    may use the optimizers of a communicator; another one gets a RuntimeError.
 
     Args:
         params: as in ``AdamW``, of float32 and float64; the same values on all ranks. Each step

@@ -1,4 +1,4 @@
-"""Signals while loading, and threads."""
+"""SIGINT while loading, and threads."""
 
 import signal
 import threading
@@ -7,7 +7,6 @@ import pytest
 from checkpoints import contents, mapping, trained
 
 from fused_adamw import _core
-from fused_adamw._core import DeferredSignals
 from fused_adamw._io import checkpoint_load
 from fused_adamw._io.sigint import interrupt_deferred
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
@@ -52,27 +51,36 @@ def test_verifying_can_be_interrupted(path, small, monkeypatch):
     assert contents(optimizer) == before
 
 
-def test_a_deferred_interrupt_sets_the_event():
+@pytest.mark.parametrize("reraise", [True, False])
+def test_a_deferred_interrupt_sets_the_event(reraise):
     handler, seen = signal.getsignal(signal.SIGINT), []
-    with interrupt_deferred() as interrupt:
-        seen.append(interrupt.is_set())
-        signal.raise_signal(signal.SIGINT)
-        seen.append(interrupt.is_set())
+
+    def block():
+        with interrupt_deferred(reraise=reraise) as interrupt:
+            seen.append(interrupt.is_set())
+            signal.raise_signal(signal.SIGINT)
+            seen.append(interrupt.is_set())
+
+    if reraise:
+        with pytest.raises(KeyboardInterrupt):
+            block()
+    else:
+        block()
     assert seen == [False, True]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_handlers_of_the_application(monkeypatch):
-    """They are called after a block that defers; a loop that reads the event keeps out of their
-    way."""
+    """With ``reraise`` they are called after the block; a loop that reads the event keeps out of
+    their way."""
     calls = []
     default = signal.signal(signal.SIGINT, lambda *_: calls.append("handler"))
     try:
-        with DeferredSignals():
+        with interrupt_deferred():
             signal.raise_signal(signal.SIGINT)
             calls.append("block")
         assert calls == ["block", "handler"]
-        with interrupt_deferred() as interrupt:
+        with interrupt_deferred(reraise=False) as interrupt:
             signal.raise_signal(signal.SIGINT)
             assert calls == ["block", "handler", "handler"]
         assert not interrupt.is_set()

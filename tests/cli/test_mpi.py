@@ -1,11 +1,16 @@
 """`fused-adamw train --mpi`, with real MPI."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from time import monotonic, sleep
 
 import pytest
-from mpi import needs_mpi, start
+from mpi import begin, needs_mpi, start
+
+from fused_adamw.checkpoint import read_step
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 30
 
@@ -46,6 +51,23 @@ def test_a_text_is_learnt_to_the_same_losses(ranks, tmp_path):
     arguments = ["--text", text, "--steps", 20, "--max-grad-norm", 0.5, "--d-model", 16]
     # The gradients of a batch are added in a different order: float64 rounding, grown in 20 steps.
     assert record(ranks, *arguments) == pytest.approx(single(*arguments), rel=1e-10)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_a_model_of_an_ordinary_size_is_trained(tmp_path):
+    """Without the steps in pure Python, which would take longer than everything else."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    code = (
+        "from fused_adamw.cli import main; from fused_adamw.tiny.baselines import ReferenceAdamW; "
+        "ReferenceAdamW.step = lambda self, grads: None; main()"
+    )
+    options = ["--mpi", "--text", text, "--steps", 2, "--d-model", 96, "--json"]
+    result = start(2, "-c", code, "train", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["final_loss"] < found["initial_loss"]
 
 
 @pytest.mark.slow
@@ -91,3 +113,50 @@ def test_only_one_rank_prints(tmp_path):
     result = train(2, "--steps", 5)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("Predictions after") == 1
+
+
+# A training that would not end; each rank leaves a file with its process number after three steps.
+ENDLESS = """
+import os, signal, sys
+from pathlib import Path
+from fused_adamw.cli import main
+from fused_adamw.sharded import ShardedAdamW
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even where a shell ignores it
+original_step, folder = ShardedAdamW.step, Path(sys.argv.pop(1))
+
+def step(self, grads):
+    original_step(self, grads)
+    if self.t == 3:
+        started = folder / f"{self.comm.rank}.pid"
+        started.with_suffix(".new").write_text(str(os.getpid()))
+        started.with_suffix(".new").rename(started)
+
+ShardedAdamW.step = step
+main()
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("signaled", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_on_one_rank_or_all_ends_the_training_on_all(number, signaled, tmp_path):
+    checkpoint, pids = tmp_path / "checkpoint", [tmp_path / f"{rank}.pid" for rank in range(2)]
+    steps = ["--steps", 2_000_000, "--checkpoint", checkpoint]
+    process = begin(2, "-c", ENDLESS, tmp_path, "train", "--mpi", "--num-threads", "1", *steps)
+    try:
+        deadline = monotonic() + 60
+        while not all(pid.exists() for pid in pids) and monotonic() < deadline:
+            sleep(0.01)
+        for rank in signaled:
+            os.kill(int(pids[rank].read_text()), number)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    if number == signal.SIGINT:
+        assert checkpoint.exists()  # all ranks stopped after the same step, and saved
+    if checkpoint.exists():
+        assert read_step(checkpoint) >= 3
+        assert len(arrays_in(checkpoint)) > 3

@@ -13,7 +13,7 @@ from fused_adamw._core import DeferredSignals
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
-class Raised(Exception):
+class RaisedError(Exception):
     pass
 
 
@@ -24,7 +24,7 @@ def calls():
 
     def handler(number, frame):
         found.append((number, frame))
-        raise Raised(number)
+        raise RaisedError(number)
 
     previous = {number: signal.signal(number, handler) for number in SIGNALS}
     found.append(handler)
@@ -47,7 +47,7 @@ def test_a_handler_runs_at_the_end(calls, number):
                 os.kill(os.getpid(), number)
                 reached.append(len(calls))
 
-    with pytest.raises(Raised, match=str(int(number))):
+    with pytest.raises(RaisedError, match=str(int(number))):
         block()
     assert reached == [1, 1, 1]
     assert [called for called, _ in calls[1:]] == [number]  # once, as a blocked signal is
@@ -57,7 +57,7 @@ def test_a_handler_runs_at_the_end(calls, number):
 
 def test_all_handlers_run_and_all_are_put_back(calls):
     before = handlers()
-    with pytest.raises(Raised) as raised:  # noqa: SIM117, PT012
+    with pytest.raises(RaisedError) as raised:  # noqa: SIM117, PT012
         with DeferredSignals():
             for number in SIGNALS:
                 signal.raise_signal(number)
@@ -76,7 +76,7 @@ def test_what_the_block_raises_is_the_context(calls):
             signal.raise_signal(SIGNALS[0])
             raise KeyError("of the block")
 
-    with pytest.raises(Raised) as raised:
+    with pytest.raises(RaisedError) as raised:
         block()
     assert repr(raised.value.__context__) == "KeyError('of the block')"
 
@@ -88,7 +88,7 @@ def test_a_handler_may_raise_while_handlers_are_replaced_or_put_back(calls, monk
     def interrupted(*arguments):
         count[0] += 1
         if count[0] == fails_at + 1:
-            raise Raised("of another signal")
+            raise RaisedError("of another signal")
         return install(*arguments)
 
     def replaced():  # SIGINT has a handler too
@@ -101,7 +101,7 @@ def test_a_handler_may_raise_while_handlers_are_replaced_or_put_back(calls, monk
         with DeferredSignals():
             entered.append(replaced())
 
-    with pytest.raises(Raised, match="of another signal"):
+    with pytest.raises(RaisedError, match="of another signal"):
         block()
     assert replaced() == [*before, sigint]
     if entered:
@@ -118,7 +118,7 @@ def test_nested_blocks_defer_to_the_end_of_the_outermost(calls):
                 reached.append("inner")
             reached.append("outer")
 
-    with pytest.raises(Raised):
+    with pytest.raises(RaisedError):
         blocks()
     assert reached == ["inner", "outer"]
 
@@ -159,7 +159,7 @@ def test_another_thread_defers_nothing(calls):
     thread.start()
     assert entered.wait(60)
     assert handlers() == [calls[0]] * 3
-    with pytest.raises(Raised):
+    with pytest.raises(RaisedError):
         interrupted()
     leave.set()
     thread.join()

@@ -6,16 +6,16 @@ import time
 from contextlib import contextmanager
 
 
-class Alarm(Exception):
+class AlarmError(Exception):
     pass
 
 
 @contextmanager
 def alarm_handler():
-    """SIGALRM raises ``Alarm``."""
+    """SIGALRM raises ``AlarmError``."""
 
     def raise_alarm(number, frame):
-        raise Alarm
+        raise AlarmError
 
     previous = signal.signal(signal.SIGALRM, raise_alarm)
     try:
@@ -49,7 +49,7 @@ def attack(calls, check, at_least):
                 returned = True
                 while True:  # until the alarm, so that it does not arrive in ``check``
                     pass
-            except Alarm:
+            except AlarmError:
                 ended += not returned
             check(i)
             if ended == at_least:

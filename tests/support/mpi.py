@@ -23,6 +23,14 @@ needs_mpi = pytest.mark.skipif(
 )
 
 
+def begin(ranks, program, *arguments):
+    """Start a program on a number of ranks, which a test is going to stop."""
+    command = [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, [program, *arguments])]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | OPEN_MPI
+    )
+
+
 def start(ranks, program, *arguments):
     """Run a program on a number of ranks; it is killed if it hangs."""
     command = [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, [program, *arguments])]

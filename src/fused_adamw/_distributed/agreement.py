@@ -71,6 +71,8 @@ def _picklable(error: BaseException) -> Exception:
     """An exception with the same message that can be sent to other ranks."""
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or str(error), error.filename)
+    if not isinstance(error, Exception):
+        return RuntimeError(f"{type(error).__name__}: {error}")
     if type(error) in SENT_AS_THEY_ARE or type(error).__module__.startswith("fused_adamw."):
         return type(error)(*map(str, error.args))
     for kind in SENT_AS_THEY_ARE:

@@ -46,9 +46,9 @@ class BucketCommunicator:
     """Reduce-scatters and all-gathers of buckets.
 
     A bucket within one tensor is sent from, and gathered in, the user's arrays; others are packed
-    in one of two staging buffers. Each has the size of the largest bucket and of this rank's largest
-    part of one. Through these buffers two collectives are under way at a time; without them, any
-    number until ``finish``.
+    in one of two staging buffers. Each has the size of the largest bucket and of this rank's
+    largest part of one. Through these buffers two collectives are under way at a time; without
+    them, any number until ``finish``.
 
     Args:
         comm: a communicator of our own.

@@ -71,8 +71,8 @@ def partition(
 ) -> list[Bucket]:
     """Partition tensors of these numbers of elements and dtypes.
 
-    No bucket exceeds ``max_bucket_bytes``, which must suffice for a chunk of each dtype. No rank owns
-    more than an equal share and a chunk.
+    No bucket exceeds ``max_bucket_bytes``, which must suffice for a chunk of each dtype. No rank
+    owns more than an equal share and a chunk.
     """
     owned = [0] * num_ranks  # bytes
     buckets = []

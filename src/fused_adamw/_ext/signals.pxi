@@ -1,7 +1,7 @@
 """Deferral of Python's signal handlers.
 
-Python runs them in the main thread, between any two of its instructions; one that raises, as that of
-Ctrl-C does, leaves what it interrupts half done."""
+Python runs them in the main thread, between any two of its instructions; one that raises, as that
+of Ctrl-C does, leaves what it interrupts half done."""
 
 from _signal import NSIG, getsignal, raise_signal, signal
 

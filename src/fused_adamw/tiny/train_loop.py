@@ -132,7 +132,7 @@ def train(
     del history.losses[-1:]
     # Where a loss diverges, the losses themselves show it.
     floating_point = np.errstate(over="ignore", invalid="ignore")
-    with interrupt_deferred() as interrupt, floating_point:
+    with interrupt_deferred(reraise=False) as interrupt, floating_point:
         for tokens, targets in islice(batches, len(history.losses), None):
             start = perf_counter()
             loss, cache = model.forward(tokens, targets)

@@ -20,12 +20,12 @@ SHAPES = [(70_000,), (40_000,), (7, 9)]
 LAST = RANKS - 1
 
 
-class Alarm(Exception):
+class AlarmError(Exception):
     pass
 
 
 def raise_alarm(number, frame):
-    raise Alarm
+    raise AlarmError
 
 
 def gradients(step):
@@ -55,7 +55,7 @@ def steps_are_whole():
                     signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 2 * duration))
                 opt.step(all_gradients[step])
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            except Alarm:
+            except AlarmError:
                 alarms += 1
         duration = min(duration, time.perf_counter() - start)
         assert opt.t == step + 1
@@ -104,7 +104,7 @@ def loads_are_whole():
                     signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-2))
                 load_checkpoint(path, opt)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            except Alarm:
+            except AlarmError:
                 pass
             loaded = opt.t == attempt % 2 + 1
         assert same_bits(opt.param_groups[0]["params"], states[attempt % 2])

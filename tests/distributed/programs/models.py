@@ -38,19 +38,19 @@ def perceptrons():
     compare(perceptron(784, 256, 10), np.float64)
     compare([(784 * 256,), (256,)])
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        compare(perceptron(*rng.integers(1, 900, rng.integers(2, 5))))
+    for _ in range(8):
+        compare(perceptron(*rng.integers(1, 700, rng.integers(2, 5))))
 
 
 def transformer():
-    for d in (16, 96, 160):
+    for d in (16, 96):
         block = [(d, 3 * d), (3 * d,), (d, d), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
         compare([(61, d), (64, d), *block * 2, (d,), (d, 61)])
 
 
 def gradients_in_another_order():
     """They are packed, whatever the size of the tensor."""
-    compare([(1500, 2000), (1000, 300), (7, 3)], order="F")
+    compare([(900, 1000), (300, 100), (7, 3)], order="F")
 
 
 def collectives():

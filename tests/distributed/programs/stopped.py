@@ -1,6 +1,6 @@
 """A job scheduler's SIGTERM to all ranks, by handlers that raise; then each rank saves.
 
-    stopped.py FILE SEED
+stopped.py FILE SEED
 """
 
 import os
@@ -20,12 +20,12 @@ path, seed = sys.argv[1], int(sys.argv[2])
 rng = random.Random(1000 * seed + RANK)
 
 
-class Terminated(Exception):
+class TerminatedError(Exception):
     pass
 
 
 def raise_terminated(number, frame):
-    raise Terminated
+    raise TerminatedError
 
 
 def terminate(number, frame):
@@ -43,7 +43,7 @@ try:
         while True:
             time.sleep(rng.random() * 3e-3)  # the forward and backward passes
             opt.step(grads)
-    except Terminated:
+    except TerminatedError:
         save_checkpoint(path, opt)
 except ValueError as error:
     Path(path).with_suffix(".refused").write_text(str(error))  # mpiexec may lose what is printed
