@@ -120,12 +120,13 @@ class AdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``. A group with an invalid option is not added."""
-        super().add_param_group(param_group)
-        try:
-            options.check_group(self.param_groups[-1])
-        except Exception:
-            self.param_groups.pop()
-            raise
+        with DeferredSignals():
+            super().add_param_group(param_group)
+            try:
+                options.check_group(self.param_groups[-1])
+            except Exception:
+                self.param_groups.pop()
+                raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``seed`` are those of the saved groups too.

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from common import RANK, RANKS, draw, local_gradients, mean, run, same_bits
 
-from fused_adamw import AdamW
+from fused_adamw import AdamW, sharded
 from fused_adamw._distributed.mpi import (
     gather_vectors,
     private_duplicate,
@@ -13,7 +13,7 @@ from fused_adamw._distributed.mpi import (
     start_reduce_scatter,
     world,
 )
-from fused_adamw.sharded import ShardedAdamW
+from fused_adamw.sharded import BUCKET_BYTES, ShardedAdamW
 
 OPTIONS = ({}, {"max_grad_norm": 1.0}, {"state_dtype": "8bit", "ema_decay": 0.5})
 
@@ -22,13 +22,14 @@ def perceptron(*widths):
     return [shape for a, b in pairwise(widths) for shape in ((a, b), (b,))]
 
 
-def compare(shapes, dtype=np.float32, order="C", **options):
+def compare(shapes, dtype=np.float32, order="C", bucket_bytes=BUCKET_BYTES, **options):
     params = [np.asarray(p, order=order) for p in draw(shapes, dtype)]
     copies = [p.copy("K") for p in params]
-    single, sharded = AdamW(params, **options), ShardedAdamW(copies, **options)
+    single = AdamW(params, **options)
+    of_all = ShardedAdamW(copies, bucket_bytes=bucket_bytes, **options)
     for step in range(2):
         gradients = local_gradients(shapes, [dtype] * len(shapes), step)
-        assert single.step(mean(gradients)) == sharded.step(gradients[RANK])
+        assert single.step(mean(gradients)) == of_all.step(gradients[RANK])
         assert same_bits(params, copies), (shapes, options, step)
 
 
@@ -51,6 +52,16 @@ def transformer():
 def gradients_in_another_order():
     """They are packed, whatever the size of the tensor."""
     compare([(900, 1000), (300, 100), (7, 3)], order="F")
+
+
+def counts_that_would_not_fit():
+    """However large the buckets may be, no collective moves more than an MPI can count."""
+    largest, sharded.MAX_COLLECTIVE_BYTES = sharded.MAX_COLLECTIVE_BYTES, 1 << 18
+    opt = ShardedAdamW(draw([(1000, 300), (5,)]), bucket_bytes=1 << 40)
+    assert RANKS == 1 or max(bucket.nbytes for bucket in opt.buckets) <= 1 << 18
+    compare([(1000, 300), (5,)], bucket_bytes=1 << 40)
+    sharded.MAX_COLLECTIVE_BYTES = largest
+    assert largest < 1 << 31
 
 
 def collectives():
@@ -79,4 +90,11 @@ def collectives():
         assert np.array_equal(gather_vectors(comm, vector, counts.tolist()), sent[0])
 
 
-run({f.__name__: f for f in (perceptrons, transformer, gradients_in_another_order, collectives)})
+PROGRAMS = (
+    perceptrons,
+    transformer,
+    gradients_in_another_order,
+    counts_that_would_not_fit,
+    collectives,
+)
+run({f.__name__: f for f in PROGRAMS})
