@@ -108,6 +108,24 @@ def test_a_handler_may_raise_while_handlers_are_replaced_or_put_back(calls, monk
         assert all(isinstance(handler, DeferredSignals) for handler in entered[0])
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_a_handler_raises_on_entry_is_raised(calls, monkeypatch, error):
+    before, entered = handlers(), []
+
+    def interrupted(*_):
+        raise error("of a signal that arrived just before")
+
+    def block():
+        with DeferredSignals():
+            entered.append(True)
+
+    monkeypatch.setattr(_core, "signal", interrupted)
+    with pytest.raises(error, match="just before"):
+        block()
+    assert entered == []
+    assert handlers() == before
+
+
 def test_nested_blocks_defer_to_the_end_of_the_outermost(calls):
     reached = []
 

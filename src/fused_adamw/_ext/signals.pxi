@@ -3,6 +3,8 @@
 Python runs them in the main thread, between any two of its instructions; one that raises, as that
 of Ctrl-C does, leaves what it interrupts half done."""
 
+import threading
+
 from _signal import NSIG, getsignal, raise_signal, signal
 
 cdef tuple SIGNALS = tuple(range(1, NSIG))
@@ -35,13 +37,11 @@ cdef class DeferredSignals:
                 if callable(handler) and not isinstance(handler, DeferredSignals):
                     signal(number, self)
                     self.replaced.append((number, handler))
-        except ValueError:  # not the main thread
-            if self.replaced:
+        except BaseException:
+            if threading.current_thread() is threading.main_thread():
                 self.end()
-                raise
-        except BaseException:  # from a handler that was still in its place
-            self.end()
-            raise
+                raise  # what a handler has raised that was still in its place
+            # else a ValueError: handlers are replaced, and run, in the main thread only
         return self
 
     def __exit__(self, *exception):
