@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from time import sleep
 
 import numpy as np
 import pytest
@@ -143,34 +144,37 @@ def in_threads(*works):
 @pytest.mark.slow
 def test_what_is_saved_while_another_thread_steps_is_of_one_step(tmp_path):
     opt, grads = made(), gradients(1)
-    expected = [contents(opt)]
-    for _ in range(400):
-        opt.step(grads)
-        expected.append(contents(opt))
-    opt, done, steps = made(), [], []
+    started, done, found = threading.Event(), threading.Event(), []
 
     def train():
-        while opt.t < 400 and not done:
+        while not done.is_set():
             opt.step(grads)
+            started.set()
+            sleep(1e-4)  # the forward and backward passes
 
     def save():
         try:
-            for k in range(20):
+            assert started.wait(60)
+            for _ in range(20):
                 save_checkpoint(tmp_path / "file", opt)
                 other = made()
                 load_checkpoint(tmp_path / "file", other)
-                assert contents(other) == expected[other.t]
                 snapshot = opt.state_dict()
-                assert frozen(snapshot) == expected[snapshot["t"]][1]
-                steps.append(other.t)
-                if k == 10:
-                    opt.load_state_dict(snapshot)
-                    return
+                found.append((other.t, contents(other), snapshot["t"], frozen(snapshot)))
+            opt.load_state_dict(snapshot)
         finally:
-            done.append(True)
+            done.set()
 
     in_threads(train, save)
-    assert len(set(steps)) > 1
+    reference = made()
+    for saved_t, saved, snapshot_t, snapshot in found:
+        for t, state in ((saved_t, saved), (snapshot_t, (None, snapshot))):
+            while reference.t < t:
+                reference.step(grads)
+            params, of_state = contents(reference)
+            assert reference.t == t
+            assert state in ((params, of_state), (None, of_state))
+    assert len({t for t, *_ in found}) > 1
 
 
 @pytest.mark.slow
