@@ -1,6 +1,7 @@
 """Builds the one extension module; everything else is said in pyproject.toml."""
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +16,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 # Free-threaded CPython has no stable ABI before 3.15: there, a wheel serves one version.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-C_SOURCES = ("dispatch", "parallel", "scalars", "formats")
+C_SOURCES = ("dispatch", "parallel", "threads", "scalars", "formats")
 
 OPENMP_PROBE = """
 #include <omp.h>
@@ -40,14 +41,19 @@ or build for one thread:  FUSED_ADAMW_NO_OPENMP=1 pip install .
 """
 
 
+# These take back what CFLAGS and LDFLAGS may say. At the link, too: -ffast-math, -Ofast and
+# -funsafe-math-optimizations add an object there that makes every process which loads the module
+# flush subnormal numbers to zero.
+EXACT_FLAGS = ("-fno-fast-math", "-fno-unsafe-math-optimizations", "-O3")
+# The same, where the compiler knows them.
+OPTIONAL_EXACT_FLAGS = ("-fno-single-precision-constant", "-mno-daz-ftz")
+
+
 def c_flags(compiler_type: str) -> list[str]:
-    """Optimise, but keep every rounding of the formula where it is written."""
+    """Keep every rounding of the formula where it is written."""
     if compiler_type == "msvc":
         return ["/O2", "/fp:precise", "/std:c11"]
-    # The first takes back what CFLAGS may say.
     return [
-        "-fno-fast-math",
-        "-O3",
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=off",
@@ -77,30 +83,60 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         compile_flags, link_flags = self.find_openmp()
+        exact = self.exact_flags()
         for extension in self.extensions:
-            extension.extra_compile_args += c_flags(self.compiler.compiler_type) + compile_flags
-            extension.extra_link_args += link_flags
+            extension.extra_compile_args += [
+                *exact,
+                *c_flags(self.compiler.compiler_type),
+                *compile_flags,
+            ]
+            extension.extra_link_args += link_flags + exact
         super().build_extensions()
+
+    def exact_flags(self) -> list[str]:
+        if self.compiler.compiler_type == "msvc":
+            return []
+        return [*EXACT_FLAGS, *filter(self.is_known, OPTIONAL_EXACT_FLAGS)]
+
+    def is_known(self, flag: str) -> bool:
+        try:
+            self.compile_probe("int main(void) { return 0; }", ["-Werror", flag])
+        except CompileError:
+            return False
+        return True
 
     def find_openmp(self) -> tuple[list[str], list[str]]:
         if os.environ.get("FUSED_ADAMW_NO_OPENMP", "0") not in ("", "0"):
             return [], []
         for flags in openmp_flags(self.compiler.compiler_type):
             try:
-                self.run_probe(*flags)
+                self.compile_probe(OPENMP_PROBE, *flags)
                 return flags
             except (CompileError, LinkError, OSError, subprocess.SubprocessError) as error:
                 reason = error
         raise BaseError(NO_OPENMP.format(reason=reason))
 
-    def run_probe(self, compile_flags: list[str], link_flags: list[str]) -> None:
+    def compile_probe(
+        self, text: str, compile_flags: list[str], link_flags: list[str] | None = None
+    ) -> None:
+        """Compile a program; with ``link_flags`` link and run it, too."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
-            source.write_text(OPENMP_PROBE)
+            source.write_text(text)
             objects = self.compiler.compile([str(source)], folder, extra_postargs=compile_flags)
+            if link_flags is None:
+                return
             program = str(Path(folder, "probe"))
-            self.compiler.link_executable(objects, program, extra_postargs=link_flags)
+            # setuptools links modules with these, but no programs.
+            given = [flag for name in ("CFLAGS", "LDFLAGS") for flag in flags_in(name)]
+            self.compiler.link_executable(
+                objects, program, extra_preargs=given, extra_postargs=link_flags
+            )
             subprocess.run([program], check=True, timeout=60)
+
+
+def flags_in(variable: str) -> list[str]:
+    return shlex.split(os.environ.get(variable, ""))
 
 
 core = Extension(
