@@ -1,6 +1,7 @@
 /* CPU dispatch: the instruction sets, one block and one row of the table each. A block names the
  * set, says which features the compiler may use, and compiles the one plain-C formula for them; no
  * intrinsics, so any C compiler that vectorizes will do. */
+#include "float_env.h"
 #include "internal.h"
 #include "kernels/block.h"
 #include "kernels/element_types.h"
@@ -112,11 +113,15 @@ const fused_adamw_isa *fused_adamw_find_isa(const char *name)
 void fused_adamw_decode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
                               float *m, float *v, float *v_max)
 {
+    const float_control before = use_default_float_control();
     isa->kernels->decode_state(tensor, m, v, v_max);
+    restore_float_control(before);
 }
 
 void fused_adamw_encode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
                               const float *m, const float *v, const float *v_max)
 {
+    const float_control before = use_default_float_control();
     isa->kernels->encode_state(tensor, m, v, v_max);
+    restore_float_control(before);
 }

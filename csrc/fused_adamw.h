@@ -4,7 +4,9 @@
  *
  * The functions that take hyper-parameters check them and return a status. Nothing else validates:
  * the caller guarantees every pointer and length. No function prints, allocates memory, or writes
- * outside the buffers that it is given. */
+ * outside the buffers that it is given. All of them compute in the default floating-point
+ * environment, whatever that of the caller is: round to the nearest, keep subnormal numbers, no
+ * traps. */
 #ifndef FUSED_ADAMW_H
 #define FUSED_ADAMW_H
 
@@ -25,7 +27,9 @@ enum {
      * that is divided at multiples of it, say over processes, has the same norm as a whole one. */
     FUSED_ADAMW_CHUNK = 16384,
     /* The fewest elements that are worth another thread: benches/bench_threads.py. */
-    FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD = 32768
+    FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD = 32768,
+    /* More threads are likelier a mistake than a machine. */
+    FUSED_ADAMW_MAX_THREADS = 1024
 };
 
 #include "formats.h"
@@ -171,8 +175,9 @@ FUSED_ADAMW_API void fused_adamw_init(void);
 /* Whether the build has OpenMP. Without it, every call runs on the calling thread. */
 FUSED_ADAMW_API int fused_adamw_has_openmp(void);
 
-/* The threads to use where the user has not said: OMP_NUM_THREADS where that is set, else the
- * processors that the affinity mask allows; at most `quota` where that is above 0. */
+/* The threads to use where the user has not said: OMP_NUM_THREADS where that is from 1 to
+ * FUSED_ADAMW_MAX_THREADS, else the processors that the affinity mask allows; at most `quota` where
+ * that is above 0. */
 FUSED_ADAMW_API int fused_adamw_default_threads(int quota);
 
 /* How many of `num_threads` threads are worth using on these tensors: at least 1. */
@@ -181,8 +186,9 @@ FUSED_ADAMW_API int fused_adamw_useful_threads(const fused_adamw_tensor *tensors
 
 /* ---- the step */
 
-/* Updates `count` tensors with an available instruction set, on at most `num_threads` >= 1 threads.
- * The result does not depend on either. */
+/* Updates `count` tensors with an available instruction set, on at most `num_threads` >= 1 threads;
+ * on fewer, or on the calling one alone, where they cannot be created. The result does not depend on
+ * either: all bits are the same, but for the sign and the payload of NaN. */
 FUSED_ADAMW_API void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                                       ptrdiff_t count, int num_threads);
 
@@ -191,13 +197,17 @@ FUSED_ADAMW_API void fused_adamw_step(const fused_adamw_isa *isa, const fused_ad
 FUSED_ADAMW_API ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tensors,
                                                  ptrdiff_t count);
 
-/* The sum of the squares of all gradients as they are, before any scale, in float64. `partial_sums`
- * has fused_adamw_num_chunks elements; the result is their sum, added in their order. Only grads,
- * size and element_type of the tensors are read. The result does not depend on `isa` or
- * `num_threads`. */
-FUSED_ADAMW_API double fused_adamw_sum_squares(const fused_adamw_isa *isa,
-                                               const fused_adamw_tensor *tensors, ptrdiff_t count,
-                                               int num_threads, double *partial_sums);
+/* The sums of the squares of all gradients as they are, before any scale, in float64: one per chunk,
+ * fused_adamw_num_chunks of them. Only grads, size and element_type of the tensors are read. The
+ * result does not depend on `isa` or `num_threads`. */
+FUSED_ADAMW_API void fused_adamw_sum_squares(const fused_adamw_isa *isa,
+                                             const fused_adamw_tensor *tensors, ptrdiff_t count,
+                                             int num_threads, double *partial_sums);
+
+/* The global norm of gradients that are multiplied by `grad_scale`: from `count` partial sums, which
+ * are added in their order. */
+FUSED_ADAMW_API double fused_adamw_norm(const double *partial_sums, ptrdiff_t count,
+                                        double grad_scale);
 
 /* ---- state, read and written from outside
  *

@@ -1,5 +1,7 @@
-/* Splits the work of one call over threads; fork. */
+/* Splits the work of one call over threads. */
+#include "float_env.h"
 #include "internal.h"
+#include "threads.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -96,6 +98,13 @@ static void sum_chunks(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 
 /* ---- threads */
 
+static void run_part(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
+{
+    const float_control before = use_default_float_control();
+    job->work(job, begin, end);
+    restore_float_control(before);
+}
+
 #if defined(_OPENMP)
 
 static ptrdiff_t part_begin(const struct job *job, int part, int parts)
@@ -105,67 +114,63 @@ static ptrdiff_t part_begin(const struct job *job, int part, int parts)
 
 static void run_parallel(const struct job *job)
 {
-#pragma omp parallel num_threads(job->num_threads)
+    const int team_size = fused_adamw_team_size(job->num_threads);
+    if (team_size == 1) {
+        run_part(job, 0, job->total);
+        return;
+    }
+#pragma omp parallel num_threads(team_size)
     {
         /* OpenMP may grant fewer threads than were asked for. */
         const int part = omp_get_thread_num(), parts = omp_get_num_threads();
-        job->work(job, part_begin(job, part, parts), part_begin(job, part + 1, parts));
+        run_part(job, part_begin(job, part, parts), part_begin(job, part + 1, parts));
     }
 }
 
 #if defined(_WIN32)
 
-static int run_safely(struct job *job, ptrdiff_t elements)
+static int run_in_thread(struct job *job, ptrdiff_t elements)
 {
-    (void)elements;
-    run_parallel(job);
-    return 1;
-}
-
-void fused_adamw_init(void)
-{
+    (void)job, (void)elements;
+    return 0;
 }
 
 #else
 
-/* In a forked child, libgomp still counts on worker threads that only the parent has, and the next
- * parallel region waits for them forever. It remembers them per calling thread, so the child opens
- * its parallel regions from a new thread. */
-static int forked; /* the only mutable global: set before the child can have a second thread */
-
-/* With fewer elements that thread and its team cost more than they save:
+/* With fewer elements a new thread and its team cost more than they save:
  * benches/bench_threads.py. */
-#define MIN_ELEMENTS_AFTER_FORK 4194304
+#define MIN_ELEMENTS_IN_NEW_THREAD 4194304
 
-static void after_fork_in_child(void)
-{
-    forked = 1;
-}
-
-static void *run_in_thread(void *job)
+static void *start(void *job)
 {
     run_parallel(job);
     return NULL;
 }
 
-static int run_safely(struct job *job, ptrdiff_t elements)
+static int run_in_thread(struct job *job, ptrdiff_t elements)
 {
     pthread_t thread;
-    if (!forked) {
-        run_parallel(job);
-        return 1;
-    }
-    return elements >= MIN_ELEMENTS_AFTER_FORK &&
-           pthread_create(&thread, NULL, run_in_thread, job) == 0 &&
-           pthread_join(thread, NULL) == 0;
-}
-
-void fused_adamw_init(void)
-{
-    pthread_atfork(NULL, NULL, after_fork_in_child);
+    return elements >= MIN_ELEMENTS_IN_NEW_THREAD &&
+           pthread_create(&thread, NULL, start, job) == 0 && pthread_join(thread, NULL) == 0;
 }
 
 #endif
+
+/* Whether the job was done, on several threads where they can be created. */
+static int run_on_threads(struct job *job, ptrdiff_t elements)
+{
+    if (job->num_threads == 1)
+        return 0;
+    switch (fused_adamw_regions()) {
+    case REGIONS_HERE:
+        run_parallel(job);
+        return 1;
+    case REGIONS_IN_NEW_THREAD:
+        return run_in_thread(job, elements);
+    default:
+        return 0;
+    }
+}
 
 int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
@@ -173,29 +178,7 @@ int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t coun
     return worth >= num_threads ? num_threads : worth > 1 ? (int)worth : 1;
 }
 
-/* Whether the job was done, on several threads. */
-static int run_on_threads(struct job *job, ptrdiff_t elements)
-{
-    return job->num_threads > 1 && run_safely(job, elements);
-}
-
-int fused_adamw_has_openmp(void)
-{
-    return 1;
-}
-
-static int max_threads(void)
-{
-    return omp_get_max_threads();
-}
-
 #else
-
-int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
-{
-    (void)tensors, (void)count, (void)num_threads;
-    return 1;
-}
 
 static int run_on_threads(struct job *job, ptrdiff_t elements)
 {
@@ -203,26 +186,18 @@ static int run_on_threads(struct job *job, ptrdiff_t elements)
     return 0;
 }
 
-void fused_adamw_init(void)
+int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 {
-}
-
-int fused_adamw_has_openmp(void)
-{
-    return 0;
-}
-
-static int max_threads(void)
-{
+    (void)tensors, (void)count, (void)num_threads;
     return 1;
 }
 
 #endif
 
-int fused_adamw_default_threads(int quota)
+static void run(struct job *job, ptrdiff_t elements)
 {
-    const int threads = max_threads();
-    return quota > 0 && quota < threads ? quota : threads;
+    if (!run_on_threads(job, elements))
+        run_part(job, 0, job->total);
 }
 
 void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
@@ -230,19 +205,13 @@ void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tens
 {
     const ptrdiff_t elements = total_size(tensors, count);
     struct job job = {step_elements, elements, GRAIN, num_threads, isa, tensors, NULL};
-    if (!run_on_threads(&job, elements))
-        step_elements(&job, 0, elements);
+    run(&job, elements);
 }
 
-double fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
-                               ptrdiff_t count, int num_threads, double *partial_sums)
+void fused_adamw_sum_squares(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
+                             ptrdiff_t count, int num_threads, double *partial_sums)
 {
     const ptrdiff_t chunks = fused_adamw_num_chunks(tensors, count);
     struct job job = {sum_chunks, chunks, 1, num_threads, isa, tensors, partial_sums};
-    if (!run_on_threads(&job, total_size(tensors, count)))
-        sum_chunks(&job, 0, chunks);
-    double sum = 0;
-    for (ptrdiff_t i = 0; i < chunks; i++)
-        sum += partial_sums[i];
-    return sum;
+    run(&job, total_size(tensors, count));
 }

@@ -1,4 +1,5 @@
 /* From hyper-parameters to the scalars of a step; what stochastic rounding draws from. */
+#include "float_env.h"
 #include "internal.h"
 #include "rng.h"
 
@@ -59,13 +60,18 @@ static int find_not_representable(const fused_adamw_scalars *s)
     return FUSED_ADAMW_OK;
 }
 
+/* 1 - beta^t, without the cancellation of that expression where beta is close to 1. */
+static double bias_correction(double beta, double t)
+{
+    return -expm1(t * log(beta)); /* 1 for a beta of 0 */
+}
+
 /* The betas are rounded once. Everything else follows in double from the rounded ones, each
  * expression evaluated as Python evaluates it, and is then rounded once. If a beta and its
  * complement were rounded separately, they would not add up to 1, an error that grows with t. */
-int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams, int element_type,
-                               int64_t t, fused_adamw_scalars *scalars)
+static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
+                  fused_adamw_scalars *scalars)
 {
-    const fused_adamw_hyperparams *h = hyperparams;
     const int compute = fused_adamw_element_types[element_type].compute;
     const double b1 = rounded(compute, h->beta1), b2 = rounded(compute, h->beta2);
     const double ema_decay = rounded(compute, h->ema_decay), steps = (double)t;
@@ -77,8 +83,8 @@ int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams, int e
         .b2 = b2,
         .c1 = rounded(compute, 1 - b1),
         .c2 = rounded(compute, 1 - b2),
-        .step = rounded(compute, h->lr / (1 - pow(b1, steps))),
-        .rsqrt_bc2 = rounded(compute, 1 / sqrt(1 - pow(b2, steps))),
+        .step = rounded(compute, h->lr / bias_correction(b1, steps)),
+        .rsqrt_bc2 = rounded(compute, 1 / sqrt(bias_correction(b2, steps))),
         .decay = rounded(compute, h->lr * h->weight_decay),
         .eps = rounded(compute, h->eps),
         .ema_decay = ema_decay,
@@ -88,6 +94,15 @@ int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams, int e
         .compute = compute,
     };
     return find_not_representable(scalars);
+}
+
+int fused_adamw_derive_scalars(const fused_adamw_hyperparams *hyperparams, int element_type,
+                               int64_t t, fused_adamw_scalars *scalars)
+{
+    const float_control before = use_default_float_control();
+    const int status = derive(hyperparams, element_type, t, scalars);
+    restore_float_control(before);
+    return status;
 }
 
 /* Irrational fractions of 2^32, by which the dithers move on in each step. Their multiples fill the
@@ -100,9 +115,12 @@ static const uint32_t WEYL[NUM_DITHERS] = {
 int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale, double factor,
                                int stochastic)
 {
-    if (!isfinite(rounded(scalars->compute, grad_scale)))
+    const float_control before = use_default_float_control();
+    const int usable = isfinite(rounded(scalars->compute, pinned(grad_scale)));
+    scalars->scale = rounded(scalars->compute, pinned(grad_scale) * pinned(factor));
+    restore_float_control(before);
+    if (!usable)
         return FUSED_ADAMW_BAD_GRAD_SCALE | FUSED_ADAMW_NOT_REPRESENTABLE;
-    scalars->scale = rounded(scalars->compute, grad_scale * factor);
     scalars->stochastic = stochastic;
     for (int role = 0; role < NUM_DITHERS; role++)
         scalars->dither[role] =
@@ -115,8 +133,21 @@ uint32_t fused_adamw_rng_key(uint32_t seed, ptrdiff_t param_index)
     return random_bits(random_bits(seed, 0), (uint32_t)param_index);
 }
 
+double fused_adamw_norm(const double *partial_sums, ptrdiff_t count, double grad_scale)
+{
+    const float_control before = use_default_float_control();
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < count; i++)
+        sum += partial_sums[i];
+    const double norm = pinned(pinned(fabs(grad_scale)) * sqrt(sum));
+    restore_float_control(before);
+    return norm;
+}
+
 double fused_adamw_clip_factor(double norm, double max_norm)
 {
-    const double factor = max_norm / (norm + 1e-6);
+    const float_control before = use_default_float_control();
+    const double factor = pinned(pinned(max_norm) / (pinned(norm) + 1e-6));
+    restore_float_control(before);
     return max_norm == 0 || factor > 1 ? 1 : factor;
 }

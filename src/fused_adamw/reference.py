@@ -64,11 +64,11 @@ def adamw_update(
 
     # 1. The moments.
     m = beta1 * m + (1 - beta1) * gradient
-    v = beta2 * v + (1 - beta2) * gradient * gradient
+    v = beta2 * v + (1 - beta2) * (gradient * gradient)
 
     # 2. Bias correction.
-    m_hat = m / (1 - beta1**t)
-    v_hat = v / (1 - beta2**t)
+    m_hat = m / _one_minus_power(beta1, t)
+    v_hat = v / _one_minus_power(beta2, t)
 
     # 3. Decoupled weight decay.
     theta = theta * (1 - lr * wd)
@@ -121,6 +121,12 @@ def adamw_update_list(
         new_m.append(m_i)
         new_v.append(v_i)
     return new_theta, new_m, new_v
+
+
+def _one_minus_power(beta: float, t: int) -> float:
+    # 1 - beta**t would cancel where beta is close to 1: at beta = 1 - 1e-9 and t = 2 half of its
+    # digits are lost.
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
 
 
 def _check_step(t: int) -> None:

@@ -345,3 +345,26 @@ def test_bad_decay_of_the_average(tensor, decay):
 
 def test_the_constants_of_the_tests_are_those_of_the_library():
     assert (_core.CHUNK, _core.MIN_ELEMENTS_PER_THREAD) == (CHUNK, PER_THREAD)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_nan_of_every_payload_and_sign(tensor, dtype, isa, num_threads):
+    """Which elements are NaN is promised, not with which sign and payload; all others keep their
+    bits."""
+    x = tensor(PER_THREAD * 2 + 77, dtype, seed=3)
+    rng = np.random.default_rng(4)
+    integers = np.uint32 if dtype == np.float32 else np.uint64
+    infinity = np.array(np.inf, dtype).view(integers)
+    sign = np.array(-0.0, dtype).view(integers)
+    for array in x.arrays:
+        chosen = rng.random(array.size) < 0.1
+        payloads = rng.integers(1, 2 ** np.finfo(dtype).nmant, array.size).astype(integers)
+        signs = rng.integers(0, 2, array.size).astype(integers) * sign
+        array[chosen] = (infinity | payloads | signs).view(dtype)[chosen]
+    expected = adamw_twin(*x.arrays, 2)
+    fused_adamw(*x.arrays, 2, num_threads=num_threads)
+    for found, twin in zip((x.p, x.m, x.v), expected, strict=True):
+        nan = np.isnan(twin)
+        assert 0.1 < nan.mean() < 0.5
+        np.testing.assert_array_equal(np.isnan(found), nan)
+        assert found[~nan].tobytes() == twin[~nan].tobytes()

@@ -5,6 +5,11 @@ import math
 import numpy as np
 
 
+def bias_correction(beta, t):
+    """1 - beta^t, without the cancellation of that expression where beta is close to 1."""
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+
+
 def adamw_twin(
     p,
     g,
@@ -23,8 +28,8 @@ def adamw_twin(
     real = p.dtype.type
     b1, b2 = float(real(betas[0])), float(real(betas[1]))
     c1, c2 = real(1 - b1), real(1 - b2)
-    step = real(lr / (1 - b1**t))
-    rsqrt_bc2 = real(1 / math.sqrt(1 - b2**t))
+    step = real(lr / bias_correction(b1, t))
+    rsqrt_bc2 = real(1 / math.sqrt(bias_correction(b2, t)))
     decay, eps, scale = real(lr * weight_decay), real(eps), real(scale)
     b1, b2 = real(b1), real(b2)
     with np.errstate(all="ignore"):

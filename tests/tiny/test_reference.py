@@ -174,3 +174,20 @@ def test_the_examples_in_the_docstrings() -> None:
     results = doctest.testmod(reference)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(
+    gradient=st.floats(-1e3, 1e3),
+    m=st.floats(-1.0, 1.0),
+    v=st.floats(0.0, 1.0),
+    beta1=betas,
+    beta2=betas,
+)
+def test_moments_have_the_bits_of_the_definition(
+    gradient: float, m: float, v: float, beta1: float, beta2: float
+) -> None:
+    """As the top of the file has it: the square of the gradient, times 1 - beta2."""
+    _, new_m, new_v = adamw_update(0.0, gradient, m, v, t=1, beta1=beta1, beta2=beta2)
+    assert new_m == beta1 * m + (1 - beta1) * gradient
+    assert new_v == beta2 * v + (1 - beta2) * gradient**2

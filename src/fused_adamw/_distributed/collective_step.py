@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from math import isfinite, sqrt
+from math import isfinite
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import BoundTensors, clip_factor
+from .._core import BoundTensors, clip_factor, norm_of_chunks
 from .._optim.arrays import Array, ShardSlice
 from .._optim.param_groups import Hyperparams
 from .bucket_comm import BucketCommunicator
@@ -141,9 +141,7 @@ class CollectiveStep:
                 # While the mean is in the cache.
                 self._add_squares(sums, active[k], grads, options["num_threads"])
         total = gather_vectors(self.comm.comm, sums, self._num_sums)[self._sum_order]
-        # Added up one by one, as a single process does; np.sum adds pairwise.
-        square = float(np.add.accumulate(total)[-1]) if total.size else 0.0
-        return abs(options["grad_scale"]) * sqrt(square)
+        return norm_of_chunks(total, options["grad_scale"])
 
     def _keep_mean(
         self, part: Array, own: Sequence[ShardSlice], grads: Sequence[Array | None]

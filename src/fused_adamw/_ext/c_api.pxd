@@ -18,6 +18,7 @@ cdef extern from "fused_adamw.h" nogil:
         FUSED_ADAMW_BLOCK
         FUSED_ADAMW_CHUNK
         FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD
+        FUSED_ADAMW_MAX_THREADS
 
     enum:
         FUSED_ADAMW_OK
@@ -106,9 +107,10 @@ cdef extern from "fused_adamw.h" nogil:
         const fused_adamw_isa *isa, const fused_adamw_tensor *tensors, ptrdiff_t count,
         int num_threads)
     ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tensors, ptrdiff_t count)
-    double fused_adamw_sum_squares(
+    void fused_adamw_sum_squares(
         const fused_adamw_isa *isa, const fused_adamw_tensor *tensors, ptrdiff_t count,
         int num_threads, double *partial_sums)
+    double fused_adamw_norm(const double *partial_sums, ptrdiff_t count, double grad_scale)
     void fused_adamw_decode_state(
         const fused_adamw_isa *isa, const fused_adamw_tensor *tensor, float *m, float *v,
         float *v_max)

@@ -16,6 +16,7 @@ One module in several files, in the order of their dependencies:
     validate.pxi        what parameters, gradients and state must be
     workspace.pxi       what one step needs: tensors with gradients, their scalars
     autotune.pxi        whether several threads pay
+    slots.pxi           what is kept of each array
     bound_arrays.pxi    parameters and state, bound for an optimizer's life
     bound_tensors.pxi   steps over them
     prepared_step.pxi   tensors validated for one step: those of PyTorch
@@ -54,7 +55,7 @@ from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SetItem
-from libc.math cimport fabs, floor, isfinite, sqrt
+from libc.math cimport floor, isfinite
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
@@ -69,6 +70,7 @@ include "dlpack_adapter.pxi"
 include "validate.pxi"
 include "workspace.pxi"
 include "autotune.pxi"
+include "slots.pxi"
 include "bound_arrays.pxi"
 include "bound_tensors.pxi"
 include "prepared_step.pxi"

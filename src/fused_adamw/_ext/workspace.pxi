@@ -66,15 +66,38 @@ cdef int finish_scalars(
     return 0
 
 
-cdef double gradient_norm(const fused_adamw_isa *isa, Workspace *space, int threads) except? -1:
-    """The Euclidean norm of all gradients of the step."""
-    cdef double square
-    cdef double *partial_sums = <double *>allocate(
-        fused_adamw_num_chunks(space.tensors, space.num_active), sizeof(double)
-    )
+cdef int sum_squares(
+    const fused_adamw_isa *isa, Workspace *space, int threads, bint free, double *partial_sums
+) except -1:
+    """The sums of squares of the chunks; ``free``: on one thread while others stall."""
+    cdef double started = 0
+    if free:
+        threads = threads_without_stalls(threads)
+        started = clock_of(threads)
     with nogil:
-        square = fused_adamw_sum_squares(
-            isa, space.tensors, space.num_active, threads, partial_sums
-        )
-    PyMem_Free(partial_sums)
-    return sqrt(square)
+        fused_adamw_sum_squares(isa, space.tensors, space.num_active, threads, partial_sums)
+    if free:
+        watch_for_stall(space.tensors, space.num_active, threads, started)
+    return 0
+
+
+cdef double gradient_norm(
+    const fused_adamw_isa *isa, Workspace *space, double grad_scale, int threads, bint free
+) except? -1:
+    """The Euclidean norm of all gradients of the step, times ``grad_scale``."""
+    cdef Py_ssize_t count = fused_adamw_num_chunks(space.tensors, space.num_active)
+    cdef double *partial_sums = <double *>allocate(count, sizeof(double))
+    try:
+        sum_squares(isa, space, threads, free, partial_sums)
+        return fused_adamw_norm(partial_sums, count, grad_scale)
+    finally:
+        PyMem_Free(partial_sums)
+
+
+def norm_of_chunks(sums, grad_scale):
+    """The same from the sums of squares of its chunks, in their order: for gradients that are
+    divided over ranks."""
+    flat = np.ascontiguousarray(sums, np.float64).reshape(-1)
+    return fused_adamw_norm(
+        <double *><size_t>flat.ctypes.data, flat.size, finite("grad_scale", grad_scale)
+    )

@@ -1,0 +1,167 @@
+/* The threads of OpenMP, and when not to ask for them: its runtimes end the process where a thread
+ * cannot be created, and a forked child has only one of its parent's threads. */
+#include "threads.h"
+#include "internal.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#if defined(_OPENMP) && !defined(_WIN32)
+
+#include <pthread.h>
+#include <stdlib.h>
+
+/* A function of LLVM's OpenMP runtime, and of Intel's; NULL in a process with GCC's alone. */
+extern size_t kmp_get_stacksize_s(void) __attribute__((weak));
+
+/* ---- threads that can be created */
+
+/* The bytes that a variable of OpenMP asks for; 0 where it is not set, or set to what is no size. */
+static size_t stack_size_in(const char *variable)
+{
+    const char *value = getenv(variable);
+    char *unit;
+    if (value == NULL)
+        return 0;
+    const unsigned long long number = strtoull(value, &unit, 10);
+    while (*unit == ' ' || *unit == '\t')
+        unit++;
+    const unsigned long long shift = *unit == 'B' || *unit == 'b'   ? 0
+                                     : *unit == 'M' || *unit == 'm' ? 20
+                                     : *unit == 'G' || *unit == 'g' ? 30
+                                                                    : 10;
+    return number > SIZE_MAX >> shift ? 0 : (size_t)number << shift;
+}
+
+/* The stack of the threads that the OpenMP runtime creates; 0 for the default of the system. */
+static size_t stack_size(void)
+{
+    if (kmp_get_stacksize_s != NULL)
+        return kmp_get_stacksize_s();
+    const size_t size = stack_size_in("OMP_STACKSIZE");
+    return size > 0 ? size : stack_size_in("GOMP_STACKSIZE");
+}
+
+static void *wait_at_gate(void *gate)
+{
+    pthread_mutex_lock((pthread_mutex_t *)gate);
+    pthread_mutex_unlock((pthread_mutex_t *)gate);
+    return NULL;
+}
+
+/* How many threads of up to `wanted` can be created at the same time. They end again: the runtime
+ * takes their places, unless something else is faster. */
+static int count_creatable(int wanted)
+{
+    pthread_t threads[FUSED_ADAMW_MAX_THREADS];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
+    const size_t size = stack_size();
+    int created = 0;
+    if (pthread_attr_init(&attributes) != 0)
+        return 0;
+    if (size > 0) /* the runtimes, too, ignore a size that is refused */
+        pthread_attr_setstacksize(&attributes, size);
+    pthread_mutex_lock(&gate);
+    while (created < wanted &&
+           pthread_create(&threads[created], &attributes, wait_at_gate, &gate) == 0)
+        created++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < created; i++)
+        pthread_join(threads[i], NULL);
+    pthread_attr_destroy(&attributes);
+    return created;
+}
+
+/* A runtime keeps the threads of the last region for the next one that the same thread opens, so
+ * that they have to be created only where a region is larger than the one before. */
+int fused_adamw_team_size(int num_threads)
+{
+    static _Thread_local int asked = 1, granted = 1;
+    const int wanted =
+        num_threads < FUSED_ADAMW_MAX_THREADS ? num_threads : FUSED_ADAMW_MAX_THREADS;
+    if (wanted > asked)
+        granted += count_creatable(wanted - granted);
+    else if (wanted < granted)
+        granted = wanted;
+    asked = wanted;
+    return granted;
+}
+
+/* ---- fork */
+
+static int forked; /* the only mutable global: set before the child can have a second thread */
+
+static void after_fork_in_child(void)
+{
+    forked = 1;
+}
+
+void fused_adamw_init(void)
+{
+    pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
+/* In a forked child, libgomp still counts on worker threads that only the parent has, and the next
+ * parallel region waits for them forever. It remembers them per calling thread, so the child opens
+ * its parallel regions from a new thread. LLVM's runtime starts again in the child, but may find
+ * locks that other threads of the parent had taken at that moment. */
+int fused_adamw_regions(void)
+{
+    if (!forked)
+        return REGIONS_HERE;
+    return kmp_get_stacksize_s != NULL ? NO_REGIONS : REGIONS_IN_NEW_THREAD;
+}
+
+#else
+
+int fused_adamw_team_size(int num_threads)
+{
+    return num_threads;
+}
+
+void fused_adamw_init(void)
+{
+}
+
+int fused_adamw_regions(void)
+{
+    return REGIONS_HERE;
+}
+
+#endif
+
+#if defined(_OPENMP)
+
+int fused_adamw_has_openmp(void)
+{
+    return 1;
+}
+
+int fused_adamw_default_threads(int quota)
+{
+    if (fused_adamw_regions() == NO_REGIONS)
+        return 1;
+    int threads = omp_get_max_threads();
+    if (threads < 1 || threads > FUSED_ADAMW_MAX_THREADS)
+        threads = omp_get_num_procs();
+    if (threads > FUSED_ADAMW_MAX_THREADS)
+        threads = FUSED_ADAMW_MAX_THREADS;
+    return quota > 0 && quota < threads ? quota : threads;
+}
+
+#else
+
+int fused_adamw_has_openmp(void)
+{
+    return 0;
+}
+
+int fused_adamw_default_threads(int quota)
+{
+    (void)quota;
+    return 1;
+}
+
+#endif
