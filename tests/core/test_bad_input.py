@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from processes import run_python
 
 from fused_adamw import AdamW, fused_adamw
 
@@ -452,3 +453,73 @@ def test_bfloat16_in_the_byte_order_of_other_machines():
         pytest.skip("this ml_dtypes ignores byte orders")
     with pytest.raises(TypeError, match="params must be"):
         AdamW(swapped)
+
+
+# ---- many arrays
+
+MANY = """
+import numpy as np
+from fused_adamw import AdamW, fused_adamw
+memory = np.ones(4 * 150_000, np.float32).reshape(4, 150_000, 1)
+p, g, m, v = (list(x) for x in memory)
+p[149_998] = p[149_999] = v[3]
+for call in (lambda: fused_adamw(p, g, m, v, 1), lambda: AdamW(p)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_an_overlap_among_many_arrays():
+    """To compare every array with every other one would take minutes."""
+    printed = run_python(MANY).stdout.splitlines()
+    assert printed == [
+        "params[149998] must not share memory with params[149999]: both are updated in place",
+        "params[149998] must not share memory with params[149999]: both are updated in place",
+    ]
+
+
+@pytest.mark.parametrize("role", ROLES[1:])
+def test_names_of_many_keys_are_not_all_listed(role):
+    dicts = [{f"key{i}": np.ones(1) for i in range(20_000)} for _ in range(4)]
+    dicts[ROLES.index(role)] = {f"other{i}": np.ones(1) for i in range(20_000)}
+    with pytest.raises(ValueError, match="19,995 more") as caught:
+        call(dicts)
+    assert len(str(caught.value)) < 400
+    assert "key4" in str(caught.value)
+    assert "key5" not in str(caught.value)
+
+
+def test_names_in_other_messages_are_not_all_listed():
+    """Of parameters with the same name, and of entries of a state dict."""
+    twice = {"a": {f"w{i}": np.ones(1) for i in range(50)}}
+    twice |= {f"a.w{i}": np.ones(1) for i in range(50)}
+    with pytest.raises(ValueError, match="45 more") as caught:
+        AdamW(twice)
+    assert len(str(caught.value)) < 400
+    optimizer = AdamW({f"w{i}": np.ones(1) for i in range(50)})
+    saved = optimizer.state_dict()
+    saved["state"] = {f"other{i}": entry for i, entry in enumerate(saved["state"].values())}
+    with pytest.raises(ValueError, match=r"45 more.*45 more") as caught:
+        optimizer.load_state_dict(saved)
+    assert len(str(caught.value)) < 400
+
+
+# ---- arrays that are larger than the memory
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}, {"ema_decay": 0.9}])
+@pytest.mark.parametrize("stride", [0, 4, 12])
+def test_views_of_more_elements_than_memory(stride, options):
+    """Refused before their state is made."""
+    memory = np.ones(8, np.float32)
+    huge = np.lib.stride_tricks.as_strided(memory, (10**12, 2), (stride, 4 if stride else 0))
+    for params in (huge, [memory, huge], [{"params": [huge]}]):
+        with pytest.raises(ValueError, match="contiguous"):
+            AdamW(params, **options)
+    with pytest.raises(ValueError, match="contiguous"):
+        fused_adamw(huge, huge, huge, huge, 1)
+    with pytest.raises(ValueError, match="shape"):
+        fused_adamw(memory, huge, memory.copy(), memory.copy(), 1)

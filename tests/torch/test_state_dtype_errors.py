@@ -162,3 +162,16 @@ def test_a_stale_backward_is_noticed():
     opt.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "8bit"}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.9}]
+)
+def test_an_expanded_parameter_is_refused_before_its_state_is_made(options):
+    """The state would be larger than any memory."""
+    p = torch.ones(1).expand(10**12).requires_grad_()
+    p.grad = torch.ones(1).expand(10**12)
+    opt = AdamW([p], **options)
+    with pytest.raises(TypeError, match=r"dense.*unsupported: parameters \[0\]"):
+        opt.step()
+    assert not opt.state

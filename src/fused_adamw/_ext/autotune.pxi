@@ -1,5 +1,8 @@
 """One thread or all: measured while stepping.
 
+An optimizer compares both (``Tuner``). What is not compared (the function, norms, the steps of
+PyTorch's tensors) avoids the worst alone (``Stalls``).
+
 The bits of a step do not depend on its threads, so an optimizer is free to try. What is faster
 depends on what else runs: NumPy's own threads spin for a while after each matrix product, and then
 a step on two threads can wait for its second one for milliseconds."""
@@ -47,3 +50,58 @@ cdef double median_trial(const double *seconds) noexcept:
         if below == (TRIALS - 1) // 2:
             return seconds[i]
     return 0
+
+
+# ---- stalls
+
+cdef enum:
+    SLOWEST = 16        # ns per element that no step on several threads takes: 28 bytes of float32
+    FEWEST_SERIAL = 32  # steps on one thread after a stall
+    MOST_SERIAL = 4096
+
+
+cdef struct Stalls:
+    # Where other processes keep the processors busy, a step waits for the time slice of a thread
+    # that is not scheduled, which takes a thousand times as long as the step. After such a step the
+    # next ones run on one thread: more of them the more often it happens.
+    long long serial_steps  # that remain
+    long long penalty       # how many there will be after the next stall
+
+
+cdef Stalls STALLS = Stalls(0, FEWEST_SERIAL)  # of this process: two threads may spoil one choice
+
+
+cdef int threads_without_stalls(int threads) noexcept:
+    """How many threads the next step should use."""
+    if threads > 1 and STALLS.serial_steps > 0:
+        STALLS.serial_steps -= 1
+        return 1
+    return threads
+
+
+cdef double clock_of(int threads) except -1:
+    """When a step begins that is worth watching."""
+    return perf_counter() if threads > 1 else 0
+
+
+cdef int watch_for_stall(
+    const fused_adamw_tensor *tensors, Py_ssize_t count, int threads, double started
+) except -1:
+    """Look at the time of a step, or of a norm, that has ended."""
+    cdef Py_ssize_t i, elements = 0
+    if threads == 1:
+        return 0
+    for i in range(count):
+        elements += tensors[i].size
+    if (perf_counter() - started) * 1e9 > SLOWEST * <double>elements:
+        STALLS.serial_steps = STALLS.penalty
+        STALLS.penalty = min(2 * STALLS.penalty, MOST_SERIAL)
+    elif STALLS.penalty > FEWEST_SERIAL:
+        STALLS.penalty -= 1
+    return 0
+
+
+def _forget_stalls():
+    """For tests: as if there had been none."""
+    global STALLS
+    STALLS = Stalls(0, FEWEST_SERIAL)

@@ -1,28 +1,6 @@
 """The arrays that steps update: checked once, and kept from being freed or resized."""
 
 
-cdef struct Param:
-    # One tensor of the parameters.
-    ArrayView view
-    long long steps   # that it has had
-    Py_ssize_t group  # whose hyper-parameters it takes
-    bint decays       # whether weight decay applies to it
-    char order        # of its elements in memory: b"C" or b"F"
-
-
-cdef struct Slot:
-    # What is stepped: a tensor, or a range of its elements.
-    fused_adamw_tensor tensor
-    Py_ssize_t param  # the tensor's index
-
-
-cdef struct BoundBuffer:
-    Py_buffer buffer
-    Interval memory
-    int role
-    Py_ssize_t param
-
-
 @cython.no_gc
 cdef class BoundArrays:
     """Parameters and their state, all of one arrangement, ``spec``.
@@ -44,6 +22,7 @@ cdef class BoundArrays:
     cdef IntervalSet written   # the memory of all of them
     cdef bint stochastic
     cdef bint plain            # only dtypes that are their own arithmetic's
+    cdef bint has_state
     cdef bint has_ema
 
     def __cinit__(
@@ -51,15 +30,18 @@ cdef class BoundArrays:
         list slices=None, list decays=None, seed=None, bint has_ema=False,
     ):
         cdef tuple arrays = spec.flatten("params", params)
-        cdef tuple all_m = () if moments is None else spec.flatten("m", moments[0])
-        cdef tuple all_v = () if moments is None else spec.flatten("v", moments[1])
+        cdef tuple all_m = (), all_v = ()
+        if moments is not None:
+            m, v = moments
+            all_m, all_v = spec.flatten("m", m), spec.flatten("v", v)
         cdef Py_ssize_t i, capacity = len(arrays) + len(all_m) + len(all_v)
         cdef Py_ssize_t slots = len(arrays) if slices is None else len(slices)
+        cdef list kept = [] if state is None else arrays_of_state(state, slots)
         self.spec = spec
         self.plain = moments is not None
+        self.has_state = moments is not None or state is not None
         self.has_ema = has_ema
-        if state is not None:
-            capacity += sum([len(kept.arrays) for kept in state])
+        capacity += sum([len(named) for _, named in kept])
         self.reserve_memory(len(arrays), slots, capacity)
         for i in range(len(arrays)):
             self.bind_param(i, arrays[i])
@@ -75,7 +57,7 @@ cdef class BoundArrays:
                 self.slots[i].tensor.v = self.bind_moment(V, i, all_v[i])
         elif state is not None:
             for i in range(slots):
-                self.bind_state(i, state[i])
+                self.bind_state(i, kept[i])
         self.finish(decays, seed)
 
     def __dealloc__(self):
@@ -151,6 +133,7 @@ cdef class BoundArrays:
 
     cdef int add_slot(self, Py_ssize_t i, Py_ssize_t begin, Py_ssize_t end) except -1:
         cdef Slot *slot = &self.slots[self.num_slots]
+        require_slice(self.params, self.num_params, i, begin, end)
         cdef const ArrayView *view = &self.params[i].view
         memset(slot, 0, sizeof(Slot))
         slot.param = i
@@ -178,15 +161,26 @@ cdef class BoundArrays:
         """Bind the arrays of a ``TensorState``."""
         cdef Slot *slot = &self.slots[i]
         cdef int role
-        slot.tensor.state_format = format_index(kept.format)
+        format_name, named = kept
+        slot.tensor.state_format = format_index(format_name)
         if not is_compatible(slot.tensor.element_type, slot.tensor.state_format):
             raise TypeError(
                 f"the state of {self.spec.name('params', slot.param)} must have a format for "
-                f"{ELEMENT_TYPES[slot.tensor.element_type]}; got {kept.format!r}"
+                f"{ELEMENT_TYPES[slot.tensor.element_type]}; got {format_name!r}"
             )
-        for name, array in kept.arrays.items():
-            role = ROLE_INDEX[name]
+        for name, array in named:
+            role = state_role(name)
             role_pointer(&slot.tensor, role)[0] = self.bind_state_array(role, slot, array)
+        if slot.tensor.size == 0:
+            return 0
+        require_roles(
+            slot.tensor.element_type, slot.tensor.state_format, roles_of(&slot.tensor)
+        )
+        if (slot.tensor.ema != NULL) != self.has_ema:
+            raise ValueError(
+                f"the state of {self.spec.name('params', slot.param)} must have an array 'ema' "
+                f"exactly with has_ema; got has_ema={self.has_ema}"
+            )
         return 0
 
     cdef void *bind_state_array(self, int role, Slot *slot, array) except? NULL:
@@ -262,12 +256,16 @@ cdef class BoundArrays:
     @cython.final
     cdef int require_hypers(self, list hypers) except -1:
         """One of each group, with a decay of the averages exactly where the state has averages."""
+        if not self.has_state:
+            raise ValueError("state must be given for a step; got parameters alone")
         if len(hypers) != self.spec.groups():
             raise ValueError(
                 f"param_groups must have {self.spec.groups()} groups, as at construction; got "
                 f"{len(hypers)}"
             )
         for hyper in hypers:
+            if type(hyper) is not tuple or len(<tuple>hyper) != 5:
+                raise TypeError(f"hypers must be tuples of 5 numbers; got {hyper!r}")
             if self.has_ema != (hyper[4] is not None):
                 expected = "a number" if self.has_ema else "None"
                 raise ValueError(
@@ -278,11 +276,14 @@ cdef class BoundArrays:
     # ---- overlaps
 
     cdef int report_overlap(self) except -1:
-        cdef Py_ssize_t a, b
-        for b in range(self.num_buffers):
-            for a in range(b):
-                if overlap(self.buffers[a].memory, self.buffers[b].memory):
-                    refuse_overlap(self.buffer_name(a), self.buffer_name(b))
+        """Name the first two arrays that share the first memory that is shared."""
+        cdef Interval shared = first_shared(&self.written)
+        cdef Py_ssize_t k, first = -1
+        for k in range(self.num_buffers):
+            if overlap(self.buffers[k].memory, shared):
+                if first >= 0:
+                    refuse_overlap(self.buffer_name(first), self.buffer_name(k))
+                first = k
         return 0
 
     @cython.final

@@ -24,7 +24,7 @@ cdef class BoundTensors(BoundArrays):
         cdef tuple flat = self.spec.flatten("grads", grads)
         cdef int threads = check_num_threads(num_threads)
         cdef const fused_adamw_isa *isa = find_isa()
-        cdef bint tuned = num_threads is None and not self.plain  # the function has no time for it
+        cdef bint free = num_threads is None  # to use fewer
         cdef double scale = finite("grad_scale", grad_scale)
         cdef double max_norm = positive_or_none("max_grad_norm", max_grad_norm)
         cdef bint needs_norm = max_norm > 0 or skip_nonfinite
@@ -36,27 +36,30 @@ cdef class BoundTensors(BoundArrays):
             self.gather(&space, flat, hypers)
             threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
             if needs_norm:
-                norm = fabs(scale) * gradient_norm(isa, &space, threads)
+                norm = gradient_norm(isa, &space, scale, threads, free)
                 if skip_nonfinite and not isfinite(norm):
                     return norm
                 factor *= fused_adamw_clip_factor(norm, max_norm)
             finish_scalars(&space, scale, factor, self.stochastic)
-            self.run(isa, &space, threads, tuned)
+            self.run(isa, &space, threads, free)
             self.count_step(flat)
         finally:
             release(&space)
         return norm if needs_norm else None
 
     cdef int run(
-        self, const fused_adamw_isa *isa, Workspace *space, int threads, bint tuned
+        self, const fused_adamw_isa *isa, Workspace *space, int threads, bint free
     ) except -1:
-        """Call the kernels; ``tuned``: on one thread or ``threads``, whichever has been faster."""
-        cdef bint trial = False
+        """Call the kernels; ``free``: on one thread or ``threads``, whichever has been faster."""
+        cdef bint trial = False, tuned = free and threads > 1 and not self.plain
+        cdef bint watched = free and self.plain  # the function does not live to compare
         cdef double started = 0
-        tuned = tuned and threads > 1
         if tuned:
             threads = tuner_choice(&self.tuner, threads)
             trial = is_trial(&self.tuner)
+        elif watched:
+            threads = threads_without_stalls(threads)
+            started = clock_of(threads)
         if trial:
             started = perf_counter()
         self.threads = threads
@@ -64,6 +67,8 @@ cdef class BoundTensors(BoundArrays):
             fused_adamw_step(isa, space.tensors, space.num_active, threads)
         if trial:
             record_trial(&self.tuner, threads, perf_counter() - started)
+        elif watched:
+            watch_for_stall(space.tensors, space.num_active, threads, started)
         if tuned:
             self.tuner.steps += 1
         return 0
@@ -128,6 +133,7 @@ cdef class BoundTensors(BoundArrays):
         cdef Param *param
         self.require_hypers(hypers)
         positive_or_none("max_grad_norm", max_grad_norm)
+        self.require_steps(steps)
         for i in range(self.num_params):
             param = &self.params[i]
             derive(
@@ -139,6 +145,8 @@ cdef class BoundTensors(BoundArrays):
     cpdef int count_step(self, tuple grads) except -1:
         """A step was taken, by the tensors that had a gradient: those that are not None."""
         cdef Py_ssize_t i
+        if grads is None or len(grads) != self.num_params:
+            raise ValueError(f"grads must be of {self.num_params} tensors; got {grads!r}")
         self.t += 1
         for i in range(self.num_params):
             self.params[i].steps += grads[i] is not None
@@ -157,10 +165,18 @@ cdef class BoundTensors(BoundArrays):
     def set_steps(self, list steps not None):
         """``steps``: one number of steps, 0 or more, for each tensor."""
         cdef Py_ssize_t i
-        if len(steps) != self.num_params:
-            raise ValueError(f"steps must have {self.num_params} numbers; got {len(steps)}")
+        self.require_steps(steps)
         for i in range(self.num_params):
             self.params[i].steps = steps[i]
+
+    cdef int require_steps(self, list steps) except -1:
+        if steps is None or len(steps) != self.num_params:
+            found = None if steps is None else len(steps)
+            raise ValueError(f"steps must have {self.num_params} numbers; got {found}")
+        for number in steps:
+            if not 0 <= integer("steps", number) < 2**63 - 1:
+                raise ValueError(f"steps must be from 0 to 2**63 - 2; got {number}")
+        return 0
 
     # ---- steps of ranges, for shards
 
@@ -199,10 +215,7 @@ cdef class BoundTensors(BoundArrays):
             sums = np.empty(fused_adamw_num_chunks(space.tensors, space.num_active))
             partial_sums = <double *><size_t>sums.ctypes.data
             threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
-            with nogil:
-                fused_adamw_sum_squares(
-                    isa, space.tensors, space.num_active, threads, partial_sums
-                )
+            sum_squares(isa, &space, threads, num_threads is None, partial_sums)
         finally:
             release(&space)
         return sums
@@ -214,8 +227,10 @@ cdef class BoundTensors(BoundArrays):
         cdef Slot *slot
         cdef Py_buffer *buffer
         cdef ArrayView view
-        if first < 0 or first + len(grads) > self.num_slots:
-            raise ValueError(f"grads must be of {self.num_slots - first} slots; got {len(grads)}")
+        if not 0 <= first <= self.num_slots or len(grads) > self.num_slots - first:
+            raise ValueError(
+                f"grads must be of slots {first} to {self.num_slots} at most; got {len(grads)}"
+            )
         for k in range(len(grads)):
             if grads[k] is None:
                 continue

@@ -65,6 +65,8 @@ cdef class DLPackExchange:
     cdef object is_negated
 
     def __cinit__(self, *types, is_negated):
+        if not types or not all([isinstance(found, type) for found in types]):
+            raise TypeError(f"types must be one type or more; got {types}")
         capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
         if capsule is None:
             raise TypeError(f"{types[0].__name__} must have the exchange API of DLPack; got none")

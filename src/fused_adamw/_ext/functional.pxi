@@ -16,6 +16,8 @@ def fused_adamw(
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
+    1 - b^t is evaluated as -expm1(t log b), which is exact where b is close to 1.
+
     Args:
         params, grads, m, v: one array each, or nested sequences and mappings of arrays, all four
             of the same structure. The arrays of one tensor have one shape (any number of
@@ -32,13 +34,16 @@ def fused_adamw(
         weight_decay: decoupled from the gradient and multiplied by ``lr``, as in PyTorch and
             optax (Loshchilov & Hutter multiply it by the schedule alone). 0 or more.
         num_threads: at most this many threads, 1 to 1,024. None: as many as OMP_NUM_THREADS says,
-            or else as the affinity mask and the cgroup allow. A small step runs on the calling
-            thread.
+            or else as the affinity mask and the cgroup allow; one for a while after a step that
+            had to wait for other processes. A small step runs on the calling thread, and so does
+            one for which no thread can be created.
 
     Returns None. The result is the same to the last bit on every instruction set, for every number
-    of threads and every alignment, and however the elements are split into tensors; NumPy,
-    evaluating the lines of ``csrc/kernels/adamw.inc``, gives it too. NaN and infinity follow
-    IEEE 754 and stay in their own element. The GIL is released during the update.
+    of threads and every alignment, in every floating-point environment of the calling thread, and
+    however the elements are split into tensors; NumPy, evaluating the lines of
+    ``csrc/kernels/adamw.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their own
+    element; the sign and the payload of a NaN are not part of this. The GIL is released during the
+    update.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.

@@ -41,10 +41,12 @@ cdef struct IntervalSet:
     # Ranges of memory that no two arrays may share.
     Interval *intervals  # with as much memory again, for sorting
     Py_ssize_t count
+    Py_ssize_t near      # where the last search ended
 
 
 cdef int reserve(IntervalSet *found, Py_ssize_t capacity) except -1:
     found.count = 0
+    found.near = 0
     found.intervals = <Interval *>allocate(2 * capacity, sizeof(Interval))
     return 0
 
@@ -65,18 +67,40 @@ cdef bint sort_and_find_overlap(IntervalSet *found) noexcept:
     return False
 
 
-cdef inline bint overlaps(const IntervalSet *found, Interval interval) noexcept:
-    """Whether an interval overlaps one of these, which are sorted and do not overlap."""
-    cdef const Interval *first = found.intervals  # that ends after the beginning of this one
+cdef Interval first_shared(const IntervalSet *found) noexcept:
+    """What the first two of these that overlap, sorted by address, have in common."""
+    cdef Py_ssize_t k
+    for k in range(1, found.count):
+        if found.intervals[k].begin < found.intervals[k - 1].end:
+            return Interval(
+                found.intervals[k].begin, min(found.intervals[k].end, found.intervals[k - 1].end)
+            )
+    return Interval(NULL, NULL)
+
+
+cdef inline bint overlaps(IntervalSet *found, Interval interval) noexcept:
+    """Whether an interval overlaps one of these, which are sorted and do not overlap. It is looked
+    for where the last one was first: neighbours in memory often follow one another."""
+    cdef const Interval *next = found.intervals + found.near  # that ends after interval.begin
+    if found.near > 0 and (next - 1).end > interval.begin or (
+        found.near < found.count and next[0].end <= interval.begin
+    ):
+        next = first_that_ends_after(found, interval.begin)
+        found.near = next - found.intervals
+    return next < found.intervals + found.count and overlap(interval, next[0])
+
+
+cdef const Interval *first_that_ends_after(const IntervalSet *found, const char *address) noexcept:
+    cdef const Interval *first = found.intervals
     cdef size_t count = found.count, half
     while count > 0:
         half = count >> 1
-        if first[half].end > interval.begin:
+        if first[half].end > address:
             count = half
         else:
             first += half + 1
             count -= half + 1
-    return first < found.intervals + found.count and overlap(interval, first[0])
+    return first
 
 
 cdef void sort_intervals(Interval *intervals, Interval *scratch, Py_ssize_t count) noexcept:

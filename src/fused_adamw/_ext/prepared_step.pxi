@@ -68,11 +68,17 @@ cdef class PreparedStep:
         cdef Py_ssize_t i, count = len(tensors.params)
         cdef uint32_t number = seed_of(seed)
         self.tensors = tensors  # keeps them alive
-        self.read_lists(tensors, count)
         self.state_format = -1 if state_format is None else format_index(state_format)
+        self.read_lists(tensors, count)
         self.isa = find_isa()
         self.unsupported = []
         self.threads = check_num_threads(num_threads)
+        if param_indices is not None and len(param_indices) != count:
+            raise ValueError(
+                f"param_indices must have {count} entries; got {len(param_indices)}"
+            )
+        if type(hyper) is not tuple or len(<tuple>hyper) != 5:
+            raise TypeError(f"hyper must be a tuple of 5 numbers; got {hyper!r}")
         prepare(&self.space, count)
         self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
         reserve(&self.written, count * (self.num_roles + 2))
@@ -102,12 +108,17 @@ cdef class PreparedStep:
     cdef int read_lists(self, tensors, Py_ssize_t count) except -1:
         self.params, self.grads, self.steps = tensors.params, tensors.grads, tensors.steps
         self.state = []
-        for name, found in tensors.state.items():
-            self.roles[self.num_roles] = ROLE_INDEX[name]
+        cdef unsigned int found_roles = 0
+        for name, found in dict(tensors.state).items():
+            self.roles[self.num_roles] = state_role(name)
+            found_roles |= 1 << self.roles[self.num_roles]
             self.num_roles += 1
             self.state.append(found)
-        for found in (self.grads, self.steps, *self.state):
-            if len(found) != count:
+        require_roles(FUSED_ADAMW_FLOAT32, max(self.state_format, 0), found_roles)
+        for found in (self.params, self.grads, self.steps, *self.state):
+            if type(found) is not list:
+                raise TypeError(f"tensors must have lists; got {type(found).__name__}")
+            if len(<list>found) != count:
                 raise ValueError(f"tensors must have lists of {count} entries; got {len(found)}")
         return 0
 
@@ -202,9 +213,13 @@ cdef class PreparedStep:
         cdef Py_ssize_t k, count = self.space.num_active
         cdef fused_adamw_tensor *tensors = self.space.tensors
         cdef const StepCounter *counter
-        cdef int threads = fused_adamw_useful_threads(tensors, count, self.threads)
+        cdef int threads = threads_without_stalls(
+            fused_adamw_useful_threads(tensors, count, self.threads)
+        )
+        cdef double started = clock_of(threads)
         with nogil:
             fused_adamw_step(self.isa, tensors, count, threads)
+        watch_for_stall(tensors, count, threads, started)
         for k in range(count):
             counter = &self.counters[k]
             if counter.element_type == FUSED_ADAMW_FLOAT32:

@@ -39,6 +39,9 @@ cdef class TreeSpec:
     def unflatten(self, flat):
         """The arrangement with the items of ``flat`` in the places of the arrays; sequences become
         lists, mappings dicts."""
+        flat = list(flat)
+        if len(flat) != len(self.paths()):
+            raise ValueError(f"flat must have {len(self.paths())} items; got {len(flat)}")
         rest = iter(flat)
         if self.grouped:
             return [unflattened(rest, tree) for tree in self.tree]
@@ -65,6 +68,14 @@ cdef class TreeSpec:
 
     cdef name(self, str argument, Py_ssize_t i):
         return argument + subscripts(self.paths()[i])
+
+
+def abbreviated(names, Py_ssize_t most=5):
+    """How messages list names: all of a few, or the first of many."""
+    listed = list(names)
+    if len(listed) <= most:
+        return repr(listed)
+    return f"{listed[:most]!r} and {len(listed) - most:,} more"
 
 
 cdef str subscripts(path):
@@ -229,8 +240,8 @@ cdef tuple items_of_mapping(str argument, arrays, list keys):
         return tuple([arrays[key] for key in keys])
     missing = [key for key in keys if key not in arrays]
     unexpected = sorted(set(arrays).difference(keys), key=str)
-    found_keys = [f"missing keys {missing}"] if missing else []
-    found_keys += [f"unexpected keys {unexpected}"] if unexpected else []
+    found_keys = [f"missing keys {abbreviated(missing)}"] if missing else []
+    found_keys += [f"unexpected keys {abbreviated(unexpected)}"] if unexpected else []
     raise ValueError(
         f"{argument} must have the same keys as params; got {' and '.join(found_keys)}"
     )

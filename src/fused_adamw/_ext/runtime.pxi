@@ -1,12 +1,23 @@
 """Instruction sets and threads: what a step runs on."""
 
-cdef enum:
-    MAX_THREADS = 1024  # more is likelier a mistake than a machine
+
+cdef bint is_number_of_threads(str value) except -1:
+    """Whether OMP_NUM_THREADS says how many threads to use: 4, or 4,2 for nested regions. OpenMP
+    ignores what is no such list of positive integers."""
+    numbers = [number.strip().removeprefix("+") for number in value.split(",")]
+    for number in numbers:
+        if not (number.isascii() and number.isdecimal() and number.strip("0")):
+            return False
+    digits = numbers[0].lstrip("0")
+    return len(digits) <= 4 and int(digits) <= FUSED_ADAMW_MAX_THREADS
+
 
 # Read once: the C library takes both as arguments. OMP_NUM_THREADS is the user's choice; without it
-# OpenMP knows the affinity mask but no cgroup.
+# OpenMP knows the affinity mask but no cgroup. A quota of 0 is none.
 cdef object FORCED_ISA = os.environ.get("FUSED_ADAMW_ISA") or None
-cdef int CPU_QUOTA = (not os.environ.get("OMP_NUM_THREADS") and cpu_quota()) or MAX_THREADS
+cdef int CPU_QUOTA = 0 if is_number_of_threads(os.environ.get("OMP_NUM_THREADS", "")) else min(
+    cpu_quota() or 0, FUSED_ADAMW_MAX_THREADS
+)
 cdef const fused_adamw_isa *SELECTED = NULL  # found at the first call
 
 fused_adamw_init()
@@ -46,8 +57,8 @@ cpdef int check_num_threads(num_threads) except -1:
     if num_threads is None:
         return fused_adamw_default_threads(CPU_QUOTA)
     threads = integer("num_threads", num_threads)
-    if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"num_threads must be from 1 to {MAX_THREADS}; got {threads}")
+    if not 1 <= threads <= FUSED_ADAMW_MAX_THREADS:
+        raise ValueError(f"num_threads must be from 1 to {FUSED_ADAMW_MAX_THREADS}; got {threads}")
     return threads
 
 
@@ -67,7 +78,7 @@ cdef const fused_adamw_isa *find_isa() except NULL:
     return SELECTED
 
 
-def _force_isa(name):
+def _force_isa(str name):
     """For tests: use an instruction set, one of ``available_isas()``; None for the default."""
     global FORCED_ISA, SELECTED
     FORCED_ISA, SELECTED = name, NULL

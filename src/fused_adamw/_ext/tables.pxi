@@ -159,6 +159,41 @@ cdef StorageType storage_of(const char *name):
     return StorageType(kinds[kind], int(digits))
 
 
+cdef int state_role(name) except -1:
+    """The role of a state array."""
+    role = ROLE_INDEX.get(name) if isinstance(name, str) else None
+    if not role:  # none, or that of the parameters
+        raise ValueError(f"state arrays must be named {list(ROLE_NAMES[1:])}; got {name!r}")
+    return role
+
+
+cdef unsigned int roles_of(fused_adamw_tensor *tensor) noexcept:
+    """The roles that a tensor has arrays of, as bits."""
+    cdef unsigned int found = 0
+    cdef int role
+    for role in range(<int>ROLES):
+        if role_pointer(tensor, role)[0] != NULL:
+            found |= 1 << role
+    return found
+
+
+cdef int require_roles(int element_type, int state_format, unsigned int found) except -1:
+    """A kernel reads all arrays that a state format has."""
+    cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[state_format]
+    cdef int role
+    for role in (M, V, M_SCALE, V_SCALE):
+        if not found >> role & 1 and storage_type(role, element_type, state_format) != NULL:
+            raise ValueError(
+                f"state in format {text(row.name)!r} must have an array {ROLE_NAMES[role]!r}; "
+                "got none"
+            )
+    if found >> V_MAX & 1 and not row.amsgrad:
+        raise ValueError(f"state in format {text(row.name)!r} must have no array 'v_max'")
+    if found >> MASTER & 1 and plain_format(element_type) >= 0:
+        raise ValueError(f"state of {ELEMENT_TYPES[element_type]} must have no array 'master'")
+    return 0
+
+
 # The storage types of the roles by state format; of EMA, which follows the parameters, by element
 # type. No bits: the format has no such array.
 cdef StorageType[FUSED_ADAMW_NUM_STATE_FORMATS][ROLES] STATE_STORAGE

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, TreeSpec
+from .._core import BoundTensors, TreeSpec, abbreviated
 from .arrays import Array
 from .options import HYPERPARAMETERS
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
@@ -71,7 +71,7 @@ def arrange(
         raise ValueError("params must contain at least one array; got none")
     duplicates = [name for name, count in Counter(spec.names()).items() if count > 1]
     if duplicates:
-        raise ValueError(f"params must have unique names; got duplicates {duplicates}")
+        raise ValueError(f"params must have unique names; got duplicates {abbreviated(duplicates)}")
     # Our own arrangement of the same objects: the caller may change a dict later.
     own = spec.unflatten(items)
     for group, tree in zip(groups, own if grouped else [own], strict=True):

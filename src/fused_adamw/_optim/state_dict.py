@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .._core import abbreviated
 from .arrays import Array, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS
 from .state_formats import TensorState, has_param_layout, recognize, stored_as
@@ -134,7 +135,7 @@ def match_state(
 
 def _raise_difference(where: str, saved: ArrayTypes, expected: ArrayTypes) -> None:
     if set(saved) != set(expected):
-        found = sorted(map(str, saved))
+        found = abbreviated(sorted(map(str, saved)))
         raise ValueError(f"{where} must have the arrays {sorted(expected)}; got {found}")
     for role, (dtype, shape) in expected.items():
         if saved[role] != (dtype, shape):
@@ -165,8 +166,8 @@ def _check_mapping(where: str, mapping: Any) -> None:
 def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
     _check_mapping(where, mapping)
     if set(mapping) != keys:
-        missing = sorted(keys - set(mapping))
-        unexpected = sorted(map(str, set(mapping) - keys))
+        missing = abbreviated(sorted(keys - set(mapping)))
+        unexpected = abbreviated(sorted(map(str, set(mapping) - keys)))
         raise ValueError(
             f"{where} does not match this optimizer: missing keys {missing}, unexpected keys "
             f"{unexpected}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from .._core import (
     DeferredSignals,
     DLPackExchange,
     PreparedStep,
+    abbreviated,
     default_num_threads,
     gather_tensors,
 )
@@ -121,6 +122,9 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
         tensors = _gather(group, optimizer.state)
     except KeyError:  # the first step of a parameter, or of its average
         params = [p for p in group["params"] if p.grad is not None]
+        expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
+        if expanded:  # their state could be larger than the memory
+            _refuse(group, option, expanded)
         new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
         state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in params}
         tensors = _gather(group, state)
@@ -138,12 +142,21 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
         seed=group.get("seed", optimizer.defaults.get("seed", 0)),
     )
     if prepared.unsupported:
-        unsupported = [indices[i] for i in prepared.unsupported]
-        raise TypeError(
-            f"{option}={group[option]!r} requires dense {supported_dtypes(state_dtype)} CPU "
-            f"parameters with matching gradients; unsupported: parameters {unsupported}"
-        )
+        _refuse(group, option, {indices[i] for i in prepared.unsupported})
     return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
+
+
+def _is_expanded(p: Tensor) -> bool:
+    """Whether several elements share memory."""
+    return p.layout is torch.strided and p.untyped_storage().nbytes() < p.nbytes
+
+
+def _refuse(group: Group, option: str, unsupported: set[int]) -> NoReturn:
+    raise TypeError(
+        f"{option}={group[option]!r} requires dense {supported_dtypes(group.get('state_dtype'))} "
+        "CPU parameters with matching gradients; unsupported: parameters "
+        f"{abbreviated(sorted(unsupported), most=10)}"
+    )
 
 
 def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:

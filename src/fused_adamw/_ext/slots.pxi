@@ -1,0 +1,49 @@
+"""What ``BoundArrays`` keeps of each array."""
+
+
+cdef struct Param:
+    # One tensor of the parameters.
+    ArrayView view
+    long long steps   # that it has had
+    Py_ssize_t group  # whose hyper-parameters it takes
+    bint decays       # whether weight decay applies to it
+    char order        # of its elements in memory: b"C" or b"F"
+
+
+cdef struct Slot:
+    # What is stepped: a tensor, or a range of its elements.
+    fused_adamw_tensor tensor
+    Py_ssize_t param  # the tensor's index
+
+
+cdef struct BoundBuffer:
+    Py_buffer buffer
+    Interval memory
+    int role
+    Py_ssize_t param
+
+
+cdef list arrays_of_state(list state, Py_ssize_t slots):
+    """The format of each ``TensorState``, and its arrays with their names."""
+    if len(state) != slots:
+        raise ValueError(f"state must have {slots} items; got {len(state)}")
+    found = []
+    for kept in state:
+        if not (hasattr(kept, "format") and isinstance(getattr(kept, "arrays", None), dict)):
+            raise TypeError(f"state must be of TensorStates; got {type(kept).__name__}")
+        found.append((kept.format, list((<dict>kept.arrays).items())))
+    return found
+
+
+cdef int require_slice(
+    const Param *params, Py_ssize_t count, Py_ssize_t i, Py_ssize_t begin, Py_ssize_t end
+) except -1:
+    """Check a slot that is to be a range of tensor i."""
+    if not 0 <= i < count:
+        raise ValueError(f"slices must be of {count} tensors; got number {i}")
+    if not 0 <= begin <= end <= size_of(&params[i].view) or begin % FUSED_ADAMW_BLOCK != 0:
+        raise ValueError(
+            f"slices must be of {size_of(&params[i].view)} elements and begin at multiples of "
+            f"{FUSED_ADAMW_BLOCK}; got {begin} to {end}"
+        )
+    return 0

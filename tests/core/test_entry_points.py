@@ -1,0 +1,262 @@
+"""The extension refuses whatever it is called with in a wrong way; nothing crashes."""
+
+import ctypes
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from processes import run_python
+
+from fused_adamw import _core
+from fused_adamw._core import BoundArrays, BoundTensors, DLPackExchange, TreeSpec
+
+HYPER = (1e-3, (0.9, 0.999), 1e-8, 0.01, None)
+
+
+def state_of(size, format_="float32", **arrays):
+    dtypes = {"float32": np.float32, "8bit": np.int8, "bfloat16": np.uint16}
+    moments = {role: np.zeros(size, dtypes[format_]) for role in ("m", "v")}
+    return SimpleNamespace(format=format_, arrays=moments | arrays)
+
+
+def bound(sizes=(300, 300), cls=BoundTensors, **arguments):
+    params = [np.ones(size, np.float32) for size in sizes]
+    arguments = {"state": [state_of(size) for size in sizes]} | arguments
+    return cls(TreeSpec(params), params, arguments.pop("state"), **arguments)
+
+
+def scales(dtype):
+    return np.zeros(2, dtype)
+
+
+def bound_8bit(**arrays):
+    given = {"m_scale": scales(np.float32), "v_scale": scales(np.uint32)} | arrays
+    kept = state_of(300, "8bit", **{k: v for k, v in given.items() if v is not None})
+    return bound([300], state=[kept])
+
+
+def grads(count=2, size=300):
+    return [np.ones(size, np.float32) for _ in range(count)]
+
+
+BOUND = {
+    "no state": lambda: bound(state=None).step(grads(), [HYPER]),
+    "no state, a range": lambda: bound(state=None).step_range(0, grads(), [HYPER]),
+    "state of one tensor": lambda: bound(state=[state_of(300)]),
+    "state without arrays": lambda: bound(state=[state_of(300), None]),
+    "arrays in a list": lambda: bound(
+        state=[state_of(300), SimpleNamespace(format="float32", arrays=[np.zeros(300)])]
+    ),
+    "no moments": lambda: bound(state=[SimpleNamespace(format="float32", arrays={})] * 2),
+    "no v": lambda: bound(
+        [300], state=[SimpleNamespace(format="float32", arrays={"m": grads()[0]})]
+    ),
+    "format": lambda: bound([300], state=[SimpleNamespace(format=3, arrays={})]),
+    "role": lambda: bound([300], state=[state_of(300, params=grads()[0])]),
+    "role's type": lambda: bound([300], state=[state_of(300) and state_of(300, **{"w": 1})]),
+    "no m_scale": lambda: bound_8bit(m_scale=None),
+    "no v_scale": lambda: bound_8bit(v_scale=None),
+    "8bit v_max": lambda: bound_8bit(v_max=np.zeros(300, np.uint8)),
+    "scales too short": lambda: bound_8bit(m_scale=np.zeros(1, np.float32)),
+    "master of float32": lambda: bound([300], state=[state_of(300, master=grads()[0])]),
+    "average without has_ema": lambda: bound([300], state=[state_of(300, ema=grads()[0])]),
+    "has_ema without average": lambda: bound([300], has_ema=True),
+    "slices of no tensor": lambda: bound(slices=[(0, 0, 256), (7, 0, 256)]),
+    "slices before one": lambda: bound(slices=[(0, 0, 256), (-1, 0, 256)]),
+    "slices beyond one": lambda: bound(slices=[(0, 0, 300), (1, 0, 301)]),
+    "slices backwards": lambda: bound(slices=[(0, 0, 300), (1, 256, 200)]),
+    "slices within a block": lambda: bound(slices=[(0, 0, 300), (1, 1, 300)]),
+    "slices of pairs": lambda: bound(slices=[(0, 0), (1, 0)]),
+    "moments of one": lambda: bound(state=None, moments=(grads(),)),
+    "moments of nothing": lambda: bound(state=None, moments=()),
+    "moments of different lengths": lambda: bound(state=None, moments=(grads(), grads(1))),
+    "decays": lambda: bound(decays=[True]),
+    "seed": lambda: bound(seed="1"),
+    "no spec": lambda: BoundArrays(None, grads()),
+    "no hypers": lambda: bound().step(grads(), []),
+    "short hypers": lambda: bound().step(grads(), [(1e-3,)]),
+    "hypers of None": lambda: bound().step(grads(), [None]),
+    "hypers as a list": lambda: bound().step(grads(), [list(HYPER)]),
+    "one beta": lambda: bound().step(grads(), [(1e-3, (0.9,), 1e-8, 0.01, None)]),
+    "check without steps": lambda: bound().check([HYPER], None, []),
+    "check of None": lambda: bound().check([HYPER], None, None),
+    "check of words": lambda: bound().check([HYPER], None, ["a", "b"]),
+    "check of negative steps": lambda: bound().check([HYPER], None, [-1, 0]),
+    "check of large steps": lambda: bound().check([HYPER], None, [2**70, 0]),
+    "set_steps": lambda: bound().set_steps([1]),
+    "set_steps of None": lambda: bound().set_steps([None, None]),
+    "set_steps below 0": lambda: bound().set_steps([-5, 0]),
+    "count_step": lambda: bound().count_step((None,)),
+    "count_step of None": lambda: bound().count_step(None),
+    "ranges": lambda: bound().step_range(1, grads(), [HYPER]),
+    "ranges before": lambda: bound().step_range(-1, grads(), [HYPER]),
+    "ranges far off": lambda: bound().step_range(sys.maxsize, grads(), [HYPER]),
+    "sums": lambda: bound().sums_of_squares(2, grads(1)),
+    "sums far off": lambda: bound().sums_of_squares(sys.maxsize, grads()),
+    "sums of None": lambda: bound().sums_of_squares(0, None),
+    "collective": lambda: bound().check_collective(grads(1), [HYPER]),
+}
+
+MOMENTS = {"m": np.zeros(300, np.float32), "v": np.zeros(300, np.float32)}
+FIXED = np.zeros(300, np.float32)
+FIXED.flags.writeable = False
+OTHERS = {
+    "decode without v": lambda: _core.decode_state("float32", {"m": MOMENTS["m"]}, 300),
+    "decode without scales": lambda: _core.decode_state("8bit", state_of(300, "8bit").arrays, 300),
+    "decode of a list": lambda: _core.decode_state("float32", [], 300),
+    "decode of objects": lambda: _core.decode_state("float32", {"m": 1, "v": 2}, 300),
+    "decode of other sizes": lambda: _core.decode_state("float32", MOMENTS, 299),
+    "decode of a negative size": lambda: _core.decode_state("float32", MOMENTS, -1),
+    "decode of another format": lambda: _core.decode_state(None, MOMENTS, 300),
+    "encode into read-only": lambda: _core.encode_state(
+        "float32", {"m": FIXED, "v": FIXED}, MOMENTS["m"], MOMENTS["v"]
+    ),
+    "encode without scales": lambda: _core.encode_state(
+        "8bit", state_of(300, "8bit").arrays, MOMENTS["m"], MOMENTS["v"]
+    ),
+    "encode v_max into nothing": lambda: _core.encode_state(
+        "float32", MOMENTS, MOMENTS["m"], MOMENTS["v"], MOMENTS["v"]
+    ),
+    "encode without v_max": lambda: _core.encode_state(
+        "float32", MOMENTS | {"v_max": MOMENTS["v"]}, MOMENTS["m"], MOMENTS["v"]
+    ),
+    "encode v of another size": lambda: _core.encode_state("float32", MOMENTS, FIXED, FIXED[:9]),
+    "encode None": lambda: _core.encode_state("float32", MOMENTS, MOMENTS["m"], None),
+    "exchange of nothing": lambda: DLPackExchange(),
+    "exchange of an object": lambda: DLPackExchange(3),
+    "exchange of a type": lambda: DLPackExchange(int),
+    "unflatten too few": lambda: TreeSpec(grads()).unflatten(grads(1)),
+    "unflatten too many": lambda: TreeSpec(grads()).unflatten(grads(3)),
+    "groups of nothing": lambda: TreeSpec(None, True),
+    "threads": lambda: _core.check_num_threads("2"),
+    "norm of words": lambda: _core.norm_of_chunks(["a"], 1.0),
+    "clip_factor of words": lambda: _core.clip_factor("a", 1.0),
+    "instruction set": lambda: _core._force_isa(3),
+}
+
+
+@pytest.mark.parametrize("call", (BOUND | OTHERS).values(), ids=BOUND | OTHERS)
+def test_wrong_calls(call):
+    with pytest.raises((TypeError, ValueError)):
+        call()
+
+
+def test_right_calls():
+    """What the calls above leave out or get wrong is all that is wrong with them."""
+    bound().step(grads(), [HYPER])
+    bound(slices=[(0, 0, 256), (1, 256, 300)], state=[state_of(256), state_of(44)])
+    bound(state=None, moments=(grads(), grads())).step(grads(), [HYPER])
+    tensors = bound()
+    tensors.step_range(1, grads(1), [HYPER])
+    tensors.step_range(2, [], [HYPER])
+    assert tensors.sums_of_squares(0, grads()).tolist() == [300, 300]
+    tensors.check([HYPER], None, [0, 7])
+    tensors.set_steps([0, 7])
+    tensors.count_step((None, 1))
+    assert tensors.get_steps() == [0, 8]
+    bound_8bit().step(grads(1), [HYPER])
+
+
+RANDOM_CALLS = """
+import random, sys
+sys.path[:0] = {paths}
+import test_entry_points
+print(test_entry_points.call_at_random(random.Random({seed}), {count}))
+"""
+
+
+def values(rng):
+    """Arguments of all kinds, right ones among them."""
+    return rng.choice(
+        [
+            None,
+            0,
+            1,
+            -1,
+            2**31,
+            2**63,
+            2**80,
+            0.5,
+            float("nan"),
+            "m",
+            "float32",
+            "8bit",
+            b"ab",
+            True,
+            (),
+            (1,),
+            [],
+            [None],
+            [1, 2],
+            {},
+            {"m": 1},
+            object(),
+            int,
+            TreeSpec(grads()),
+            grads(),
+            grads(1),
+            grads(2, 9),
+            np.zeros(()),
+            np.zeros(300),
+            np.array(["a"]),
+            np.zeros(3, "O"),
+            memoryview(b"abc"),
+            (ctypes.c_float * 3)(),
+            [HYPER],
+            [()],
+            [(1, 2, 3, 4, 5)],
+            HYPER,
+            bound,
+            bound(),
+            (grads(), grads()),
+            [(0, 0, 1)],
+            [(0, 0, 300), (1, 0, 300)],
+            [state_of(300), state_of(300)],
+            [state_of(3)],
+            MOMENTS,
+            SimpleNamespace(params=grads(), grads=grads(), steps=grads(), state={}),
+        ]
+    )
+
+
+def call_at_random(rng, count):
+    """Call everything that the extension exports; return how many calls were refused."""
+    functions = [x for name, x in vars(_core).items() if callable(x) and not name.startswith("__")]
+    names = [
+        "grads",
+        "hypers",
+        "grad_scale",
+        "steps",
+        "state",
+        "slices",
+        "moments",
+        "decays",
+        "seed",
+    ]
+    refused = 0
+    for _ in range(count):
+        target = rng.choice(functions)
+        if rng.random() < 0.5:
+            target = getattr(bound(), rng.choice([x for x in dir(BoundTensors) if x[0] != "_"]))
+        if target in (_core.perf_counter,) or not callable(target):
+            continue
+        positional = [values(rng) for _ in range(rng.randrange(6))]
+        named = {rng.choice(names): values(rng) for _ in range(rng.choice([0, 0, 1, 2]))}
+        try:
+            target(*positional, **named)
+        except (TypeError, ValueError, OverflowError):  # the last: an int that no C type holds
+            refused += 1
+    return refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls(seed):
+    tests = Path(__file__).parents[1]
+    paths = [str(tests / name) for name in ("core", "support", "oracles")]
+    code = RANDOM_CALLS.format(paths=paths, seed=seed, count=20_000)
+    result = run_python(code, OMP_NUM_THREADS="2")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout) > 10_000
