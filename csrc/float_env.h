@@ -1,6 +1,7 @@
 /* The floating-point environment of a thread: its rounding mode, whether it flushes subnormal
- * numbers to zero, whether exceptions trap. Programs and libraries change it (-ffast-math does, when
- * a library is loaded), and threads inherit it, so that results would depend on who created which.
+ * numbers to zero, whether exceptions trap. Programs and libraries change it (-ffast-math does,
+ * when a library is loaded), and threads inherit it, so that results would depend on who created
+ * which.
  * Everything that computes runs in the default environment and then returns to that of its caller.
  *
  * The exceptions that are raised meanwhile stay in the status flags, as those of any arithmetic do.

@@ -187,8 +187,8 @@ FUSED_ADAMW_API int fused_adamw_useful_threads(const fused_adamw_tensor *tensors
 /* ---- the step */
 
 /* Updates `count` tensors with an available instruction set, on at most `num_threads` >= 1 threads;
- * on fewer, or on the calling one alone, where they cannot be created. The result does not depend on
- * either: all bits are the same, but for the sign and the payload of NaN. */
+ * on fewer, or on the calling one alone, where they cannot be created. The result does not depend
+ * on either: all bits are the same, but for the sign and the payload of NaN. */
 FUSED_ADAMW_API void fused_adamw_step(const fused_adamw_isa *isa, const fused_adamw_tensor *tensors,
                                       ptrdiff_t count, int num_threads);
 
@@ -197,15 +197,15 @@ FUSED_ADAMW_API void fused_adamw_step(const fused_adamw_isa *isa, const fused_ad
 FUSED_ADAMW_API ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tensors,
                                                  ptrdiff_t count);
 
-/* The sums of the squares of all gradients as they are, before any scale, in float64: one per chunk,
- * fused_adamw_num_chunks of them. Only grads, size and element_type of the tensors are read. The
- * result does not depend on `isa` or `num_threads`. */
+/* The sums of the squares of all gradients as they are, before any scale, in float64: one per
+ * chunk, fused_adamw_num_chunks of them. Only grads, size and element_type of the tensors are read.
+ * The result does not depend on `isa` or `num_threads`. */
 FUSED_ADAMW_API void fused_adamw_sum_squares(const fused_adamw_isa *isa,
                                              const fused_adamw_tensor *tensors, ptrdiff_t count,
                                              int num_threads, double *partial_sums);
 
-/* The global norm of gradients that are multiplied by `grad_scale`: from `count` partial sums, which
- * are added in their order. */
+/* The global norm of gradients that are multiplied by `grad_scale`: from `count` partial sums,
+ * which are added in their order. */
 FUSED_ADAMW_API double fused_adamw_norm(const double *partial_sums, ptrdiff_t count,
                                         double grad_scale);
 

@@ -17,7 +17,7 @@ extern size_t kmp_get_stacksize_s(void) __attribute__((weak));
 
 /* ---- threads that can be created */
 
-/* The bytes that a variable of OpenMP asks for; 0 where it is not set, or set to what is no size. */
+/* The bytes that a variable of OpenMP asks for; 0 where it is not set, or no size. */
 static size_t stack_size_in(const char *variable)
 {
     const char *value = getenv(variable);
