@@ -111,17 +111,17 @@ const fused_adamw_isa *fused_adamw_find_isa(const char *name)
 }
 
 void fused_adamw_decode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
-                              float *m, float *v, float *v_max)
+                              const fused_adamw_tensor *moments)
 {
     const float_control before = use_default_float_control();
-    isa->kernels->decode_state(tensor, m, v, v_max);
+    isa->kernels->decode_state(tensor, moments);
     restore_float_control(before);
 }
 
 void fused_adamw_encode_state(const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
-                              const float *m, const float *v, const float *v_max)
+                              const fused_adamw_tensor *moments)
 {
     const float_control before = use_default_float_control();
-    isa->kernels->encode_state(tensor, m, v, v_max);
+    isa->kernels->encode_state(tensor, moments);
     restore_float_control(before);
 }

@@ -1,4 +1,4 @@
-/* The tables of element types and of state formats, as callers read them. */
+/* The tables of formats.h, as callers read them. */
 #include "internal.h"
 
 const fused_adamw_element_type fused_adamw_element_types[] = {
@@ -19,4 +19,11 @@ const fused_adamw_state_format fused_adamw_state_formats[] = {
 #include "kernels/formats/list.inc"
 #undef STATE_FORMAT
     {NULL, NULL, NULL, 0, 0, 0, NULL, NULL, 0},
+};
+
+const fused_adamw_optional_buffer fused_adamw_optional_buffers[FUSED_ADAMW_NUM_BUFFERS] = {
+#define ROW(id, name, option, like_v, from_params, has_decay)                                      \
+    {#name, option, like_v, from_params, has_decay},
+    FUSED_ADAMW_OPTIONAL_BUFFERS(ROW)
+#undef ROW
 };

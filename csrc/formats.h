@@ -1,4 +1,5 @@
-/* The tables of element types and of state formats, and the names that are made from them.
+/* The tables of element types, state formats and optional buffers, and the names that are made from
+ * them.
  *
  * A new element type is three edits: a row below, and how single values are loaded and stored, in
  * kernels/element_types.h. A new state format is two: a file in kernels/formats/, which has its row
@@ -34,6 +35,22 @@ enum {
 #include "kernels/formats/list.inc"
 #undef STATE_FORMAT
     FUSED_ADAMW_NUM_STATE_FORMATS
+};
+
+/* What a tensor may have besides its moments, each for an option of the step. Each row: identifier,
+ * name, the option; 1 if it is stored as the state format stores v, 0 if in the type of the
+ * arithmetic; 1 if it starts as the parameters, 0 if as zeros; 1 if the option is a decay rate (its
+ * d and 1 - d are NAME_decay and NAME_complement in kernels/adamw.inc), 0 if a flag. */
+#define FUSED_ADAMW_OPTIONAL_BUFFERS(ROW)                                                          \
+    ROW(V_MAX, v_max, "amsgrad", 1, 0, 0) /* the largest v so far */                               \
+    ROW(EMA, ema, "ema_decay", 0, 1, 1)   /* a moving average of the weights */
+
+/* FUSED_ADAMW_V_MAX, ... */
+enum {
+#define ROW(id, name, option, like_v, from_params, has_decay) FUSED_ADAMW_##id,
+    FUSED_ADAMW_OPTIONAL_BUFFERS(ROW)
+#undef ROW
+        FUSED_ADAMW_NUM_BUFFERS
 };
 
 #endif

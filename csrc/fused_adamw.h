@@ -59,7 +59,7 @@ typedef struct {
     int m_bits, v_bits;          /* per element: one unit of the storage type, or a part of it */
     int block;                   /* elements that share a scale; 1 where there are no scales */
     const char *m_scale_type, *v_scale_type; /* NULL where there are no scales */
-    int amsgrad;                             /* whether it can store v_max, as it stores v */
+    int amsgrad; /* whether it can store more buffers in the way that it stores v, such as v_max */
 } fused_adamw_state_format;
 
 /* Indexed by FUSED_ADAMW_STATE_FLOAT32, _STATE_FLOAT64, _STATE_BFLOAT16, _STATE_8BIT; a row without
@@ -67,12 +67,24 @@ typedef struct {
  * element type and state format has a kernel. */
 FUSED_ADAMW_API extern const fused_adamw_state_format fused_adamw_state_formats[];
 
+/* A buffer that a tensor may have, and the option of the step that it is for. */
+typedef struct {
+    const char *name, *option;
+    int like_v;      /* stored as the state format stores v; else in the type of the arithmetic */
+    int from_params; /* starts as the parameters; else as zeros */
+    int has_decay;   /* the option is a decay rate; else a flag */
+} fused_adamw_optional_buffer;
+
+/* Indexed by FUSED_ADAMW_V_MAX, _EMA. */
+FUSED_ADAMW_API extern const fused_adamw_optional_buffer
+    fused_adamw_optional_buffers[FUSED_ADAMW_NUM_BUFFERS];
+
 /* ---- hyper-parameters */
 
 typedef struct {
     double lr, beta1, beta2, eps;
     double weight_decay; /* 0 for a tensor that does not decay */
-    double ema_decay;    /* of the moving average of the weights; 0 where there is none */
+    double buffer_decays[FUSED_ADAMW_NUM_BUFFERS]; /* of optional buffers; 0 without one */
 } fused_adamw_hyperparams;
 
 /* What a step multiplies and divides by, the same for every element of a tensor. Opaque: made by
@@ -85,17 +97,18 @@ typedef struct {
     double rsqrt_bc2; /* 1 / sqrt(1 - b2^t) */
     double decay;     /* lr * weight_decay */
     double eps;
-    double ema_decay, ema_complement; /* d and 1 - d of the moving average */
-    double scale;                     /* of the gradient: loss scaling, clipping, -1 to maximize */
-    int64_t t;                        /* the number of the step: 1, 2, 3, ... */
-    int compute;                      /* the element type of the arithmetic */
-    int stochastic;                   /* rounding to low precision; else to the nearest */
-    uint32_t dither[3];               /* of this step, for v, m and params */
+    double buffer_decays[FUSED_ADAMW_NUM_BUFFERS];      /* d of an optional buffer */
+    double buffer_complements[FUSED_ADAMW_NUM_BUFFERS]; /* 1 - d */
+    double scale;       /* of the gradient: loss scaling, clipping, -1 to maximize */
+    int64_t t;          /* the number of the step: 1, 2, 3, ... */
+    int compute;        /* the element type of the arithmetic */
+    int stochastic;     /* rounding to low precision; else to the nearest */
+    uint32_t dither[3]; /* of this step, for v, m and params */
 } fused_adamw_scalars;
 
 /* A status is 0, or the hyper-parameter that cannot be used; with FUSED_ADAMW_NOT_REPRESENTABLE
  * added where it, or what is derived from it, overflows in the type of the arithmetic, or where a
- * beta or ema_decay rounds to 1 there. */
+ * beta or a decay rate rounds to 1 there. */
 enum {
     FUSED_ADAMW_OK,
     FUSED_ADAMW_BAD_LR,           /* not finite, or below 0 */
@@ -103,9 +116,9 @@ enum {
     FUSED_ADAMW_BAD_BETA2,        /* the same */
     FUSED_ADAMW_BAD_EPS,          /* not finite, or below 0 */
     FUSED_ADAMW_BAD_WEIGHT_DECAY, /* not finite, or below 0 */
-    FUSED_ADAMW_BAD_EMA_DECAY,    /* not 0 <= ema_decay < 1 */
     FUSED_ADAMW_BAD_GRAD_SCALE,
-    FUSED_ADAMW_NOT_REPRESENTABLE = 16
+    FUSED_ADAMW_BAD_BUFFER_DECAY, /* not 0 <= d < 1: this, plus the index of the buffer */
+    FUSED_ADAMW_NOT_REPRESENTABLE = 64
 };
 
 /* Derives the scalars of step `t` >= 1 for tensors of an element type. Returns a status; if that is
@@ -136,14 +149,13 @@ typedef struct {
     void *params;            /* updated */
     const void *grads;       /* read */
     void *m, *v;             /* updated: the moments, as the state format stores them */
-    void *v_max;             /* updated: the largest v so far, for AMSGrad; or NULL */
     void *m_scale, *v_scale; /* updated: one per block of the state format; or NULL */
     float *master; /* updated: master weights, which params is rounded from; or NULL. Not for
                       element types that the arithmetic is done in */
-    void *ema;     /* updated: moving average of the weights, in the compute type; or NULL */
+    void *buffers[FUSED_ADAMW_NUM_BUFFERS]; /* updated: the optional buffers; or NULL */
     ptrdiff_t size;
     int element_type; /* of params and grads */
-    int state_format; /* of m, v and v_max */
+    int state_format; /* of m and v */
     uint32_t rng_key;
     ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK */
     const fused_adamw_scalars *scalars;
@@ -211,18 +223,19 @@ FUSED_ADAMW_API double fused_adamw_norm(const double *partial_sums, ptrdiff_t co
 
 /* ---- state, read and written from outside
  *
- * On the calling thread, for every state format but float64. Only m, v, v_max, their scales, size
- * and state_format of the tensor are used. `v_max` must be NULL where tensor->v_max is. */
+ * On the calling thread, for every state format but float64. Only m, v, their scales, the optional
+ * buffers that are stored like v, size and state_format of the tensor are used. The m, v and buffers
+ * of `moments` are arrays of float32, and the buffers NULL where those of the tensor are. */
 
 /* Reads the moments as float32. */
 FUSED_ADAMW_API void fused_adamw_decode_state(const fused_adamw_isa *isa,
-                                              const fused_adamw_tensor *tensor, float *m, float *v,
-                                              float *v_max);
+                                              const fused_adamw_tensor *tensor,
+                                              const fused_adamw_tensor *moments);
 
 /* Writes moments given as float32, each rounded to the nearest. */
 FUSED_ADAMW_API void fused_adamw_encode_state(const fused_adamw_isa *isa,
-                                              const fused_adamw_tensor *tensor, const float *m,
-                                              const float *v, const float *v_max);
+                                              const fused_adamw_tensor *tensor,
+                                              const fused_adamw_tensor *moments);
 
 #ifdef __cplusplus
 }

@@ -45,9 +45,8 @@ FUSED_ADAMW_COMPUTE_TYPES(ROW)
 
 typedef struct {
     fused_adamw_kernel kernels[NUM_KERNELS];
-    void (*decode_state)(const fused_adamw_tensor *tensor, float *m, float *v, float *v_max);
-    void (*encode_state)(const fused_adamw_tensor *tensor, const float *m, const float *v,
-                         const float *v_max);
+    void (*decode_state)(const fused_adamw_tensor *tensor, const fused_adamw_tensor *moments);
+    void (*encode_state)(const fused_adamw_tensor *tensor, const fused_adamw_tensor *moments);
 } fused_adamw_kernels;
 
 /* One instruction set: the kernels compiled for it, and whether this processor and this operating
@@ -58,7 +57,7 @@ struct fused_adamw_isa {
     const fused_adamw_kernels *kernels;
 };
 
-/* The dithers of fused_adamw_scalars. v_max is rounded as v is. */
+/* The dithers of fused_adamw_scalars. Buffers that are stored like v are rounded as v is. */
 enum { DITHER_V, DITHER_M, DITHER_PARAMS, NUM_DITHERS };
 
 /* The dither that rounds to the nearest: half of the interval. */

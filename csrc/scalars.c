@@ -38,8 +38,9 @@ static int find_invalid(const fused_adamw_hyperparams *h)
         return FUSED_ADAMW_BAD_BETA2;
     if (!is_finite_and_not_negative(h->eps))
         return FUSED_ADAMW_BAD_EPS;
-    if (!is_below_1_and_not_negative(h->ema_decay))
-        return FUSED_ADAMW_BAD_EMA_DECAY;
+    for (int k = 0; k < FUSED_ADAMW_NUM_BUFFERS; k++)
+        if (!is_below_1_and_not_negative(h->buffer_decays[k]))
+            return FUSED_ADAMW_BAD_BUFFER_DECAY + k;
     return FUSED_ADAMW_OK;
 }
 
@@ -55,8 +56,9 @@ static int find_not_representable(const fused_adamw_scalars *s)
         return FUSED_ADAMW_BAD_WEIGHT_DECAY | FUSED_ADAMW_NOT_REPRESENTABLE;
     if (!isfinite(s->eps))
         return FUSED_ADAMW_BAD_EPS | FUSED_ADAMW_NOT_REPRESENTABLE;
-    if (s->ema_decay == 1)
-        return FUSED_ADAMW_BAD_EMA_DECAY | FUSED_ADAMW_NOT_REPRESENTABLE;
+    for (int k = 0; k < FUSED_ADAMW_NUM_BUFFERS; k++)
+        if (s->buffer_decays[k] == 1)
+            return (FUSED_ADAMW_BAD_BUFFER_DECAY + k) | FUSED_ADAMW_NOT_REPRESENTABLE;
     return FUSED_ADAMW_OK;
 }
 
@@ -74,7 +76,7 @@ static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
 {
     const int compute = fused_adamw_element_types[element_type].compute;
     const double b1 = rounded(compute, h->beta1), b2 = rounded(compute, h->beta2);
-    const double ema_decay = rounded(compute, h->ema_decay), steps = (double)t;
+    const double steps = (double)t;
     const int status = find_invalid(h);
     if (status != FUSED_ADAMW_OK)
         return status;
@@ -87,12 +89,14 @@ static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
         .rsqrt_bc2 = rounded(compute, 1 / sqrt(bias_correction(b2, steps))),
         .decay = rounded(compute, h->lr * h->weight_decay),
         .eps = rounded(compute, h->eps),
-        .ema_decay = ema_decay,
-        .ema_complement = rounded(compute, 1 - ema_decay),
         .scale = 1,
         .t = t,
         .compute = compute,
     };
+    for (int k = 0; k < FUSED_ADAMW_NUM_BUFFERS; k++) {
+        const double d = scalars->buffer_decays[k] = rounded(compute, h->buffer_decays[k]);
+        scalars->buffer_complements[k] = rounded(compute, 1 - d);
+    }
     return find_not_representable(scalars);
 }
 

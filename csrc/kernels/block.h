@@ -15,7 +15,8 @@
  * to the nearest. */
 struct scratch {
     float params[FUSED_ADAMW_BLOCK], grads[FUSED_ADAMW_BLOCK];
-    float m[FUSED_ADAMW_BLOCK], v[FUSED_ADAMW_BLOCK], v_max[FUSED_ADAMW_BLOCK];
+    float m[FUSED_ADAMW_BLOCK], v[FUSED_ADAMW_BLOCK];
+    float buffers[FUSED_ADAMW_NUM_BUFFERS][FUSED_ADAMW_BLOCK];
     uint32_t random[FUSED_ADAMW_BLOCK];
 };
 
@@ -31,7 +32,13 @@ static inline uint32_t dither_at(struct rounding rounding, ptrdiff_t i)
     return rotate_left(rounding.random[i], rounding.rotation) + rounding.dither;
 }
 
-/* That of v (and v_max), m or params. */
+/* Whether a tensor has an optional buffer that is stored like v. */
+static inline int has_like_v(const fused_adamw_tensor *tensor, int buffer)
+{
+    return fused_adamw_optional_buffers[buffer].like_v && tensor->buffers[buffer] != NULL;
+}
+
+/* That of v (and what is stored like it), m or params. */
 static inline struct rounding rounding_of(int role, const fused_adamw_scalars *scalars,
                                           const uint32_t *random)
 {

@@ -62,7 +62,7 @@ typedef struct {
     static void name(ptrdiff_t i, const oracle_scalars *s, real *p, real g, real *m, real *v,      \
                      real *v_max, real *ema)                                                       \
     {                                                                                              \
-        const real b1 = (real)s->h->beta1, b2 = (real)s->h->beta2, d = (real)s->h->ema_decay;      \
+        const real b1 = (real)s->h->beta1, b2 = (real)s->h->beta2, d = (real)s->h->buffer_decays[FUSED_ADAMW_EMA]; \
         const real c1 = (real)(1 - (double)b1), c2 = (real)(1 - (double)b2);                       \
         const real decay = (real)(s->h->lr * s->h->weight_decay), eps = (real)s->h->eps;           \
         const real scaled = (real)s->scale * g, square = scaled * scaled;                          \

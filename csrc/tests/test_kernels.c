@@ -17,7 +17,8 @@
 static const ptrdiff_t SMALL_SIZES[] = {0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257};
 static const ptrdiff_t LARGE_SIZES[] = {16383, 16384, 16385, 2 * 32768 + 1};
 
-static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9, 0.999, 1e-8, 0.1, 0.99};
+static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9,   0.999,
+                                                    1e-8, 0.1, {[FUSED_ADAMW_EMA] = 0.99}};
 enum { RNG_KEY = 123456789, ELEMENT_OFFSET = 3 * 256, FIRST_STEP = 7, NUM_STEPS = 2 };
 static const double GRAD_SCALE = -0.37; /* as of loss scaling, while maximizing */
 
@@ -42,10 +43,10 @@ static ptrdiff_t divide(const problem *p, const fused_adamw_tensor *whole, int n
         void **fields[NUM_ROLES] = {[PARAMS] = &tensor->params,
                                     [M] = &tensor->m,
                                     [V] = &tensor->v,
-                                    [V_MAX] = &tensor->v_max,
+                                    [V_MAX] = &tensor->buffers[FUSED_ADAMW_V_MAX],
                                     [M_SCALE] = &tensor->m_scale,
                                     [V_SCALE] = &tensor->v_scale,
-                                    [EMA] = &tensor->ema};
+                                    [EMA] = &tensor->buffers[FUSED_ADAMW_EMA]};
         for (int role = 0; role < NUM_ROLES; role++)
             if (fields[role] && *fields[role]) {
                 const ptrdiff_t item = role == M_SCALE || role == V_SCALE ? begin / 256 : begin;

@@ -12,7 +12,7 @@
 enum { FLOAT32 = FUSED_ADAMW_FLOAT32, FLOAT64 = FUSED_ADAMW_FLOAT64 };
 enum { NOT_REPRESENTABLE = FUSED_ADAMW_NOT_REPRESENTABLE };
 
-static const fused_adamw_hyperparams GOOD = {1e-3, 0.9, 0.999, 1e-8, 0.01, 0.0};
+static const fused_adamw_hyperparams GOOD = {1e-3, 0.9, 0.999, 1e-8, 0.01, {0}};
 
 /* ---- scalars */
 
@@ -34,7 +34,8 @@ static void test_statuses(void)
                   {&h.beta2, FUSED_ADAMW_BAD_BETA2, 1},
                   {&h.eps, FUSED_ADAMW_BAD_EPS, 0},
                   {&h.weight_decay, FUSED_ADAMW_BAD_WEIGHT_DECAY, 0},
-                  {&h.ema_decay, FUSED_ADAMW_BAD_EMA_DECAY, 1}};
+                  {&h.buffer_decays[FUSED_ADAMW_EMA],
+                   FUSED_ADAMW_BAD_BUFFER_DECAY + FUSED_ADAMW_EMA, 1}};
     for (size_t f = 0; f < sizeof FIELDS / sizeof *FIELDS; f++)
         for (size_t i = 0; i < sizeof BELOW_1 / sizeof *BELOW_1; i++)
             for (int type = 0; type < FUSED_ADAMW_NUM_ELEMENT_TYPES; type++) {
@@ -58,7 +59,7 @@ static void test_statuses(void)
 void test_scalars(void)
 {
     fused_adamw_scalars scalars;
-    fused_adamw_hyperparams several = {NAN, 2, 2, -1, -1, 2};
+    fused_adamw_hyperparams several = {NAN, 2, 2, -1, -1, {0, 2}};
     test_statuses();
     check(fused_adamw_derive_scalars(&several, FLOAT32, 1, &scalars) == FUSED_ADAMW_BAD_LR,
           "lr is checked first");
@@ -142,9 +143,13 @@ static void test_codec(const fused_adamw_isa *isa, problem *p)
         }
     }
     const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
-    fused_adamw_encode_state(isa, &tensor, in[0], in[1], p->amsgrad ? in[2] : NULL);
+    const fused_adamw_tensor given = {
+        .m = in[0], .v = in[1], .buffers = {[FUSED_ADAMW_V_MAX] = p->amsgrad ? in[2] : NULL}};
+    const fused_adamw_tensor read = {
+        .m = out[0], .v = out[1], .buffers = {[FUSED_ADAMW_V_MAX] = p->amsgrad ? out[2] : NULL}};
+    fused_adamw_encode_state(isa, &tensor, &given);
     oracle_encode(&copy, in[0], in[1], p->amsgrad ? in[2] : NULL, 0, 0, 0);
-    fused_adamw_decode_state(isa, &tensor, out[0], out[1], p->amsgrad ? out[2] : NULL);
+    fused_adamw_decode_state(isa, &tensor, &read);
     oracle_decode(&copy, expected[0], expected[1], p->amsgrad ? expected[2] : NULL);
     for (int role = 0; role < NUM_ROLES; role++)
         check(same_bits(&copy, role, p->arrays[role]),
