@@ -75,7 +75,7 @@ typedef struct {
     int has_decay;   /* the option is a decay rate; else a flag */
 } fused_adamw_optional_buffer;
 
-/* Indexed by FUSED_ADAMW_V_MAX, _EMA. */
+/* Indexed by FUSED_ADAMW_V_MAX, ...: the identifiers of FUSED_ADAMW_OPTIONAL_BUFFERS. */
 FUSED_ADAMW_API extern const fused_adamw_optional_buffer
     fused_adamw_optional_buffers[FUSED_ADAMW_NUM_BUFFERS];
 

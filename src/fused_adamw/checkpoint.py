@@ -99,8 +99,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore the parameters and the state of an optimizer from a file, in place.
 
-    Parameters, moments, step counts, hyper-parameters and options (``maximize``,
-    ``max_grad_norm``, ``skip_nonfinite``, ``seed``, ``ema_decay``) become those of the file. A
+    Parameters, state, step counts, hyper-parameters and options become those of the file, but for
+    ``amsgrad``, ``state_dtype``, ``master_weights``, ``decay_mask`` and ``num_threads``. A
     schedule stays the optimizer's own; the file has to have been saved with one too. The file is
     verified as a whole before anything is changed. Signal handlers of Python are deferred while
     parameters and state are written.
@@ -114,9 +114,9 @@ def load_checkpoint(
             dtypes. Their memory order may differ, unless their state is stored flat: parameters of
             16 bits, and any with a ``state_dtype``.
         convert: convert from one ``state_dtype`` or memory order to another, rounding to nearest.
-            Master weights and a moving average that the file lacks are initialised from its
-            parameters. To a ``state_dtype`` with scales ("8bit") in another memory order, a file
-            is slow to convert: each 65,536 elements of a tensor may take a read of all of it.
+            Master weights and averages that the file lacks are initialised from its parameters. To
+            a ``state_dtype`` with scales ("8bit") in another memory order, a file is slow to
+            convert: each 65,536 elements of a tensor may take a read of all of it.
 
     Returns the ``extra`` that was saved, {} without one.
 

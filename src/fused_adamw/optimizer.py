@@ -30,7 +30,6 @@ class AdamW(BaseOptimizer):
         v <- b2 v + (1 - b2) g^2                        (AMSGrad: v_max <- max(v_max, v))
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)   (AMSGrad: v_max for v)
-        ema <- ema_decay ema + (1 - ema_decay) p
 
     Threads may share an optimizer: steps, state dicts, saving and loading wait for one another.
 
@@ -70,21 +69,18 @@ class AdamW(BaseOptimizer):
             discarded fraction, so that updates below one quantum accumulate. The random numbers
             depend on the seed, the tensor's index, the element's index and the step alone, not on
             threads or machine. None: round to the nearest; small updates are lost, and v stalls.
-        ema_decay: keep an exponential moving average of the weights, ``ema``, with this decay rate
-            in [0, 1), updated in the same pass (Polyak & Juditsky 1992; Izmailov et al. 2018,
-            arXiv:1803.05407). It starts as the parameters. None: none is kept.
+        ema_decay: keep an exponential moving average of the weights, ``ema``, updated in the same
+            pass: ema <- ema_decay ema + (1 - ema_decay) p (Polyak & Juditsky 1992; Izmailov et al.
+            2018, arXiv:1803.05407). In [0, 1). It starts as the parameters. None: none is kept.
 
     Attributes:
         t: the number of steps taken. Each tensor also has its own count, which bias correction
             uses: a tensor whose gradient is None is left out of a step.
-        m, v, v_max: the moments, in the structure of ``params``; ``v_max`` is None without amsgrad.
-            With a ``state_dtype``, and for 16-bit parameters, they are copies in float32.
-        ema: the average of the weights, in the structure of ``params``: in the dtype of the
-            parameters, or in float32 for 16-bit parameters; None without ``ema_decay``.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
-        maximize, max_grad_norm, skip_nonfinite, num_threads, and ema_decay where it is not None:
-            may be changed between steps.
+        amsgrad, maximize, ...: the arguments that follow ``weight_decay``. They may be changed
+            between steps, but for ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``; a
+            decay rate that is None, and so has no average, stays None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.
@@ -149,7 +145,7 @@ class AdamW(BaseOptimizer):
             bound = self._bound
             return bound.step(
                 grads,
-                hyperparams_at(self.param_groups, bound.t + 1, self.ema_decay),
+                hyperparams_at(self.param_groups, bound.t + 1, self._rates),
                 grad_scale,  # by position: names would take a twentieth of a small model's step
                 self.max_grad_norm,
                 self.skip_nonfinite,
@@ -161,23 +157,25 @@ class AdamW(BaseOptimizer):
 
     @property
     def m(self) -> ArrayTree:
-        """The first moments, in the structure of ``params``."""
+        """The first moments, in the structure of ``params``: copies in float32 where they are
+        stored in 16 or 8 bits, and for 16-bit parameters."""
         return self._moments("m")
 
     @property
     def v(self) -> ArrayTree:
-        """The second moments, in the structure of ``params``."""
+        """The second moments, as ``m``."""
         return self._moments("v")
 
     @property
     def v_max(self) -> ArrayTree | None:
-        """The largest second moments, in the structure of ``params``; None without amsgrad."""
-        return self._moments("v_max") if self.amsgrad else None
+        """The largest second moments, as ``m``; None without amsgrad."""
+        return self._optional("v_max")
 
     @property
     def ema(self) -> ArrayTree | None:
-        """The averages of the weights, in the structure of ``params``; None without ema_decay."""
-        return self._moments("ema") if self._state_options.ema else None
+        """The averages of the weights, in the structure of ``params``: in their dtype, or in
+        float32 for 16-bit parameters; None without ema_decay."""
+        return self._optional("ema")
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of everything but the parameters, which shares no memory with the optimizer.
@@ -201,7 +199,7 @@ class AdamW(BaseOptimizer):
             state_dict: from ``state_dict()``; its arrays are copied.
             convert: where the snapshot stores state in another format or memory order than this
                 optimizer, convert it, rounding to the nearest. Missing master weights and averages
-                of the weights are initialised from the current parameters.
+                are initialised from the current parameters.
 
         Raises:
             TypeError, ValueError: naming the entry, with nothing changed.
@@ -283,13 +281,16 @@ class AdamW(BaseOptimizer):
             self._state,
             decays=self._decays,
             seed=self.seed,
-            has_ema=self._state_options.ema,
+            roles=self._state_options.roles,
         )
 
     def _moments(self, role: str) -> ArrayTree:
         arrays = zip(self._state, self._arrays, strict=True)
         tree: ArrayTree = self._spec.unflatten(moment(state, role, p) for state, p in arrays)
         return tree
+
+    def _optional(self, role: str) -> ArrayTree | None:
+        return self._moments(role) if role in self._state_options.roles else None
 
 
 _REBUILT = {"_spec", "_arrays", "_bound", "_lock"}

@@ -48,11 +48,11 @@ class ShardedAdamW(BaseOptimizer):
     """``AdamW`` with its state and its work divided over the ranks of a communicator.
 
     With the same mean gradients, parameters and state have the bits of a single process running
-    ``AdamW``, whatever the number of ranks. The constructor, ``step``, ``gather_ema`` and saving
-    and loading checkpoints are collective: all ranks have to call them, in the same order. Ranks
-    that begin different ones, or are at different steps, all raise ValueError. Signal handlers of
-    Python run after the operation; docs/scaling.md says how to stop and save. One thread at a time
-    may use the optimizers of a communicator; another one gets a RuntimeError.
+    ``AdamW``, whatever the number of ranks. The constructor, ``step``, gathering, saving and
+    loading are collective: all ranks have to call them, in the same order. Ranks that begin
+    different ones, or are at different steps, all raise ValueError. Signal handlers of Python run
+    after the operation; docs/scaling.md says how to stop and save. One thread at a time may use the
+    optimizers of a communicator; another one gets a RuntimeError.
 
     Args:
         params: as in ``AdamW``, of float32 and float64; the same values on all ranks. Each step
@@ -65,12 +65,10 @@ class ShardedAdamW(BaseOptimizer):
             state.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
-        lr, betas, eps, weight_decay, amsgrad, maximize, max_grad_norm, skip_nonfinite, state_dtype,
-            decay_mask, seed, ema_decay: as in ``AdamW``, and the same on all ranks.
+        lr, ...: all others are those of ``AdamW``, and the same on all ranks.
 
     Attributes:
-        t, param_groups, max_grad_norm, skip_nonfinite, maximize, num_threads, ema_decay: as in
-            ``AdamW``. Change them on all ranks.
+        t, param_groups, amsgrad, ...: as in ``AdamW``. Change them on all ranks.
         state_nbytes: the memory of this rank's part of the state.
         buckets: the partition: what one collective moves, and which rank owns what of it.
         comm: the duplicate of the communicator.
@@ -155,7 +153,7 @@ class ShardedAdamW(BaseOptimizer):
                 fingerprint |= self.collective_call("step", t=self.t)
                 max_grad_norm, skip_nonfinite = self.max_grad_norm, bool(self.skip_nonfinite)
                 options: RangeOptions = {
-                    "hypers": hyperparams_at(self.param_groups, self.t + 1, self.ema_decay),
+                    "hypers": hyperparams_at(self.param_groups, self.t + 1, self._rates),
                     "grad_scale": grad_scale,
                     "maximize": bool(self.maximize),
                     "num_threads": self.num_threads,
@@ -186,25 +184,28 @@ class ShardedAdamW(BaseOptimizer):
             New arrays in the structure of ``params``, each of the shape, dtype (float32 or float64)
             and memory order ("C" or "F") of its parameter; None without ema_decay.
         """
+        return self._gather_role("ema")
+
+    def _gather_role(self, role: str) -> ArrayTree | None:
         fingerprint: dict[str, Any] = {}
-        with self.exclusive("gather_ema"):
+        with self.exclusive(f"gather_{role}"):
             with raise_on_all_ranks(self.comm, fingerprint):
-                fingerprint |= self.collective_call("gather_ema", t=self.t)
-                averages = self._own_averages()
-            if averages is None:
+                fingerprint |= self.collective_call(f"gather_{role}", t=self.t)
+                whole = self._own_parts(role)
+            if whole is None:
                 return None
-            self._gather(averages)
-        tree: ArrayTree = self._spec.unflatten(map(reshape_like, averages, self._arrays))
+            self._gather(whole)
+        tree: ArrayTree = self._spec.unflatten(map(reshape_like, whole, self._arrays))
         return tree
 
-    def _own_averages(self) -> list[Array] | None:
-        """New arrays that have this rank's averages of the weights in their places."""
-        if not self._state_options.ema:
+    def _own_parts(self, role: str) -> list[Array] | None:
+        """New arrays that have this rank's parts of a state array in their places."""
+        if role not in self._state_options.roles:
             return None
-        averages = [np.empty_like(flat) for flat in self._flat]
+        whole = [np.empty_like(flat) for flat in self._flat]
         for s, state in zip(self._own, self._state, strict=True):
-            averages[s.tensor][s.begin : s.end] = state.arrays["ema"]
-        return averages
+            whole[s.tensor][s.begin : s.end] = state.arrays[role]
+        return whole
 
     def __repr__(self) -> str:
         size = sum(array.size for array in self._arrays)
@@ -272,7 +273,7 @@ class ShardedAdamW(BaseOptimizer):
             self._state,
             slices=[(s.tensor, s.begin, s.end) for s in self._own],
             seed=self.seed,
-            has_ema=self._state_options.ema,
+            roles=self._state_options.roles,
         )
         self._bucket_comm = BucketCommunicator(self.comm, self.buckets)
         self._collective_step = CollectiveStep(

@@ -29,7 +29,6 @@ class AdamW(torch.optim.AdamW):
         v <- b2 v + (1 - b2) g^2                (exp_avg_sq; v_hat uses its maximum with amsgrad)
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
-        ema <- d ema + (1 - d) p                (with ema_decay d; p is the new parameter)
 
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
@@ -65,12 +64,12 @@ class AdamW(torch.optim.AdamW):
         seed: Of stochastic rounding, which ``state_dtype`` uses for its moments and for 16-bit
             parameters; None rounds to nearest.
         ema_decay: Decay rate of an exponential moving average of the weights, at least 0 and less
-            than 1; None keeps no average. It is updated in the same pass and stored in the state as
-            ``ema``, in the dtype of the parameter, or in float32 for 16-bit parameters. It starts
-            as the parameter before its first step.
+            than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
+            (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
+            in float32 for 16-bit parameters. It starts as the parameter before its first step.
 
-    With ``state_dtype`` or ``ema_decay`` nothing falls back to PyTorch: ``step`` raises TypeError,
-    with nothing changed, for a parameter that the kernels do not support.
+    With ``state_dtype`` or the decay rate of an average nothing falls back to PyTorch: ``step``
+    raises TypeError, with nothing changed, for a parameter that the kernels do not support.
 
     Raises:
         TypeError, ValueError: As ``torch.optim.AdamW``; and from ``step``, with nothing in the
@@ -96,7 +95,7 @@ class AdamW(torch.optim.AdamW):
         seed: int | None = 0,
         ema_decay: float | None = None,
     ) -> None:
-        own = {"state_dtype": state_dtype, "seed": seed, "ema_decay": ema_decay}
+        own = options.select(locals())
         options.check(own)
         super().__init__(
             params,
@@ -131,13 +130,14 @@ class AdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``seed`` are those of the saved groups too.
 
-        A group saved without ``ema_decay`` keeps that of this optimizer; the average then starts
-        from the parameters at the next step. Signal handlers of Python are deferred to the end.
+        A group saved without the decay rate of an average keeps that of this optimizer; the average
+        then starts from the parameters at the next step. Signal handlers of Python are deferred to
+        the end.
         """
         saved: dict[str, Any] = {}  # after the hooks of the user
 
         def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-            groups = options.keep_ema_decay(state_dict["param_groups"], self.param_groups)
+            groups = options.keep_rates(state_dict["param_groups"], self.param_groups)
             for group in groups:
                 options.check_group(group)
             saved.update(state_dict, param_groups=groups)

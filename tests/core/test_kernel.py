@@ -131,10 +131,9 @@ class Kept:
 
 def bound_step(x, t, scale=1.0, num_threads=1, ema_decay=None, **state):
     """Step t with what only optimizers use: AMSGrad, an average and a scale."""
-    has_ema = "ema" in state
-    tensors = BoundTensors(TreeSpec(x.p), x.p, [Kept(x, **state)], has_ema=has_ema)
+    tensors = BoundTensors(TreeSpec(x.p), x.p, [Kept(x, **state)], roles=tuple(state))
     tensors.set_steps([t - 1])
-    hyper = (*NUMBERS, ema_decay)
+    hyper = (*NUMBERS, (None, ema_decay))
     tensors.step(x.g, [hyper], abs(scale), None, False, scale < 0, num_threads)
     return tensors
 
@@ -200,7 +199,7 @@ def test_norm(tensor, dtype, isa, lengths, num_threads):
     many = [tensor(n, dtype, seed=i) for i, n in enumerate(lengths)]
     p, g, _, _ = (list(column) for column in zip(*(x.arrays for x in many), strict=True))
     tensors = BoundTensors(TreeSpec(p), p, [Kept(x) for x in many])
-    norm = tensors.step(g, [(*NUMBERS, None)], max_grad_norm=0.5, num_threads=num_threads)
+    norm = tensors.step(g, [(*NUMBERS, (None, None))], max_grad_norm=0.5, num_threads=num_threads)
     assert norm == norm_twin(g)
 
 

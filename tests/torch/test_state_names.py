@@ -17,7 +17,7 @@ def four_bits(monkeypatch):
 
 def test_pytorch_s_names_without_scales():
     for state_dtype in (None, "bfloat16"):
-        names = state.state_names(state_dtype, amsgrad=True, ema=True)
+        names = state.state_names(state_dtype, ("v_max", "ema"))
         assert names == {
             "m": "exp_avg",
             "v": "exp_avg_sq",
@@ -27,7 +27,7 @@ def test_pytorch_s_names_without_scales():
 
 
 def test_codes_and_scales():
-    assert state.state_names("8bit", amsgrad=False, ema=False) == {
+    assert state.state_names("8bit", ()) == {
         "m": "exp_avg_code",
         "v": "exp_avg_sq_code",
         "m_scale": "exp_avg_scale",

@@ -9,8 +9,7 @@ cdef class BoundArrays:
     parameters alone; or, for the function, ``moments``: m and v, arranged like ``params``.
     ``slices``: the slots, as (tensor, begin, end) in the tensor's memory order; None for one slot
     per tensor. ``decays``: for each tensor, whether weight decay applies to it. ``seed``: of
-    stochastic rounding; None rounds to the nearest. ``has_ema``: whether the state has averages of
-    the weights, also where no slot is on this rank."""
+    stochastic rounding; None rounds to nearest. ``roles``: those that options need on any rank."""
 
     cdef TreeSpec spec
     cdef Py_ssize_t num_params
@@ -23,11 +22,11 @@ cdef class BoundArrays:
     cdef bint stochastic
     cdef bint plain            # only dtypes that are their own arithmetic's
     cdef bint has_state
-    cdef bint has_ema
+    cdef bint[FUSED_ADAMW_NUM_BUFFERS] has_rate
 
     def __cinit__(
         self, TreeSpec spec not None, params, list state=None, tuple moments=None,
-        list slices=None, list decays=None, seed=None, bint has_ema=False,
+        list slices=None, list decays=None, seed=None, tuple roles=(),
     ):
         cdef tuple arrays = spec.flatten("params", params)
         cdef tuple all_m = (), all_v = ()
@@ -40,7 +39,8 @@ cdef class BoundArrays:
         self.spec = spec
         self.plain = moments is not None
         self.has_state = moments is not None or state is not None
-        self.has_ema = has_ema
+        for i in range(FUSED_ADAMW_NUM_BUFFERS if roles else 0):
+            self.has_rate[i] = OPTIONAL_BUFFERS[i].has_decay and OPTIONAL_BUFFERS[i].name in roles
         capacity += sum([len(named) for _, named in kept])
         self.reserve_memory(len(arrays), slots, capacity)
         for i in range(len(arrays)):
@@ -72,9 +72,8 @@ cdef class BoundArrays:
         """One allocation for all: a call of the function on a small array has time for few."""
         cdef size_t for_params = params * sizeof(Param), for_slots = slots * sizeof(Slot)
         cdef size_t for_buffers = buffers * sizeof(BoundBuffer)
-        cdef size_t for_intervals = 2 * buffers * sizeof(Interval)
         cdef char *memory = <char *>allocate(
-            1, for_buffers + for_params + for_slots + for_intervals
+            1, for_buffers + for_params + for_slots + 2 * buffers * sizeof(Interval)
         )
         self.buffers = <BoundBuffer *>memory
         self.params = <Param *>(memory + for_buffers)
@@ -160,7 +159,8 @@ cdef class BoundArrays:
     cdef int bind_state(self, Py_ssize_t i, kept) except -1:
         """Bind the arrays of a ``TensorState``."""
         cdef Slot *slot = &self.slots[i]
-        cdef int role
+        cdef const fused_adamw_optional_buffer *row
+        cdef int role, k
         format_name, named = kept
         slot.tensor.state_format = format_index(format_name)
         if not is_compatible(slot.tensor.element_type, slot.tensor.state_format):
@@ -176,11 +176,13 @@ cdef class BoundArrays:
         require_roles(
             slot.tensor.element_type, slot.tensor.state_format, roles_of(&slot.tensor)
         )
-        if (slot.tensor.ema != NULL) != self.has_ema:
-            raise ValueError(
-                f"the state of {self.spec.name('params', slot.param)} must have an array 'ema' "
-                f"exactly with has_ema; got has_ema={self.has_ema}"
-            )
+        for k in range(FUSED_ADAMW_NUM_BUFFERS):
+            row = &fused_adamw_optional_buffers[k]
+            if row.has_decay and (slot.tensor.buffers[k] != NULL) != self.has_rate[k]:
+                raise ValueError(
+                    f"the state of {self.spec.name('params', slot.param)} must have an array "
+                    f"{text(row.name)!r} exactly where roles has it; got arrays {list(dict(named))}"
+                )
         return 0
 
     cdef void *bind_state_array(self, int role, Slot *slot, array) except? NULL:
@@ -255,22 +257,23 @@ cdef class BoundArrays:
 
     @cython.final
     cdef int require_hypers(self, list hypers) except -1:
-        """One of each group, with a decay of the averages exactly where the state has averages."""
+        """One of each group, with the decay rate exactly where the state has its buffer."""
+        cdef Py_ssize_t k, count = self.spec.groups()
         if not self.has_state:
             raise ValueError("state must be given for a step; got parameters alone")
-        if len(hypers) != self.spec.groups():
+        if len(hypers) != count:
             raise ValueError(
-                f"param_groups must have {self.spec.groups()} groups, as at construction; got "
-                f"{len(hypers)}"
+                f"param_groups must have {count} groups, as at construction; got {len(hypers)}"
             )
         for hyper in hypers:
-            if type(hyper) is not tuple or len(<tuple>hyper) != 5:
-                raise TypeError(f"hypers must be tuples of 5 numbers; got {hyper!r}")
-            if self.has_ema != (hyper[4] is not None):
-                expected = "a number" if self.has_ema else "None"
-                raise ValueError(
-                    f"ema_decay must be {expected}, as at construction; got {hyper[4]!r}"
-                )
+            require_hyper(hyper)
+            for k in range(FUSED_ADAMW_NUM_BUFFERS):
+                if self.has_rate[k] != ((<tuple>hyper[4])[k] is not None):
+                    name, expected = OPTIONAL_BUFFERS[k].option, ("None", "a number")
+                    raise ValueError(
+                        f"{name} must be {expected[self.has_rate[k]]}, as at construction; got "
+                        f"{hyper[4][k]!r}"
+                    )
         return 0
 
     # ---- overlaps

@@ -6,8 +6,8 @@
 cdef class BoundTensors(BoundArrays):
     """What the optimizer classes and the function step; see ``BoundArrays`` for the arguments.
 
-    ``hypers``: one (lr, betas, eps, weight_decay, ema_decay) per group; ``ema_decay`` is None
-    where the state has no averages of the weights."""
+    ``hypers``: one (lr, betas, eps, weight_decay, rates) per group; ``rates``: the
+    decay rate of each optional buffer, None where the state lacks it or it has none."""
 
     cdef Tuner tuner
     cdef readonly int threads  # that the last step used

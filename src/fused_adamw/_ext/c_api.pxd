@@ -15,6 +15,9 @@ cdef extern from "fused_adamw.h" nogil:
         FUSED_ADAMW_NUM_STATE_FORMATS
 
     enum:
+        FUSED_ADAMW_NUM_BUFFERS
+
+    enum:
         FUSED_ADAMW_BLOCK
         FUSED_ADAMW_CHUNK
         FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD
@@ -27,8 +30,8 @@ cdef extern from "fused_adamw.h" nogil:
         FUSED_ADAMW_BAD_BETA2
         FUSED_ADAMW_BAD_EPS
         FUSED_ADAMW_BAD_WEIGHT_DECAY
-        FUSED_ADAMW_BAD_EMA_DECAY
         FUSED_ADAMW_BAD_GRAD_SCALE
+        FUSED_ADAMW_BAD_BUFFER_DECAY
         FUSED_ADAMW_NOT_REPRESENTABLE
 
     ctypedef struct fused_adamw_element_type:
@@ -54,13 +57,22 @@ cdef extern from "fused_adamw.h" nogil:
 
     const fused_adamw_state_format *fused_adamw_state_formats
 
+    ctypedef struct fused_adamw_optional_buffer:
+        const char *name
+        const char *option
+        int like_v
+        int from_params
+        int has_decay
+
+    const fused_adamw_optional_buffer *fused_adamw_optional_buffers
+
     ctypedef struct fused_adamw_hyperparams:
         double lr
         double beta1
         double beta2
         double eps
         double weight_decay
-        double ema_decay
+        double buffer_decays[FUSED_ADAMW_NUM_BUFFERS]
 
     ctypedef struct fused_adamw_scalars:
         pass
@@ -70,11 +82,10 @@ cdef extern from "fused_adamw.h" nogil:
         const void *grads
         void *m
         void *v
-        void *v_max
         void *m_scale
         void *v_scale
         float *master
-        void *ema
+        void *buffers[FUSED_ADAMW_NUM_BUFFERS]
         ptrdiff_t size
         int element_type
         int state_format
@@ -112,8 +123,8 @@ cdef extern from "fused_adamw.h" nogil:
         int num_threads, double *partial_sums)
     double fused_adamw_norm(const double *partial_sums, ptrdiff_t count, double grad_scale)
     void fused_adamw_decode_state(
-        const fused_adamw_isa *isa, const fused_adamw_tensor *tensor, float *m, float *v,
-        float *v_max)
+        const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
+        const fused_adamw_tensor *moments)
     void fused_adamw_encode_state(
-        const fused_adamw_isa *isa, const fused_adamw_tensor *tensor, const float *m,
-        const float *v, const float *v_max)
+        const fused_adamw_isa *isa, const fused_adamw_tensor *tensor,
+        const fused_adamw_tensor *moments)

@@ -1,6 +1,11 @@
 """Stored moments to float32 and back, by the kernels that read and write them in a step."""
 
 
+cdef bint is_encoded(int role) noexcept:
+    """Whether a state format determines how a role's array is stored."""
+    return role != MASTER and (role < <int>OPTIONAL or is_like_v(role))
+
+
 cdef int point_to(
     fused_adamw_tensor *tensor, str state_format, arrays, Py_ssize_t size, bint written
 ) except -1:
@@ -13,7 +18,7 @@ cdef int point_to(
         raise TypeError(f"arrays must be a mapping; got {type(arrays).__name__}")
     for name, array in arrays.items():
         role = state_role(name)
-        if role == MASTER or role == EMA:
+        if not is_encoded(role):
             continue
         if not isinstance(array, np_ndarray):
             raise TypeError(f"{name} must be a NumPy array; got {type(array).__name__}")
@@ -29,48 +34,48 @@ cdef int point_to(
     return 0
 
 
-cdef void *address_of(array) except? NULL:
-    return <void *><size_t>array.ctypes.data
+cdef list names_of_moments(arrays):
+    """The arrays that the kernels encode, without their scales."""
+    return [
+        name for name in arrays if ROLE_INDEX.get(name) == M or is_like_v(ROLE_INDEX.get(name, M))
+    ]
 
 
 def decode_state(str state_format, arrays, Py_ssize_t size):
     """The moments that flat arrays of a state format, by role, stand for.
 
-    Returns {"m": ..., "v": ...}, and "v_max" where there is one: new flat arrays of float32, or of
+    Returns {"m": ..., "v": ...}, and what is stored like v: new flat arrays of float32, or of
     float64 for the format of that name."""
-    cdef fused_adamw_tensor tensor
+    cdef fused_adamw_tensor tensor, decoded
     point_to(&tensor, state_format, arrays, size, False)
-    moments = {name: np.empty(size, np.float32) for name in ("m", "v", "v_max") if name in arrays}
+    kept = names_of_moments(arrays)
     if tensor.state_format == FUSED_ADAMW_STATE_FLOAT64:
-        return {name: np.array(arrays[name]) for name in moments}
-    fused_adamw_decode_state(
-        find_isa(), &tensor, <float *>address_of(moments["m"]), <float *>address_of(moments["v"]),
-        <float *>address_of(moments["v_max"]) if "v_max" in moments else NULL,
-    )
+        return {name: np.array(arrays[name]) for name in kept}
+    moments = {name: np.empty(size, np.float32) for name in kept}
+    point_to(&decoded, "float32", moments, size, True)
+    fused_adamw_decode_state(find_isa(), &tensor, &decoded)
     return moments
 
 
-def encode_state(str state_format, arrays, m, v, v_max=None):
+def encode_state(str state_format, arrays, **moments):
     """Write flat moments into flat arrays of a state format, by role, rounded to the nearest."""
-    cdef fused_adamw_tensor tensor
-    cdef Py_ssize_t size = len(m)
+    cdef fused_adamw_tensor tensor, given
+    cdef Py_ssize_t size
     dtype = np.float64 if format_index(state_format) == FUSED_ADAMW_STATE_FLOAT64 else np.float32
-    moments = {
-        name: np.ascontiguousarray(x, dtype) for name, x in (("m", m), ("v", v), ("v_max", v_max))
-        if name != "v_max" or x is not None
-    }
+    moments = {name: np.ascontiguousarray(x, dtype) for name, x in moments.items()}
+    if "m" not in moments:
+        raise ValueError(f"moments must be of {names_of_moments(arrays)}; got {list(moments)}")
+    size = moments["m"].size
     for name, x in moments.items():
         if x.shape != (size,):
             raise ValueError(f"{name} must have shape {(size,)}, like m; got {x.shape}")
     point_to(&tensor, state_format, arrays, size, True)
-    if (v_max is None) != ("v_max" not in arrays):
-        has = "has" if v_max is None else "lacks"
-        raise ValueError(f"v_max must be given exactly where arrays has it; got arrays that {has} it")
+    kept = names_of_moments(arrays)
+    if moments.keys() != set(kept):
+        raise ValueError(f"moments must be of {kept}, like arrays; got {list(moments)}")
     if tensor.state_format == FUSED_ADAMW_STATE_FLOAT64:
         for name, x in moments.items():
             arrays[name][:] = x
         return
-    fused_adamw_encode_state(
-        find_isa(), &tensor, <float *>address_of(moments["m"]), <float *>address_of(moments["v"]),
-        <float *>address_of(moments["v_max"]) if "v_max" in moments else NULL,
-    )
+    point_to(&given, "float32", moments, size, False)
+    fused_adamw_encode_state(find_isa(), &tensor, &given)

@@ -66,5 +66,5 @@ def fused_adamw(
     cdef BoundTensors tensors = BoundTensors.__new__(BoundTensors, spec, params, None, (m, v))
     tensors.start_before(step)
     tensors.step(
-        grads, [(lr, betas, eps, weight_decay, None)], 1.0, None, False, False, num_threads
+        grads, [(lr, betas, eps, weight_decay, NO_RATES)], 1.0, None, False, False, num_threads
     )

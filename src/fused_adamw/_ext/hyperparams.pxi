@@ -63,6 +63,12 @@ cdef uint32_t seed_of(seed) except? 0:
     return number
 
 
+def check_decay(str name, value):
+    """Raise TypeError or ValueError for a decay rate that is not None or in [0, 1)."""
+    if value is not None and not 0 <= real(name, value) < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1; got {value!r}")
+
+
 def check_seed(seed):
     """Raise what a step with this seed would raise."""
     seed_of(seed)
@@ -71,6 +77,17 @@ def check_seed(seed):
 def clip_factor(norm, max_grad_norm):
     """The factor that clips gradients of this global norm; 1 where ``max_grad_norm`` is None."""
     return fused_adamw_clip_factor(norm, positive_or_none("max_grad_norm", max_grad_norm))
+
+
+cdef inline int require_hyper(hyper) except -1:
+    if type(hyper) is not tuple or len(<tuple>hyper) != 5:
+        raise TypeError(f"hypers must be tuples of 5 items; got {hyper!r}")
+    rates = (<tuple>hyper)[4]
+    if type(rates) is not tuple or len(<tuple>rates) != FUSED_ADAMW_NUM_BUFFERS:
+        raise TypeError(
+            f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got {rates!r}"
+        )
+    return 0
 
 
 cdef struct Derived:
@@ -85,11 +102,12 @@ cdef struct Derived:
 cdef int derive(
     Derived *derived, Py_ssize_t group, bint decays, int compute, long long t, hyper
 ) except -1:
-    """The scalars of step ``t`` from ``hyper``: lr, betas, eps, weight_decay and ema_decay of a
-    group, the last one None without an average."""
+    """The scalars of step ``t`` from ``hyper``: lr, betas, eps, weight_decay of a group, and the
+    decay rates of the optional buffers."""
     cdef fused_adamw_hyperparams given
-    cdef int status
-    lr, betas, eps, weight_decay, ema_decay = hyper
+    cdef int status, k
+    cdef tuple rates
+    lr, betas, eps, weight_decay, rates = hyper
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
@@ -99,7 +117,9 @@ cdef int derive(
     given.beta1 = real("betas[0]", beta1)
     given.beta2 = real("betas[1]", beta2)
     given.eps = real("eps", eps)
-    given.ema_decay = 0 if ema_decay is None else real("ema_decay", ema_decay)
+    for k in range(FUSED_ADAMW_NUM_BUFFERS):
+        rate = rates[k]
+        given.buffer_decays[k] = 0 if rate is None else real(OPTIONAL_BUFFERS[k].option, rate)
     derived.group = group
     derived.t = t
     derived.decays = decays
@@ -115,7 +135,10 @@ cdef int derive(
             FUSED_ADAMW_BAD_BETA2: ("betas[1]", beta2),
             FUSED_ADAMW_BAD_EPS: ("eps", eps),
             FUSED_ADAMW_BAD_WEIGHT_DECAY: ("weight_decay", weight_decay),
-            FUSED_ADAMW_BAD_EMA_DECAY: ("ema_decay", ema_decay),
+            **{
+                FUSED_ADAMW_BAD_BUFFER_DECAY + k: (row.option, rate)
+                for k, (row, rate) in enumerate(zip(OPTIONAL_BUFFERS, rates))
+            },
         })
     return 0
 
@@ -124,8 +147,8 @@ cdef int raise_unusable(int status, int compute, dict given) except -1:
     """Raise ValueError for the number that a status of the C library is about."""
     cdef int which = status & ~FUSED_ADAMW_NOT_REPRESENTABLE
     name, value = given[which]
-    below_1 = which in (
-        FUSED_ADAMW_BAD_BETA1, FUSED_ADAMW_BAD_BETA2, FUSED_ADAMW_BAD_EMA_DECAY
+    below_1 = which >= FUSED_ADAMW_BAD_BUFFER_DECAY or which in (
+        FUSED_ADAMW_BAD_BETA1, FUSED_ADAMW_BAD_BETA2
     )
     if status & FUSED_ADAMW_NOT_REPRESENTABLE:
         dtype = ELEMENT_TYPES[compute]

@@ -40,9 +40,8 @@ cdef class PreparedStep:
     """The tensors of one group, checked, and the scalars of one step.
 
     ``tensors`` has the lists ``params``, ``grads`` and ``steps`` (tensors of one number, the steps
-    so far), and ``state``, a dict from roles to lists; all of one length. ``hyper``: lr, betas,
-    eps, weight_decay, ema_decay. ``state_format``: None where moments have the dtype of their
-    parameters.
+    so far), and ``state``, a dict from roles to lists; all of one length. ``hyper``: one of those
+    of ``BoundTensors``. ``state_format``: None where moments have the dtype of their parameters.
     ``param_indices``: of the parameters among all of the optimizer, for stochastic rounding by
     ``seed``. ``grad_scale``: a factor of the gradients.
 
@@ -154,8 +153,7 @@ cdef class PreparedStep:
         self, DLPackExchange exchange, Py_ssize_t i, fused_adamw_tensor *tensor,
         const ArrayView *params
     ) except -1:
-        """Moments and averages are like the parameters, unless several elements share a byte;
-        scales are flat."""
+        """Scales are flat; other state is like the parameters, unless elements share a byte."""
         cdef int k, role
         cdef bint found
         cdef StorageType storage
@@ -163,10 +161,7 @@ cdef class PreparedStep:
         cdef ArrayView view
         for k in range(self.num_roles):
             role = self.roles[k]
-            storage = (
-                EMA_STORAGE[tensor.element_type] if role == EMA
-                else STATE_STORAGE[tensor.state_format][role]
-            )
+            storage = STATE_STORAGE[tensor.state_format][role]
             if storage.bits == 0:
                 return False
             nbytes = storage_nbytes(tensor, role)

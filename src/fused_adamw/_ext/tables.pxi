@@ -1,4 +1,5 @@
-"""The tables of the C library, read once: element types, state formats, roles of state arrays."""
+"""The tables of the C library, read once: element types, state formats, optional buffers; and the
+roles of state arrays."""
 
 BLOCK = FUSED_ADAMW_BLOCK
 """Elements that share a scale in state formats that have scales."""
@@ -29,7 +30,17 @@ class StateFormat(NamedTuple):
     block: int       # elements that share a scale; 1 where there are no scales
     m_scale: str     # storage types; "" where there are no scales
     v_scale: str
-    amsgrad: bool    # whether it stores v_max
+    amsgrad: bool    # whether it can store more buffers like v
+
+
+class OptionalBuffer(NamedTuple):
+    """A row of the optional buffers: an array of the state that an option needs."""
+
+    name: str            # its role
+    option: str
+    like_v: bool         # stored as the state format stores v; else in the type of the arithmetic
+    from_params: bool    # starts as the parameters; else as zeros
+    has_decay: bool      # the option is a decay rate; else a flag
 
 
 cdef str text(const char *string):
@@ -60,6 +71,21 @@ def state_formats():
     return rows
 
 
+def optional_buffers():
+    """The arrays that the state may have for an option, in the order of C's table."""
+    rows = []
+    cdef int k
+    cdef const fused_adamw_optional_buffer *row
+    for k in range(FUSED_ADAMW_NUM_BUFFERS):
+        row = &fused_adamw_optional_buffers[k]
+        rows.append(OptionalBuffer(
+            text(row.name), text(row.option), row.like_v != 0, row.from_params != 0,
+            row.has_decay != 0,
+        ))
+    return rows
+
+
+cdef list OPTIONAL_BUFFERS = optional_buffers()
 cdef list ELEMENT_TYPES = [row.name for row in element_types()]
 cdef dict FORMAT_INDEX = {row.name: i for i, row in enumerate(state_formats())}
 
@@ -90,14 +116,17 @@ cdef enum Role:
     PARAMS
     M
     V
-    V_MAX
     M_SCALE
     V_SCALE
     MASTER
-    EMA
-    ROLES
+    OPTIONAL  # the first of the optional buffers
 
-cdef tuple ROLE_NAMES = ("params", "m", "v", "v_max", "m_scale", "v_scale", "master", "ema")
+cdef enum:
+    ROLES = <int>OPTIONAL + FUSED_ADAMW_NUM_BUFFERS
+
+cdef tuple ROLE_NAMES = (
+    "params", "m", "v", "m_scale", "v_scale", "master", *[row.name for row in OPTIONAL_BUFFERS]
+)
 cdef dict ROLE_INDEX = {name: role for role, name in enumerate(ROLE_NAMES)}
 
 
@@ -109,15 +138,20 @@ cdef inline void **role_pointer(fused_adamw_tensor *tensor, int role) noexcept:
         return &tensor.m
     if role == V:
         return &tensor.v
-    if role == V_MAX:
-        return &tensor.v_max
     if role == M_SCALE:
         return &tensor.m_scale
     if role == V_SCALE:
         return &tensor.v_scale
     if role == MASTER:
         return <void **>&tensor.master
-    return &tensor.ema
+    return &tensor.buffers[role - <int>OPTIONAL]
+
+
+cdef inline bint is_like_v(int role) noexcept:
+    """Whether a role's array is stored as the state format stores v."""
+    return role == V or (
+        role >= <int>OPTIONAL and fused_adamw_optional_buffers[role - <int>OPTIONAL].like_v
+    )
 
 
 cdef const char *storage_type(int role, int element_type, int state_format) noexcept:
@@ -125,16 +159,14 @@ cdef const char *storage_type(int role, int element_type, int state_format) noex
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[state_format]
     if role == M:
         return row.m_type
-    if role == V or role == V_MAX:
+    if is_like_v(role):
         return row.v_type
     if role == M_SCALE:
         return row.m_scale_type
     if role == V_SCALE:
         return row.v_scale_type
-    if role == MASTER:
-        return b"float32"
-    if role == EMA:
-        return fused_adamw_element_types[fused_adamw_element_types[element_type].compute].name
+    if role != PARAMS:
+        element_type = fused_adamw_element_types[element_type].compute
     return fused_adamw_element_types[element_type].name
 
 
@@ -187,28 +219,29 @@ cdef int require_roles(int element_type, int state_format, unsigned int found) e
                 f"state in format {text(row.name)!r} must have an array {ROLE_NAMES[role]!r}; "
                 "got none"
             )
-    if found >> V_MAX & 1 and not row.amsgrad:
-        raise ValueError(f"state in format {text(row.name)!r} must have no array 'v_max'")
+    for role in range(<int>OPTIONAL, <int>ROLES):
+        if found >> role & 1 and is_like_v(role) and not row.amsgrad:
+            raise ValueError(
+                f"state in format {text(row.name)!r} must have no array {ROLE_NAMES[role]!r}"
+            )
     if found >> MASTER & 1 and plain_format(element_type) >= 0:
         raise ValueError(f"state of {ELEMENT_TYPES[element_type]} must have no array 'master'")
     return 0
 
 
-# The storage types of the roles by state format; of EMA, which follows the parameters, by element
-# type. No bits: the format has no such array.
+# The storage types of the roles of state by state format, which the type of the arithmetic follows
+# from. No bits: the format has no such array.
 cdef StorageType[FUSED_ADAMW_NUM_STATE_FORMATS][ROLES] STATE_STORAGE
-cdef StorageType[FUSED_ADAMW_NUM_ELEMENT_TYPES] EMA_STORAGE
 
 
 cdef int read_storage_types() except -1:
-    cdef int index, role
+    cdef int index, role, compute
     cdef const char *name
     for index in range(FUSED_ADAMW_NUM_STATE_FORMATS):
+        compute = FUSED_ADAMW_FLOAT64 if index == FUSED_ADAMW_STATE_FLOAT64 else FUSED_ADAMW_FLOAT32
         for role in range(<int>ROLES):
-            name = storage_type(role, FUSED_ADAMW_FLOAT32, index)
+            name = storage_type(role, compute, index)
             STATE_STORAGE[index][role] = StorageType(0, 0) if name == NULL else storage_of(name)
-    for index in range(FUSED_ADAMW_NUM_ELEMENT_TYPES):
-        EMA_STORAGE[index] = storage_of(storage_type(EMA, index, 0))
     return 0
 
 read_storage_types()
@@ -218,17 +251,15 @@ cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexc
     """The bytes of a role's array of a tensor of this size, element type and state format."""
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[tensor.state_format]
     cdef Py_ssize_t size = tensor.size
-    cdef int compute = fused_adamw_element_types[tensor.element_type].compute
+    cdef int element_type = tensor.element_type
     if role == M:
         return (size * row.m_bits + 7) // 8
-    if role == V or role == V_MAX:
+    if is_like_v(role):
         return (size * row.v_bits + 7) // 8
     if role == M_SCALE or role == V_SCALE:
         return (size + row.block - 1) // row.block * (
             STATE_STORAGE[tensor.state_format][role].bits // 8
         )
-    if role == MASTER:
-        return size * sizeof(float)
-    if role == EMA:
-        return size * fused_adamw_element_types[compute].size
-    return size * fused_adamw_element_types[tensor.element_type].size
+    if role != PARAMS:
+        element_type = fused_adamw_element_types[element_type].compute
+    return size * fused_adamw_element_types[element_type].size

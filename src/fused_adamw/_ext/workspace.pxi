@@ -1,6 +1,7 @@
 """What one step needs: the tensors that have a gradient, and the scalars of each."""
 
-cdef tuple NO_STEP = (0.0, (0.0, 0.0), 0.0, 0.0, None)
+cdef tuple NO_RATES = (None,) * FUSED_ADAMW_NUM_BUFFERS
+cdef tuple NO_STEP = (0.0, (0.0, 0.0), 0.0, 0.0, NO_RATES)
 
 
 cdef struct Workspace:

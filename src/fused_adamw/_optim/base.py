@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from .._core import BoundTensors, TreeSpec
 from .arrays import Array, MemoryOrder, Shape, ShardSlice, order_of
-from .options import OPTIONS, Option, check_flag
+from .options import (
+    OPTIONS,
+    RATE_OPTIONS,
+    ROLES,
+    Option,
+    Options,
+    Rates,
+    check_flag,
+    rates_of,
+    roles_of,
+)
 from .param_groups import (
     DecayMask,
     ParamGroup,
@@ -18,31 +28,20 @@ from .param_groups import (
 )
 from .state_dict import check_numbers
 from .state_formats import (
-    StateDtype,
     StateOptions,
     TensorState,
-    check_amsgrad,
+    check_roles,
     format_of,
     has_param_layout,
     state_layout,
 )
 
 
-class BaseOptimizer:
+class BaseOptimizer(Options):
     """Parameter groups, options, and the numbers of the state.
 
     A subclass calls ``_arrange``, makes ``_bound`` over its ``_state``, and then calls ``_finish``.
     """
-
-    amsgrad: bool
-    maximize: bool
-    max_grad_norm: float | None
-    skip_nonfinite: bool
-    state_dtype: StateDtype | None
-    master_weights: bool
-    seed: int | None
-    ema_decay: float | None
-    num_threads: int | None
 
     param_groups: list[ParamGroup]
     comm: Any = None  # the communicator of mpi4py that ranks share; None: a single process
@@ -51,20 +50,23 @@ class BaseOptimizer:
     _grouped: bool
     _decays: list[bool]  # by tensor, whether weight decay applies to it
     _state_options: StateOptions
+    _rates: Rates
     _state: list[TensorState]  # by slot
     _bound: BoundTensors
 
     def _arrange(self, params: Any, arguments: Mapping[str, Any]) -> None:
         """Take over the arguments of a constructor."""
-        for name, option in OPTIONS.items():
-            self._set(name, option.check(name, arguments.get(name, option.default)))
-        check_amsgrad(self.state_dtype, self.amsgrad)
+        options = {
+            name: option.check(name, arguments.get(name, option.default))
+            for name, option in OPTIONS.items()
+        }
+        for name, value in options.items():
+            self._set(name, value)
+        self._state_options = StateOptions(self.state_dtype, roles_of(options))
+        check_roles(self._state_options)
         self.param_groups, self._spec, self._arrays, self._grouped = arrange(params, arguments)
         check_state_support(self._spec, self._arrays, self.state_dtype)
         self._decays = [True] * len(self._arrays)
-        self._state_options = StateOptions(
-            self.state_dtype, self.amsgrad, self.master_weights, ema=self.ema_decay is not None
-        )
 
     def _finish(self, decay_mask: DecayMask | None) -> None:
         """Apply the mask and check the first step's numbers, after the arrays were checked."""
@@ -72,7 +74,7 @@ class BaseOptimizer:
             items = self._spec.flatten("params", self._params())
             self._decays = resolve_decay_mask(self._spec, decay_mask, items)
             self._bound.set_decays(self._decays)
-        hypers = hyperparams_at(self.param_groups, 1, self.ema_decay)
+        hypers = hyperparams_at(self.param_groups, 1, self._rates)
         self._bound.check(hypers, self.max_grad_norm, [0] * len(self._arrays))
 
     if not TYPE_CHECKING:  # type checkers would accept every name
@@ -80,11 +82,14 @@ class BaseOptimizer:
         def __setattr__(self, name: str, value: Any) -> None:
             if name in OPTIONS and OPTIONS[name].fixed:
                 raise AttributeError(f"{name} cannot be changed after construction")
-            super().__setattr__(name, value)
+            self._set(name, value)
 
     def _set(self, name: str, value: Any) -> None:
         """Set an option, a fixed one too. (To go through ``vars`` would slow down later reads.)"""
         object.__setattr__(self, name, value)
+        if name in RATE_OPTIONS:  # kept together, as every step needs them
+            rates = tuple([getattr(self, option, None) for option in RATE_OPTIONS])
+            object.__setattr__(self, "_rates", rates)
 
     @property
     def t(self) -> int:
@@ -102,7 +107,7 @@ class BaseOptimizer:
 
     @property
     def state_nbytes(self) -> int:
-        """The memory of the state in bytes: moments, scales, master weights, averages."""
+        """The memory of the state in bytes: of all its arrays."""
         return sum(array.nbytes for state in self._state for array in state.arrays.values())
 
     def exclusive(self, operation: str) -> AbstractContextManager[Any]:
@@ -153,16 +158,15 @@ class BaseOptimizer:
             TypeError, ValueError: naming the entry.
         """
         steps = check_numbers(saved, len(self.param_groups), self.names)
-        ema_decay = self._loaded_ema_decay(saved)
-        hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, ema_decay)
+        rates = rates_of(self._loaded_options(saved))
+        hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, rates)
         self._bound.check(hypers, saved["max_grad_norm"], steps)
 
     def load_numbers(self, saved: Mapping[str, Any]) -> None:
         """Take over numbers that ``check_numbers`` has accepted."""
         for group, found in zip(self.param_groups, saved["param_groups"], strict=True):
             group.update(found)
-        options = {name: saved[name] for name, option in OPTIONS.items() if option.saved}
-        for name, value in (options | {"ema_decay": self._loaded_ema_decay(saved)}).items():
+        for name, value in self._loaded_options(saved).items():
             self._set(name, value)
         self._bound.set_seed(self.seed)
         self._bound.t = saved["t"]
@@ -172,12 +176,16 @@ class BaseOptimizer:
         """By role, the storage type and shape of the arrays that one process keeps of a tensor."""
         return state_layout(param.dtype.name, param.shape, self._state_options)
 
-    def _loaded_ema_decay(self, saved: Mapping[str, Any]) -> float | None:
-        """The decay of a snapshot; our own where only one of the two has averages of the weights,
-        which conversion makes or drops."""
-        has_ema, found = self._state_options.ema, saved["ema_decay"]
-        decay: float | None = found if has_ema and found is not None else None
-        return self.ema_decay if has_ema and decay is None else decay
+    def _loaded_options(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a snapshot; our own where only one of the two has the array that an option
+        needs, which conversion makes or drops."""
+        options = {name: saved[name] for name, option in OPTIONS.items() if option.saved}
+        for name in options.keys() & ROLES:
+            if ROLES[name] not in self._state_options.roles:
+                options[name] = OPTIONS[name].default
+            elif ROLES[name] not in roles_of(options):
+                options[name] = getattr(self, name)
+        return options
 
     def _orders(self) -> list[MemoryOrder | None]:
         """The memory order in which the state of each tensor is flat; None where it is not flat."""

@@ -1,17 +1,19 @@
-"""The options of the optimizer classes: one entry each, from which the rest is derived.
+"""The options of the optimizer classes: one row each, from which the rest is derived.
 
-State dicts, the comparison between ranks, ``repr`` and the attributes that cannot be changed follow
-from these entries. To add an option, add an entry here, an annotation to ``BaseOptimizer`` and a
-parameter to the constructors.
+Attributes and their types, checks, state dicts, the comparison between ranks, ``repr``, and what
+the PyTorch class puts into its groups follow from the rows of ``Options``. To add an option, add a
+row here and a parameter to the constructors. An array of the state that an option needs is a row of
+``FUSED_ADAMW_OPTIONAL_BUFFERS`` (csrc/formats.h), which has the name of the option.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from inspect import get_annotations
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from .._core import check_num_threads, check_seed
-from .state_formats import check_state_dtype
+from .._core import check_decay, check_num_threads, check_seed
+from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 """The options that each parameter group has values of its own for."""
@@ -25,12 +27,15 @@ class Option(NamedTuple):
         check: called with the name and a value; returns the value to keep, or raises.
         saved: whether state dicts contain it.
         fixed: whether after construction only ``load_state_dict`` changes it.
+        torch: whether it is an option of each group of the PyTorch class, which PyTorch's own class
+            does not have.
     """
 
     default: Any
     check: Callable[[str, Any], Any]
-    saved: bool
+    saved: bool = True
     fixed: bool = False
+    torch: bool = False
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -50,19 +55,59 @@ def _checked_threads(name: str, value: Any) -> int | None:
     return None if value is None else int(value)
 
 
+def _checked_decay(name: str, value: Any) -> Any:
+    check_decay(name, value)
+    return value
+
+
 def _checked_by_core(name: str, value: Any) -> Any:
     """A number that ``BoundTensors.check`` and ``step`` check with the hyper-parameters."""
     return value
 
 
-OPTIONS = {
-    "amsgrad": Option(False, check_flag, saved=False, fixed=True),
-    "maximize": Option(False, check_flag, saved=True),
-    "max_grad_norm": Option(None, _checked_by_core, saved=True),
-    "skip_nonfinite": Option(False, check_flag, saved=True),
-    "state_dtype": Option(None, check_state_dtype, saved=False, fixed=True),
-    "master_weights": Option(False, check_flag, saved=False, fixed=True),
-    "seed": Option(0, _checked_seed, saved=True, fixed=True),
-    "ema_decay": Option(None, _checked_by_core, saved=True),
-    "num_threads": Option(None, _checked_threads, saved=False),
+class Options:
+    """The options as attributes of an optimizer, with the types of their values."""
+
+    amsgrad: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
+    maximize: Annotated[bool, Option(False, check_flag)]
+    max_grad_norm: Annotated[float | None, Option(None, _checked_by_core)]
+    skip_nonfinite: Annotated[bool, Option(False, check_flag)]
+    state_dtype: Annotated[
+        StateDtype | None, Option(None, check_state_dtype, saved=False, fixed=True, torch=True)
+    ]
+    master_weights: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
+    seed: Annotated[int | None, Option(0, _checked_seed, fixed=True, torch=True)]
+    ema_decay: Annotated[float | None, Option(None, _checked_decay, torch=True)]
+    num_threads: Annotated[int | None, Option(None, _checked_threads, saved=False)]
+
+
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_annotations(Options).items()
 }
+
+ROLES = {row.option: row.name for row in BUFFERS.values()} | {"master_weights": "master"}
+"""By option, the role of the array of the state that it needs."""
+
+RATE_OPTIONS = tuple(row.option if row.has_decay else "" for row in BUFFERS.values())
+"""The options that are decay rates, in the order of the optional buffers; "" for a flag."""
+
+Rates = tuple[float | None, ...]
+"""The values of RATE_OPTIONS."""
+
+_ROLE_ROWS = [(option, role, OPTIONS[option].default is None) for option, role in ROLES.items()]
+
+
+def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The roles that options with these values need: of flags that are set, and rates given."""
+    return tuple(
+        [
+            role
+            for option, role, is_rate in _ROLE_ROWS
+            if (value := values.get(option)) is not None and (is_rate or value)
+        ]
+    )
+
+
+def rates_of(values: Mapping[str, Any]) -> Rates:
+    """The decay rates of the optional buffers; None for those without one."""
+    return tuple(map(values.get, RATE_OPTIONS))

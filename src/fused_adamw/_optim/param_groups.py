@@ -10,14 +10,14 @@ import numpy as np
 
 from .._core import BoundTensors, TreeSpec, abbreviated
 from .arrays import Array
-from .options import HYPERPARAMETERS
+from .options import HYPERPARAMETERS, Rates
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
 """The parameters of a group under "params", and its hyper-parameters."""
 
-Hyperparams: TypeAlias = tuple[float, tuple[float, float], float, float, float | None]
-"""lr, betas, eps, weight_decay and ema_decay of one step."""
+Hyperparams: TypeAlias = tuple[float, tuple[float, float], float, float, Rates]
+"""lr, betas, eps, weight_decay of one step, and the decay rates of the optional buffers."""
 
 DecayMask: TypeAlias = (
     Callable[[str, Array], bool] | bool | Sequence["DecayMask"] | Mapping[Any, "DecayMask"]
@@ -124,14 +124,12 @@ def resolve_decay_mask(spec: TreeSpec, mask: DecayMask, arrays: Sequence[Array])
 _values_of = itemgetter(*HYPERPARAMETERS)
 
 
-def hyperparams_at(
-    groups: Sequence[ParamGroup], t: int, ema_decay: float | None
-) -> list[Hyperparams]:
+def hyperparams_at(groups: Sequence[ParamGroup], t: int, rates: Rates) -> list[Hyperparams]:
     """The hyper-parameters of step t, by group: schedules of lr are evaluated."""
     hypers = []
     for group in groups:
         lr, betas, eps, weight_decay = _values_of(group)
-        hypers.append((lr(t) if callable(lr) else lr, betas, eps, weight_decay, ema_decay))
+        hypers.append((lr(t) if callable(lr) else lr, betas, eps, weight_decay, rates))
     return hypers
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from .._core import abbreviated
 from .arrays import Array, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS
-from .state_formats import TensorState, has_param_layout, recognize, stored_as
+from .state_formats import BUFFERS, TensorState, has_param_layout, recognize, stored_as
 
 MAX_STEPS = 2**63 - 2**32  # leaves a count of 64 bits far from its end
 
@@ -98,18 +98,20 @@ def match_state(
         order: the memory order of saved arrays that are flat; else None.
         own: the layout of the optimizer's state.
         param: the parameter whose state it is.
-        convert: whether format, memory order, master weights and averages may differ.
+        convert: whether format, memory order, and arrays that start as the
+            parameters may differ.
 
     Raises:
         TypeError, ValueError: it is no state of such a parameter, or cannot be loaded.
     """
     if order not in (None, "C", "F"):
         raise ValueError(f"the order of {where} must be 'C' or 'F'; got {order!r}")
-    if ("v_max" in saved) != ("v_max" in own):
-        raise ValueError(
-            f"{where} was saved with amsgrad={'v_max' in saved}; this optimizer has "
-            f"amsgrad={'v_max' in own} (array 'v_max')"
-        )
+    for role, row in BUFFERS.items():
+        if not row.from_params and (role in saved) != (role in own):
+            raise ValueError(
+                f"{where} was saved with {row.option}={role in saved}; this optimizer has "
+                f"{row.option}={role in own} (array {role!r})"
+            )
     dtype, expected = param.dtype.name, stored_as(own)
     own_format = recognize(expected, param.shape, dtype)
     try:

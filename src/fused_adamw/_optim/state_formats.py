@@ -11,7 +11,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
-from .._core import decode_state, element_types, encode_state, state_formats
+from .._core import (
+    OptionalBuffer,
+    decode_state,
+    element_types,
+    encode_state,
+    optional_buffers,
+    state_formats,
+)
 from .arrays import Array, MemoryOrder, Shape, order_of, ravel_like, reshape_like
 
 StateDtype: TypeAlias = Literal["bfloat16", "8bit"]
@@ -21,7 +28,11 @@ FORMATS = {row.name: row for row in state_formats()}
 STATE_DTYPES = tuple(
     name for name in FORMATS if name not in {row.compute for row in ELEMENT_TYPES.values()}
 )
-FROM_PARAMS = ("master", "ema")  # roles that start as a copy of the parameters
+BUFFERS = {row.name: row for row in optional_buffers()}
+FROM_PARAMS = ("master", *(name for name, row in BUFFERS.items() if row.from_params))
+"""The roles that start as a copy of the parameters."""
+AS_COMPUTED = ("master", *(name for name, row in BUFFERS.items() if not row.like_v))
+"""The roles that are stored in the type of the arithmetic, whatever the format of the moments."""
 
 
 @dataclass
@@ -30,8 +41,9 @@ class TensorState:
 
     Attributes:
         format: name of the format of the moments, a row of ``_core.state_formats()``.
-        arrays: by role, in this order: m, v, v_max (with amsgrad), m_scale, v_scale (formats with
-            scales), master (16-bit parameters with master weights), ema (with ema_decay).
+        arrays: by role, in this order: m, v, the optional buffers that are stored like v, m_scale,
+            v_scale (formats with scales), master (16-bit parameters with master weights), and the
+            other optional buffers.
     """
 
     format: str
@@ -42,9 +54,7 @@ class StateOptions(NamedTuple):
     """The options of an optimizer that decide which arrays it keeps."""
 
     state_dtype: str | None = None
-    amsgrad: bool = False
-    master_weights: bool = False
-    ema: bool = False
+    roles: tuple[str, ...] = ()  # that options need: "master" and those of BUFFERS
 
 
 # ---------------------------------------------------------------------------- layout
@@ -58,10 +68,18 @@ def check_state_dtype(name: str, value: Any) -> StateDtype | None:
     return cast(StateDtype | None, value)
 
 
-def check_amsgrad(state_dtype: str | None, amsgrad: bool) -> None:
-    """Raise ValueError where the format has no place for the largest second moment."""
-    if amsgrad and state_dtype is not None and not FORMATS[state_dtype].amsgrad:
-        raise ValueError(f"amsgrad=True is not supported with state_dtype={state_dtype!r}")
+def check_roles(options: StateOptions) -> None:
+    """Raise ValueError where the format has no place for an array that an option needs."""
+    if options.state_dtype is not None and not FORMATS[options.state_dtype].amsgrad:
+        for name in (row.option for row in _like_v(options)):
+            raise ValueError(
+                f"{name}=True is not supported with state_dtype={options.state_dtype!r}"
+            )
+
+
+def _like_v(options: StateOptions) -> list[OptionalBuffer]:
+    """The optional buffers that are stored as v is."""
+    return [row for row in BUFFERS.values() if row.like_v and row.name in options.roles]
 
 
 def format_of(param_dtype: str, state_dtype: str | None) -> str:
@@ -119,14 +137,12 @@ def state_layout(
     own = shape if like_param else (size,)
     blocks = (-(-size // row.block),)
     layout = {"m": stored(row.m, row.m_bits), "v": stored(row.v, row.v_bits)}
-    if options.amsgrad:
-        layout["v_max"] = layout["v"]
+    layout |= {buffer.name: layout["v"] for buffer in _like_v(options)}
     if row.block > 1:
         layout |= {"m_scale": (row.m_scale, blocks), "v_scale": (row.v_scale, blocks)}
-    if options.master_weights and element.name != element.compute:
-        layout["master"] = (element.compute, own)
-    if options.ema:
-        layout["ema"] = (element.compute, own)
+    for role in AS_COMPUTED:
+        if role in options.roles and (role != "master" or element.name != element.compute):
+            layout[role] = (element.compute, own)
     return layout
 
 
@@ -141,7 +157,7 @@ def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dty
 
 
 def allocate_state(param: Array, options: StateOptions) -> TensorState:
-    """The state before the first step: moments of 0, ``master`` and ``ema`` as the parameters."""
+    """The state before the first step: 0, or as the parameters."""
     order = order_of(param)
     layout = state_layout(param.dtype.name, param.shape, options)
     arrays: dict[str, Array] = {
@@ -157,15 +173,15 @@ def allocate_state(param: Array, options: StateOptions) -> TensorState:
 
 
 def moment(state: TensorState, role: str, param: Array) -> Array:
-    """A moment, or the average of the weights, in the shape of the parameter.
+    """A moment, or an optional buffer, in the shape of the parameter.
 
-    What the parameter's shape and dtype are kept in is returned itself; else moments are decoded
-    into a new float32 array, and ``ema`` is a view.
+    What the parameter's shape and dtype are kept in is returned itself; else what the format stores
+    is decoded into a new float32 array, and the rest is a view.
     """
     array = state.arrays[role]
     if has_param_layout(param.dtype.name, state.format):
         return array
-    if role not in FROM_PARAMS:
+    if role not in AS_COMPUTED:
         array = decode_state(state.format, state.arrays, param.size)[role]
     return reshape_like(array, param)
 
@@ -186,10 +202,8 @@ def recognize(
         ValueError: the arrays are in none of the formats for such a parameter.
     """
     for name, row in FORMATS.items():
-        options = StateOptions(
-            name, amsgrad="v_max" in found, master_weights="master" in found, ema="ema" in found
-        )
-        if not is_compatible(param_dtype, name) or (options.amsgrad and not row.amsgrad):
+        options = StateOptions(name, tuple(found))
+        if not is_compatible(param_dtype, name) or (_like_v(options) and not row.amsgrad):
             continue
         if found == stored_as(state_layout(param_dtype, param_shape, options)):
             return name
@@ -203,24 +217,20 @@ def convert_range(source: TensorState, target: TensorState, params: Array) -> No
     """Write the state of a range of a tensor's elements in a different format.
 
     Moments are decoded and rounded to the nearest; those of the same format keep their bits.
-    ``master`` and ``ema`` that the source lacks are made from the parameters.
+    Arrays that start as the parameters are made from them where the source lacks them.
 
     Args:
         source, target: flat arrays for a range of elements that begins at a multiple of the blocks
             of both formats. The arrays of ``target`` are written.
         params: the parameters of the range, flat; bfloat16 may be given as uint16.
     """
-    moments = [role for role in target.arrays if role not in FROM_PARAMS]
-    if source.format == target.format:
-        for role in moments:
-            target.arrays[role][...] = source.arrays[role]
-    else:
-        decoded = decode_state(source.format, source.arrays, params.size)
-        encode_state(target.format, target.arrays, **decoded)
-    for role in FROM_PARAMS:
-        if role in target.arrays:
+    for role, array in target.arrays.items():
+        if role in AS_COMPUTED or source.format == target.format:
             saved = source.arrays.get(role)
-            target.arrays[role][...] = _widened(params) if saved is None else saved
+            array[...] = _widened(params) if saved is None else saved
+    if source.format != target.format:
+        moments = decode_state(source.format, source.arrays, params.size)
+        encode_state(target.format, target.arrays, **moments)
 
 
 def convert_state(
@@ -260,7 +270,7 @@ def without_blocks(state: TensorState, size: int) -> TensorState:
     """The same state with one item for each of its elements; a format with scales is decoded."""
     if FORMATS[state.format].block == 1:
         return state
-    kept = {role: x for role, x in state.arrays.items() if role in FROM_PARAMS}
+    kept = {role: x for role, x in state.arrays.items() if role in AS_COMPUTED}
     moments = decode_state(state.format, state.arrays, size)
     return TensorState("float32", moments | kept)  # what moments are decoded to
 

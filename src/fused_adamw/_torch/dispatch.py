@@ -15,6 +15,7 @@ from .._core import (
     default_num_threads,
     gather_tensors,
 )
+from .._optim.options import rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import supported_dtypes
 from .fallback import step_with_torch, unscale
@@ -120,7 +121,7 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
     new_state: dict[Tensor, State] = {}
     try:
         tensors = _gather(group, optimizer.state)
-    except KeyError:  # the first step of a parameter, or of its average
+    except KeyError:  # the first step of a parameter, or of an option
         params = [p for p in group["params"] if p.grad is not None]
         expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
         if expanded:  # their state could be larger than the memory
@@ -180,8 +181,7 @@ def _gather(group: Group, state: Mapping[Tensor, State]) -> GroupTensors:
     Raises:
         KeyError: a parameter has no state yet.
     """
-    has_ema = group.get("ema_decay") is not None
-    names = state_names(group.get("state_dtype"), bool(group["amsgrad"]), has_ema)
+    names = state_names(group.get("state_dtype"), roles_of(group))
     return GroupTensors(*gather_tensors(group["params"], state, names))
 
 
@@ -203,7 +203,7 @@ def _hyper(group: Group) -> Hyperparams:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr = lr.item()
-    return lr, group["betas"], group["eps"], group["weight_decay"], group.get("ema_decay")
+    return lr, group["betas"], group["eps"], group["weight_decay"], rates_of(group)
 
 
 def _num_threads() -> int:

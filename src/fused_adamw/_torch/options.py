@@ -3,20 +3,25 @@
 from itertools import chain, repeat
 from typing import Any
 
-from .._core import check_seed
-from .._optim.state_formats import check_amsgrad, check_state_dtype
+from .._optim.options import OPTIONS, RATE_OPTIONS, roles_of
+from .._optim.state_formats import StateOptions, check_roles
 
 Group = dict[str, Any]  # of param_groups
 
-DEFAULTS: Group = {"state_dtype": None, "seed": 0, "ema_decay": None}
+DEFAULTS: Group = {name: option.default for name, option in OPTIONS.items() if option.torch}
+RATES = DEFAULTS.keys() & RATE_OPTIONS
+KERNEL_ONLY = tuple(name for name, default in DEFAULTS.items() if default is None)
+
+
+def select(arguments: Group) -> Group:
+    """Those of these arguments that are such options."""
+    return {name: arguments[name] for name in DEFAULTS}
 
 
 def kernel_only(group: Group) -> str | None:
     """The name of an option of the group that only the kernels implement: a group that has one
     never falls back to PyTorch."""
-    if group.get("state_dtype") is not None:
-        return "state_dtype"
-    return "ema_decay" if group.get("ema_decay") is not None else None
+    return next((name for name in KERNEL_ONLY if group.get(name) is not None), None)
 
 
 def check_group(group: Group) -> None:
@@ -35,29 +40,16 @@ def check_group(group: Group) -> None:
 
 def check(group: Group) -> None:
     """Raise TypeError or ValueError for an invalid value."""
-    check_seed(group.get("seed"))
-    _check_ema_decay(group.get("ema_decay"))
-    state_dtype = check_state_dtype("state_dtype", group.get("state_dtype"))
-    check_amsgrad(state_dtype, group.get("amsgrad", False))
+    for name in DEFAULTS:
+        OPTIONS[name].check(name, group.get(name))
+    check_roles(StateOptions(group.get("state_dtype"), roles_of(group)))
 
 
-def _check_ema_decay(ema_decay: float | None) -> None:
-    if ema_decay is None:
-        return
-    if isinstance(ema_decay, str) or not hasattr(ema_decay, "__float__"):
-        found = f"{ema_decay!r} ({type(ema_decay).__name__})"
-        raise TypeError(f"ema_decay must be a real number; got {found}")
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must be at least 0 and less than 1; got {ema_decay}")
-
-
-def keep_ema_decay(saved: list[Group], groups: list[Group]) -> list[Group]:
-    """The saved groups, with the ``ema_decay`` of ``groups`` where they have none: an average that
-    silently ended would be noticed too late."""
-    own = chain((group.get("ema_decay") for group in groups), repeat(None))
+def keep_rates(saved: list[Group], groups: list[Group]) -> list[Group]:
+    """The saved groups, with the decay rates of ``groups`` that they lack: an average that silently
+    ended would be noticed too late."""
+    own = chain(({k: group.get(k) for k in RATES} for group in groups), repeat({}))
     return [
-        group
-        if group.get("ema_decay") is not None or decay is None
-        else group | {"ema_decay": decay}
-        for group, decay in zip(saved, own, strict=False)
+        group | {k: x for k, x in rates.items() if x is not None and group.get(k) is None}
+        for group, rates in zip(saved, own, strict=False)
     ]

@@ -1,7 +1,7 @@
 """The state of a parameter: its names in state dicts, new state, and the tensors of a step.
 
-Names, dtypes and sizes are derived from the rows of ``_core.state_formats()``. A role (m, v, v_max,
-m_scale, v_scale, ema) has the name that PyTorch gives it. In a format with scales the names of
+Names, dtypes and sizes are derived from the rows of ``_core.state_formats()``. A role has
+the name that PyTorch gives it, or its own. In a format with scales the names of
 the moments end in ``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from .._optim.arrays import Shape
-from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, state_layout
+from .._optim.options import roles_of
+from .._optim.state_formats import (
+    AS_COMPUTED,
+    ELEMENT_TYPES,
+    FORMATS,
+    FROM_PARAMS,
+    StateOptions,
+    state_layout,
+)
 
 State = dict[str, Tensor]  # of one parameter, by name
 
-MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"}  # PyTorch's names
+NAMES = {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"}  # PyTorch's names
 
 
 class GroupTensors(NamedTuple):
@@ -26,7 +34,7 @@ class GroupTensors(NamedTuple):
     params: list[Tensor]
     grads: list[Tensor]
     steps: list[Tensor]
-    state: dict[str, list[Tensor]]  # by role: m, v, v_max, m_scale, v_scale, ema
+    state: dict[str, list[Tensor]]  # by role
 
     def select(self, indices: list[int]) -> "GroupTensors":
         def take(tensors: list[Tensor]) -> list[Tensor]:
@@ -47,30 +55,37 @@ class GroupTensors(NamedTuple):
 
 
 @cache
-def state_names(state_dtype: str | None, amsgrad: bool, ema: bool) -> dict[str, str]:
-    """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter."""
+def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, str]:
+    """The name of each role, to be read only.
+
+    Args:
+        state_dtype: None: the dtype of the parameter.
+        roles: those that options need.
+    """
     has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     suffix = "_code" if has_scales else ""
-    names = {role: name + suffix for role, name in MOMENTS.items() if role != "v_max" or amsgrad}
+    names = {
+        role: NAMES.get(role, role) + ("" if role in AS_COMPUTED else suffix)
+        for role in ("m", "v", *roles)
+    }
     if has_scales:
-        names |= {f"{role}_scale": f"{MOMENTS[role]}_scale" for role in ("m", "v")}
-    return names | ({"ema": "ema"} if ema else {})
+        names |= {f"{role}_scale": f"{NAMES[role]}_scale" for role in ("m", "v")}
+    return names
 
 
 def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
-    """The state that a parameter lacks: all of it before its first step; or the moving average of
-    the weights, which starts as the parameter."""
-    has_ema = group.get("ema_decay") is not None
-    options = StateOptions(group.get("state_dtype"), bool(group["amsgrad"]), ema=has_ema)
+    """The state that a parameter lacks: all of it before its first step; later, what an option
+    needs that starts as the parameter."""
+    options = StateOptions(group.get("state_dtype"), roles_of(group))
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     layout = _layout(p, options)
-    for role, name in state_names(options.state_dtype, options.amsgrad, has_ema).items():
-        if not state or (role == "ema" and name not in state):
+    for role, name in state_names(*options).items():
+        if not state or (role in FROM_PARAMS and name not in state):
             missing[name] = _zeros(p, role, *layout[role])
-    if "ema" in missing:
-        missing["ema"].copy_(p.detach())
+            if role in FROM_PARAMS:
+                missing[name].copy_(p.detach())
     return missing
 
 
@@ -91,8 +106,8 @@ def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
     dtype, shape = str(p.dtype).removeprefix("torch."), tuple(p.shape)
     if dtype in ELEMENT_TYPES:
         return state_layout(dtype, shape, options)
-    roles = state_names(options.state_dtype, options.amsgrad, options.ema)
-    return dict.fromkeys(roles, (dtype, shape))  # for a parameter that the kernels do not support
+    # For a parameter that the kernels do not support.
+    return dict.fromkeys(state_names(*options), (dtype, shape))
 
 
 def _zeros(p: Tensor, role: str, storage: str, shape: Shape) -> Tensor:
