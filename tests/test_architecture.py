@@ -293,6 +293,38 @@ def test_formats_are_named_in_their_table_only():
     fail_on(broken, "State formats are rows of a table; code asks the row, not for the name")
 
 
+BUFFER_ROW = re.compile(r'^ +ROW\((\w+), (\w+), "(\w+)", \d, \d, \d\)', re.M)
+NAMES_OF_OPTIONS = {  # where an option with a buffer is named: elsewhere code goes through the rows
+    "csrc/formats.h": "the table of the buffers",
+    "csrc/kernels/adamw.inc": "the formula",
+    "_optim/options.py": "the table of the options",
+    "optimizer.py": "signature, docstring and accessor",
+    "sharded.py": "signature and accessor",
+    "torch.py": "signature and docstring",
+    "_torch/dispatch.py": "PyTorch's own amsgrad, which its functions are given",
+    "_torch/fallback.py": "the same",
+    "_torch/state.py": "the name that PyTorch gives v_max",
+}
+
+
+def test_options_with_a_buffer_are_named_in_few_places():
+    """In code without docstrings and comments. (``amsgrad`` is also a column of state formats.)"""
+    rows = BUFFER_ROW.findall(read(ROOT / "csrc" / "formats.h"))
+    assert len(rows) >= 2
+    names = {name for row in rows for name in row} - {"amsgrad"}
+    name = re.compile(rf"\b(?:has_|gather_)?(?:{'|'.join(names)})\b")
+    library = [path for path in C_FILES if "tests" not in path.parts]
+    private = [p for p in PYTHON_FILES if not short(p).startswith(("bench/", "cli/", "tiny/"))]
+    broken = {}
+    for path in library + private + CYTHON_FILES:
+        comments = r'"""(?:[^"]|"(?!""))*"""|#(?!define|if|undef|include).*|/\*(?:[^*]|\*(?!/))*\*/'
+        if name.search(re.sub(comments, "", read(path))):
+            broken[short(path)] = "names an option or its buffer"
+    fail_on(
+        without_exceptions(broken, NAMES_OF_OPTIONS), "Options with a buffer are rows of two tables"
+    )
+
+
 def test_c_asks_no_tensor_which_format_it_has():
     broken = [
         f"{short(path)}:{number}: {line.strip()}"

@@ -16,13 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from ._core import CHUNK, BoundTensors
+from ._core import BoundTensors
 from ._distributed.agreement import raise_on_all_ranks
 from ._distributed.bucket_comm import BucketCommunicator
 from ._distributed.collective_step import CollectiveStep, RangeOptions, needs_norm
 from ._distributed.fingerprints import of_construction, of_step
 from ._distributed.mpi import Comm, default_threads, operations_of, private_duplicate, world
-from ._distributed.partition import partition, slices_by_tensor
+from ._distributed.partition import (
+    BUCKET_BYTES,
+    MAX_COLLECTIVE_BYTES,
+    MIN_BUCKET_BYTES,
+    check_bucket_bytes,
+    partition,
+    slices_by_tensor,
+)
 from ._optim.arrays import (
     Array,
     ArrayTree,
@@ -38,10 +45,6 @@ from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, sup
 from .schedules import Schedule
 
 __all__ = ["ShardedAdamW"]
-
-BUCKET_BYTES = 1 << 24
-MIN_BUCKET_BYTES = 2 * CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
-MAX_COLLECTIVE_BYTES = (1 << 31) - 1  # many MPIs count in 32 bits
 
 
 class ShardedAdamW(BaseOptimizer):
@@ -115,7 +118,8 @@ class ShardedAdamW(BaseOptimizer):
                 fingerprint |= self.collective_call("ShardedAdamW")
                 self._arrange(params, arguments)
                 self._require_own_arithmetic()
-                self._bind(_checked_bucket_bytes(bucket_bytes))
+                check_bucket_bytes(bucket_bytes)
+                self._bind(bucket_bytes)
                 self._finish(decay_mask)
                 names = [argument_name("params", path) for path in self._spec.paths()]
                 fingerprint |= of_construction(self, names, self._decays, self._flat)
@@ -288,11 +292,3 @@ class ShardedAdamW(BaseOptimizer):
             None if grad is None else ravel_like(np.asarray(grad), order_of(array))
             for grad, array in zip(grads, self._arrays, strict=True)
         ]
-
-
-def _checked_bucket_bytes(bucket_bytes: Any) -> int:
-    if not isinstance(bucket_bytes, int):
-        raise TypeError(f"bucket_bytes must be an integer; got {bucket_bytes!r}")
-    if bucket_bytes < MIN_BUCKET_BYTES:
-        raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {bucket_bytes}")
-    return bucket_bytes

@@ -7,7 +7,8 @@ import pytest
 from optimizers import EVERYTHING, HYPER, Twins, draw, grouped_optimizer, snapshot
 
 from fused_adamw import AdamW
-from fused_adamw._optim.options import HYPERPARAMETERS, OPTIONS
+from fused_adamw._core import optional_buffers
+from fused_adamw._optim.options import HYPERPARAMETERS, OPTIONS, rates_of, roles_of
 
 
 def defaults_of(kind):
@@ -56,6 +57,62 @@ def test_repr_shows_options_that_are_not_the_default():
     text = repr(AdamW(np.ones(3, np.float32), **EVERYTHING, seed=4))
     for name, value in {**EVERYTHING, "seed": 4}.items():
         assert f", {name}={value!r}" in text
+
+
+# ---- options with a buffer
+
+
+def test_every_optional_buffer_belongs_to_an_option():
+    assert [(row.name, row.option) for row in optional_buffers()] == [
+        ("v_max", "amsgrad"),
+        ("ema", "ema_decay"),
+    ]
+    assert {row.option for row in optional_buffers()} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("values", "roles", "rates"),
+    [
+        ({}, (), (None, None)),
+        ({"amsgrad": False, "ema_decay": None, "master_weights": False}, (), (None, None)),
+        ({"amsgrad": 0, "ema_decay": 0}, ("ema",), (None, 0)),
+        ({"amsgrad": np.True_, "ema_decay": 0.0}, ("v_max", "ema"), (None, 0.0)),
+        ({"amsgrad": 1, "master_weights": True}, ("v_max", "master"), (None, None)),
+    ],
+)
+def test_flags_that_are_set_and_rates_that_are_given_need_a_buffer(values, roles, rates):
+    """A rate of 0 is one; None is not."""
+    assert roles_of(values) == roles
+    assert rates_of(values) == rates
+
+
+BAD_DECAYS = [
+    (1.0, ValueError, "at least 0 and less than 1; got 1.0"),
+    (np.nan, ValueError, "at least 0 and less than 1; got nan"),
+    ("0.5", TypeError, r"a real number; got '0.5' \(str\)"),
+    (np.array([0.5, 0.6]), TypeError, r"a real number; got array\(\[0.5, 0.6\]\) \(ndarray\)"),
+]
+
+
+@pytest.mark.parametrize(("value", "error", "message"), BAD_DECAYS)
+def test_every_class_refuses_a_decay_with_the_same_words(value, error, message):
+    torch = pytest.importorskip("torch", minversion="2.10")
+    from fused_adamw.torch import AdamW as TorchAdamW
+
+    with pytest.raises(error, match=f"^ema_decay must be {message}$"):
+        AdamW(np.ones(3), ema_decay=value)
+    with pytest.raises(error, match=f"^ema_decay must be {message}$"):
+        TorchAdamW([torch.nn.Parameter(torch.ones(3))], ema_decay=value)
+
+
+@pytest.mark.parametrize(("value", "error", "message"), BAD_DECAYS)
+def test_a_bad_decay_of_a_state_dict_is_named_as_there(value, error, message):
+    opt = AdamW(np.ones(3), ema_decay=0.5)
+    saved = opt.state_dict() | {"ema_decay": value}
+    before = snapshot(opt)
+    with pytest.raises(error, match=rf"^state_dict\['ema_decay'\] must be {message}$"):
+        opt.load_state_dict(saved)
+    assert snapshot(opt) == before
 
 
 # ---- ema_decay

@@ -11,13 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .._core import CHUNK
 from .._optim.arrays import ShardSlice
+from .._optim.state_formats import ELEMENT_TYPES
 
+BUCKET_BYTES = 1 << 24
+MIN_BUCKET_BYTES = 2 * CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
+MAX_COLLECTIVE_BYTES = (1 << 31) - 1  # many MPIs count in 32 bits
 PACKED_FRACTION = 16  # tensors smaller than this fraction of a bucket share one
 
 TensorRange: TypeAlias = tuple[int, int, int]
@@ -85,6 +89,14 @@ def partition(
                 owned[rank] += itemsize * sum(s.size for s in part)
             buckets.append(Bucket(dtype, tuple(parts)))
     return buckets
+
+
+def check_bucket_bytes(bucket_bytes: Any) -> None:
+    """Raise TypeError or ValueError unless a bucket of this size can be partitioned."""
+    if not isinstance(bucket_bytes, int):
+        raise TypeError(f"bucket_bytes must be an integer; got {bucket_bytes!r}")
+    if bucket_bytes < MIN_BUCKET_BYTES:
+        raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {bucket_bytes}")
 
 
 def slices_by_tensor(buckets: Sequence[Bucket], num_tensors: int) -> list[list[ShardSlice]]:

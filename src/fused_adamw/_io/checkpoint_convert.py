@@ -32,8 +32,8 @@ def convert_shards(
 ) -> None:
     """Read the state of shards of one tensor, converted to how the optimizer stores it.
 
-    Their parameters have been read: master weights and an average that the file lacks are made from
-    them.
+    Their parameters have been read: arrays that start as these are made from them where the file
+    lacks them.
     """
     tensor = shards[0].tensor
     array = optimizer.param_arrays()[tensor]

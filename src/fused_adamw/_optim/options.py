@@ -94,18 +94,12 @@ RATE_OPTIONS = tuple(row.option if row.has_decay else "" for row in BUFFERS.valu
 Rates = tuple[float | None, ...]
 """The values of RATE_OPTIONS."""
 
-_ROLE_ROWS = [(option, role, OPTIONS[option].default is None) for option, role in ROLES.items()]
+_OFF = {option: (None,) if OPTIONS[option].default is None else (None, False) for option in ROLES}
 
 
 def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The roles that options with these values need: of flags that are set, and rates given."""
-    return tuple(
-        [
-            role
-            for option, role, is_rate in _ROLE_ROWS
-            if (value := values.get(option)) is not None and (is_rate or value)
-        ]
-    )
+    return tuple([ROLES[option] for option, off in _OFF.items() if values.get(option) not in off])
 
 
 def rates_of(values: Mapping[str, Any]) -> Rates:

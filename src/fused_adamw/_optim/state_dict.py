@@ -98,8 +98,7 @@ def match_state(
         order: the memory order of saved arrays that are flat; else None.
         own: the layout of the optimizer's state.
         param: the parameter whose state it is.
-        convert: whether format, memory order, and arrays that start as the
-            parameters may differ.
+        convert: whether format, memory order, and arrays that start as the parameters may differ.
 
     Raises:
         TypeError, ValueError: it is no state of such a parameter, or cannot be loaded.

@@ -70,11 +70,10 @@ def check_state_dtype(name: str, value: Any) -> StateDtype | None:
 
 def check_roles(options: StateOptions) -> None:
     """Raise ValueError where the format has no place for an array that an option needs."""
-    if options.state_dtype is not None and not FORMATS[options.state_dtype].amsgrad:
-        for name in (row.option for row in _like_v(options)):
-            raise ValueError(
-                f"{name}=True is not supported with state_dtype={options.state_dtype!r}"
-            )
+    state_dtype, buffers = options.state_dtype, _like_v(options)
+    if buffers and state_dtype is not None and not FORMATS[state_dtype].amsgrad:
+        name = buffers[0].option
+        raise ValueError(f"{name}=True is not supported with state_dtype={state_dtype!r}")
 
 
 def _like_v(options: StateOptions) -> list[OptionalBuffer]:

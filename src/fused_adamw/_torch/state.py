@@ -1,8 +1,8 @@
 """The state of a parameter: its names in state dicts, new state, and the tensors of a step.
 
-Names, dtypes and sizes are derived from the rows of ``_core.state_formats()``. A role has
-the name that PyTorch gives it, or its own. In a format with scales the names of
-the moments end in ``_code``: PyTorch's own class, which would misread them, does not find them.
+Names, dtypes and sizes are derived from the rows of ``_core.state_formats()``. A role has the name
+that PyTorch gives it, or its own. In a format with scales the names of the moments end in
+``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
 from functools import cache
@@ -56,12 +56,8 @@ class GroupTensors(NamedTuple):
 
 @cache
 def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, str]:
-    """The name of each role, to be read only.
-
-    Args:
-        state_dtype: None: the dtype of the parameter.
-        roles: those that options need.
-    """
+    """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter;
+    ``roles``: those that options need."""
     has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     suffix = "_code" if has_scales else ""
     names = {
