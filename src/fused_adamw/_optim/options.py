@@ -94,14 +94,22 @@ RATE_OPTIONS = tuple(row.option if row.has_decay else "" for row in BUFFERS.valu
 Rates = tuple[float | None, ...]
 """The values of RATE_OPTIONS."""
 
-_OFF = {option: (None,) if OPTIONS[option].default is None else (None, False) for option in ROLES}
+_ROLE_ITEMS = tuple(ROLES.items())
+_NO_RATES: Rates = (None,) * len(RATE_OPTIONS)
 
 
 def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The roles that options with these values need: of flags that are set, and rates given."""
-    return tuple([ROLES[option] for option, off in _OFF.items() if values.get(option) not in off])
+    roles: tuple[str, ...] = ()
+    for option, role in _ROLE_ITEMS:  # a loop, and `is`, as each step of PyTorch's class calls this
+        value = values.get(option)
+        if value is not None and value is not False and (value or option in RATE_OPTIONS):
+            roles += (role,)
+    return roles
 
 
 def rates_of(values: Mapping[str, Any]) -> Rates:
     """The decay rates of the optional buffers; None for those without one."""
+    if values.keys().isdisjoint(RATE_OPTIONS):
+        return _NO_RATES
     return tuple(map(values.get, RATE_OPTIONS))
