@@ -107,6 +107,17 @@ class BoundTensors(BoundArrays):
         maximize: bool = False,
         num_threads: int | None = None,
     ) -> float | None: ...
+    def step_in_turn(
+        self,
+        lock: ReentrantLock,
+        hypers_at: Callable[[int], list[Hyper]],
+        grads: Any,
+        grad_scale: float,
+        max_grad_norm: float | None,
+        skip_nonfinite: bool,
+        maximize: bool,
+        num_threads: int | None,
+    ) -> float | None: ...
     def step_range(
         self,
         first: int,
@@ -129,6 +140,10 @@ class BoundTensors(BoundArrays):
     def count_step(self, grads: tuple[Any, ...]) -> int: ...
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...
+
+class ReentrantLock:
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 class DeferredSignals:
     def __enter__(self) -> Self: ...

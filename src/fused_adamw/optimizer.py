@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from ._core import BoundTensors, DeferredSignals, TreeSpec
+from ._core import BoundTensors, DeferredSignals, ReentrantLock, TreeSpec
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
 from ._optim.base import BaseOptimizer
 from ._optim.options import HYPERPARAMETERS
-from ._optim.param_groups import DecayMask, hyperparams_at, matrices_only
+from ._optim.param_groups import DecayMask, matrices_only
 from ._optim.state_dict import SavedState, recognized_entry
 from ._optim.state_formats import StateDtype, allocate_state, convert_state, moment
 from .schedules import Schedule
@@ -116,7 +115,7 @@ class AdamW(BaseOptimizer):
         seed: int | None = 0,
         ema_decay: float | None = None,
     ) -> None:
-        self._lock = RLock()
+        self._lock = ReentrantLock()
         self._arrange(params, locals())
         self._state = [allocate_state(array, self._state_options) for array in self._arrays]
         self._bind()
@@ -141,17 +140,16 @@ class AdamW(BaseOptimizer):
             KeyboardInterrupt, and what other signal handlers raise: before the step has begun or
                 after it has completed.
         """
-        with self._lock:
-            bound = self._bound
-            return bound.step(
-                grads,
-                hyperparams_at(self.param_groups, bound.t + 1, self._rates),
-                grad_scale,  # by position: names would take a twentieth of a small model's step
-                self.max_grad_norm,
-                self.skip_nonfinite,
-                self.maximize,
-                self.num_threads,
-            )
+        return self._bound.step_in_turn(
+            self._lock,
+            self._hypers_at,
+            grads,
+            grad_scale,  # by position: names would take a twentieth of a small model's step
+            self.max_grad_norm,
+            self.skip_nonfinite,
+            self.maximize,
+            self.num_threads,
+        )
 
     # ---- state
 
@@ -254,7 +252,7 @@ class AdamW(BaseOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         t, steps = state.pop("t"), state.pop("steps")
         vars(self).update(state)
-        self._lock = RLock()
+        self._lock = ReentrantLock()
         self._spec = TreeSpec(self._params(), self._grouped)
         self._arrays = [np.asarray(a) for a in self._spec.flatten("params", self._params())]
         self._bind()

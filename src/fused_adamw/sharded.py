@@ -40,7 +40,7 @@ from ._optim.arrays import (
     reshape_like,
 )
 from ._optim.base import BaseOptimizer
-from ._optim.param_groups import DecayMask, argument_name, hyperparams_at
+from ._optim.param_groups import DecayMask, argument_name
 from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, supported_dtypes
 from .schedules import Schedule
 
@@ -157,7 +157,7 @@ class ShardedAdamW(BaseOptimizer):
                 fingerprint |= self.collective_call("step", t=self.t)
                 max_grad_norm, skip_nonfinite = self.max_grad_norm, bool(self.skip_nonfinite)
                 options: RangeOptions = {
-                    "hypers": hyperparams_at(self.param_groups, self.t + 1, self._rates),
+                    "hypers": self._hypers_at(self.t + 1),
                     "grad_scale": grad_scale,
                     "maximize": bool(self.maximize),
                     "num_threads": self.num_threads,

@@ -47,6 +47,21 @@ cdef class BoundTensors(BoundArrays):
             release(&space)
         return norm if needs_norm else None
 
+    def step_in_turn(
+        self, ReentrantLock lock not None, hypers_at, grads, grad_scale, max_grad_norm,
+        bint skip_nonfinite, bint maximize, num_threads,
+    ):
+        """``step``, with the lock held. ``hypers_at``: gives the ``hypers`` of a step by its
+        number."""
+        lock.acquire()
+        try:
+            return self.step(
+                grads, hypers_at(self.t + 1), grad_scale, max_grad_norm, skip_nonfinite, maximize,
+                num_threads,
+            )
+        finally:
+            lock.release()
+
     cdef int run(
         self, const fused_adamw_isa *isa, Workspace *space, int threads, bint free
     ) except -1:

@@ -17,6 +17,7 @@ One module in several files, in the order of their dependencies:
     workspace.pxi       what one step needs: tensors with gradients, their scalars
     autotune.pxi        whether several threads pay
     slots.pxi           what is kept of each array
+    lock.pxi            one thread at a time
     bound_arrays.pxi    parameters and state, bound for an optimizer's life
     bound_tensors.pxi   steps over them
     prepared_step.pxi   tensors validated for one step: those of PyTorch
@@ -49,10 +50,18 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.dict cimport PyDict_Next
-from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pythread cimport (
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SetItem
 from libc.math cimport floor, isfinite
@@ -71,6 +80,7 @@ include "validate.pxi"
 include "workspace.pxi"
 include "autotune.pxi"
 include "slots.pxi"
+include "lock.pxi"
 include "bound_arrays.pxi"
 include "bound_tensors.pxi"
 include "prepared_step.pxi"

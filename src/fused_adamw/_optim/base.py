@@ -19,6 +19,7 @@ from .options import (
 )
 from .param_groups import (
     DecayMask,
+    Hyperparams,
     ParamGroup,
     arrange,
     check_state_support,
@@ -74,8 +75,10 @@ class BaseOptimizer(Options):
             items = self._spec.flatten("params", self._params())
             self._decays = resolve_decay_mask(self._spec, decay_mask, items)
             self._bound.set_decays(self._decays)
-        hypers = hyperparams_at(self.param_groups, 1, self._rates)
-        self._bound.check(hypers, self.max_grad_norm, [0] * len(self._arrays))
+        self._bound.check(self._hypers_at(1), self.max_grad_norm, [0] * len(self._arrays))
+
+    def _hypers_at(self, t: int) -> list[Hyperparams]:
+        return hyperparams_at(self.param_groups, t, self._rates)
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 

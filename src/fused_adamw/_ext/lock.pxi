@@ -1,0 +1,66 @@
+"""The lock that lets one thread at a time use an optimizer."""
+
+cdef extern from "pythread.h":
+    ctypedef enum PyLockStatus:
+        PY_LOCK_ACQUIRED
+
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock, long long microseconds, int
+    ) noexcept nogil
+
+
+cdef enum:
+    NO_WAIT = 0
+    SIGNALS_AFTER = 100_000  # microseconds that a waiting thread leaves signals unhandled
+
+
+@cython.final
+@cython.no_gc
+cdef class ReentrantLock:
+    """``threading.RLock`` in a fifth of the time, which a step of a small model notices.
+
+    A context manager; the thread that has it may enter again."""
+
+    cdef PyThread_type_lock lock
+    cdef unsigned long owner  # while depth > 0
+    cdef Py_ssize_t depth
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, *exception):
+        self.release()
+
+    cdef int acquire(self) except -1:
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        if self.depth == 0 or self.owner != thread:
+            if not PyThread_acquire_lock(self.lock, NO_WAIT):
+                self.wait()
+            self.owner = thread
+        self.depth += 1
+        return 0
+
+    cdef int wait(self) except -1:
+        cdef bint acquired = False
+        while not acquired:
+            PyErr_CheckSignals()
+            with nogil:
+                acquired = (
+                    PyThread_acquire_lock_timed(self.lock, SIGNALS_AFTER, 1) == PY_LOCK_ACQUIRED
+                )
+        return 0
+
+    cdef void release(self) noexcept:
+        self.depth -= 1
+        if self.depth == 0:
+            PyThread_release_lock(self.lock)

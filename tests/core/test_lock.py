@@ -1,0 +1,77 @@
+"""The lock of an optimizer: one thread at a time, which may enter again."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from fused_adamw import AdamW
+from fused_adamw._core import ReentrantLock
+
+
+class StopWaitingError(Exception):
+    pass
+
+
+def test_one_thread_at_a_time():
+    lock, inside, most = ReentrantLock(), [], []
+
+    def work():
+        for _ in range(300):
+            with lock, lock:  # again, by the same thread
+                inside.append(None)
+                most.append(len(inside))
+                threading.Event().wait(1e-6)  # lets other threads run
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 1200
+    assert max(most) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers of signals")
+def test_a_signal_handler_may_end_the_waiting():
+    lock, entered, done = ReentrantLock(), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            entered.set()
+            done.wait(30)
+
+    def stop(number, frame):
+        raise StopWaitingError
+
+    thread = threading.Thread(target=hold)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        thread.start()
+        entered.wait(30)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(StopWaitingError), lock:
+            pytest.fail("the lock was another thread's")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        done.set()
+        thread.join()
+    with lock:  # which is free again
+        pass
+
+
+def test_a_schedule_may_use_the_optimizer_that_steps():
+    seen = []
+
+    def schedule(t):
+        if optimizers:  # not at construction
+            seen.append(optimizers[0].state_dict()["t"])
+        return 0.1
+
+    optimizers = []
+    optimizers.append(AdamW(np.ones(3), lr=schedule))
+    for _ in range(2):
+        optimizers[0].step(np.ones(3))
+    assert seen == [0, 1]
