@@ -159,8 +159,7 @@ cdef class BoundArrays:
     cdef int bind_state(self, Py_ssize_t i, kept) except -1:
         """Bind the arrays of a ``TensorState``."""
         cdef Slot *slot = &self.slots[i]
-        cdef const fused_adamw_optional_buffer *row
-        cdef int role, k
+        cdef int role
         format_name, named = kept
         slot.tensor.state_format = format_index(format_name)
         if not is_compatible(slot.tensor.element_type, slot.tensor.state_format):
@@ -176,13 +175,7 @@ cdef class BoundArrays:
         require_roles(
             slot.tensor.element_type, slot.tensor.state_format, roles_of(&slot.tensor)
         )
-        for k in range(FUSED_ADAMW_NUM_BUFFERS):
-            row = &fused_adamw_optional_buffers[k]
-            if row.has_decay and (slot.tensor.buffers[k] != NULL) != self.has_rate[k]:
-                raise ValueError(
-                    f"the state of {self.spec.name('params', slot.param)} must have an array "
-                    f"{text(row.name)!r} exactly where roles has it; got arrays {list(dict(named))}"
-                )
+        require_buffers(self.spec, slot, self.has_rate)
         return 0
 
     cdef void *bind_state_array(self, int role, Slot *slot, array) except? NULL:

@@ -28,7 +28,7 @@ cdef int point_to(
             raise ValueError(f"{name} must have {expected} contiguous bytes; got {array.nbytes}")
         if written and not array.flags.writeable:
             raise ValueError(f"{name} must be writable; got a read-only array")
-        role_pointer(tensor, role)[0] = address_of(array)
+        role_pointer(tensor, role)[0] = <void *><size_t>array.ctypes.data
     if size > 0:
         require_roles(FUSED_ADAMW_FLOAT32, tensor.state_format, roles_of(tensor))
     return 0

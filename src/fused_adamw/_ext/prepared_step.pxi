@@ -76,8 +76,7 @@ cdef class PreparedStep:
             raise ValueError(
                 f"param_indices must have {count} entries; got {len(param_indices)}"
             )
-        if type(hyper) is not tuple or len(<tuple>hyper) != 5:
-            raise TypeError(f"hyper must be a tuple of 5 numbers; got {hyper!r}")
+        require_hyper(hyper)
         prepare(&self.space, count)
         self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
         reserve(&self.written, count * (self.num_roles + 2))

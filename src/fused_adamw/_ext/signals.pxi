@@ -27,8 +27,7 @@ cdef class DeferredSignals:
     def __cinit__(self):
         self.replaced, self.arrived = [], {}
 
-    def __call__(self, number, frame):
-        """As a signal handler."""
+    def __call__(self, number, frame):  # as a signal handler
         self.arrived.setdefault(number, frame)
 
     def __enter__(self):

@@ -47,3 +47,17 @@ cdef int require_slice(
             f"{FUSED_ADAMW_BLOCK}; got {begin} to {end}"
         )
     return 0
+
+
+cdef int require_buffers(TreeSpec spec, const Slot *slot, const bint *has_rate) except -1:
+    """A slot has the optional buffers that decay rates are given for, and no others."""
+    cdef const fused_adamw_optional_buffer *row
+    cdef int k
+    for k in range(FUSED_ADAMW_NUM_BUFFERS):
+        row = &fused_adamw_optional_buffers[k]
+        if row.has_decay and (slot.tensor.buffers[k] != NULL) != has_rate[k]:
+            raise ValueError(
+                f"the state of {spec.name('params', slot.param)} must have an array "
+                f"{text(row.name)!r} exactly where roles names it"
+            )
+    return 0
