@@ -5,11 +5,10 @@ file. A file does not depend on the number of processes that wrote it. docs/chec
 describes the format.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +21,12 @@ from ._io.checkpoint_schema import (
     MismatchedCheckpointError,
     NewerCheckpointError,
     read_checkpoint_header,
-    read_metadata,
     require_checksum,
     start_checksum,
     translate_read_errors,
 )
+from ._io.files import FilePath, open_regular, path_text
+from ._io.json_values import read_metadata, read_step_count
 from ._io.safetensors_stream import buffer_of, read_exactly
 from ._optim.arrays import Array
 from ._optim.base import BaseOptimizer
@@ -47,8 +47,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FilePath: TypeAlias = str | os.PathLike[str]
-
 
 def save_checkpoint(
     path: FilePath,
@@ -62,8 +60,8 @@ def save_checkpoint(
     The file is replaced atomically: the new one is written to the same folder, flushed to disk and
     renamed. A process that is killed at any moment leaves the old file or the new one, complete;
     an error, such as a full disk, leaves the old one. Temporary files of killed processes
-    (``.FILE.*.tmp``) are removed by the next save to ``path``. Only one process may save to a path
-    at a time.
+    (``.FILE.*.tmp``) are removed by the next save to ``path``. Where several processes save to one
+    path, each writes a complete file, and the last to finish wins.
 
     With ``ShardedAdamW`` all ranks have to call this. Rank 0 writes what the others send, so that
     it alone has to reach the file; its ``path``, ``extra`` and ``arrays`` count. Signal handlers of
@@ -74,12 +72,13 @@ def save_checkpoint(
     first. Even if a thread writes to the parameters themselves meanwhile, the file can be loaded.
 
     Args:
-        path: the file. A symbolic link is followed. An existing file keeps its permissions.
+        path: the file, a str, bytes or PathLike. A symbolic link is followed. An existing file
+            keeps its permissions.
         optimizer: an ``AdamW`` or a ``ShardedAdamW``. Of a schedule only the repr is saved, for
             information; ``decay_mask`` and ``num_threads`` are not saved.
         extra: anything else that belongs to this step, such as the position in the data and the
-            state of a random number generator: a mapping that ``json`` can write. Keys are returned
-            as strings, tuples as lists.
+            state of a random number generator: a mapping that ``json`` can write, nested at most
+            100 deep. Keys are returned as strings, tuples as lists.
         arrays: more arrays of booleans, integers or floats, by name, such as the losses so far. In
             the file they are tensors ``extra/NAME``.
 
@@ -148,7 +147,7 @@ def read_step(path: FilePath) -> int:
     Reads and verifies the header only. Raises as ``read_extra`` does.
     """
     with _opened(path) as (_, header):
-        return int(read_metadata(header.metadata, "optimizer")["t"])
+        return read_step_count(header.metadata)
 
 
 def read_arrays(path: FilePath) -> dict[str, Array]:
@@ -170,8 +169,9 @@ def read_arrays(path: FilePath) -> dict[str, Array]:
 
 @contextmanager
 def _opened(path: FilePath) -> Iterator[tuple[FileIO, Header]]:
-    with open(path, "rb", buffering=0) as file, translate_read_errors(path):
-        yield file, read_checkpoint_header(path, file)
+    name = path_text(path)
+    with open_regular(name) as file, translate_read_errors(name):
+        yield file, read_checkpoint_header(name, file)
 
 
 def _checked(optimizer: object) -> BaseOptimizer:

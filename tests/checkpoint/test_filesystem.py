@@ -2,14 +2,25 @@
 
 import errno
 import os
+import shutil
 import stat
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import contents, gradients, mapping, nothing_changes, trained
 
 from fused_adamw._io import checkpoint_load
-from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
+from fused_adamw._io.atomic_write import atomic_write
+from fused_adamw.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    read_arrays,
+    read_extra,
+    read_step,
+    save_checkpoint,
+)
 
 
 def test_what_is_loaded_does_not_hold_the_file(path, small):
@@ -38,11 +49,70 @@ def test_the_file_is_read_not_mapped(path, small, monkeypatch):
     assert not any(path.name in lines for lines in maps)
 
 
-@pytest.mark.parametrize("make", [str, os.fspath, lambda path: path], ids=["str", "fspath", "Path"])
+class BytesPath:
+    def __init__(self, path):
+        self.path = os.fsencode(path)
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("make", [str, os.fspath, lambda path: path, os.fsencode, BytesPath])
 def test_kinds_of_paths(path, make):
     optimizer = trained(mapping())
-    save_checkpoint(make(path), optimizer)
-    load_checkpoint(make(path), optimizer)
+    save_checkpoint(make(path), optimizer, extra={"n": 1}, arrays={"a": np.arange(3)})
+    assert os.listdir(path.parent) == [path.name]
+    assert load_checkpoint(make(path), optimizer) == read_extra(make(path)) == {"n": 1}
+    assert read_step(make(path)) == 3
+    assert read_arrays(make(path))["a"].tolist() == [0, 1, 2]
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=str(path)):
+        load_checkpoint(make(path), optimizer)
+
+
+@pytest.mark.parametrize("path", [3, None, object()])
+def test_what_is_no_path(path):
+    optimizer = trained(mapping())
+    for call in (save_checkpoint, load_checkpoint):
+        with nothing_changes(optimizer, TypeError, "path must be a str, bytes or PathLike; got"):
+            call(path, optimizer)
+    with pytest.raises(TypeError, match="path must be"):
+        read_step(path)
+
+
+LONG_NAMES = ["x" * 234, "x" * 255, "ü" * 127, "語" * 85, b"x\xff" * 127]
+
+
+@pytest.mark.parametrize("name", LONG_NAMES, ids=["234", "255", "254", "255 of 3", "not UTF-8"])
+def test_names_as_long_as_they_may_be(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+    try:
+        open(path, "wb").close()
+        os.unlink(path)
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error}")
+    optimizer = trained(mapping())
+    for n in range(2):
+        save_checkpoint(path, optimizer, extra={"n": n})
+    assert load_checkpoint(path, optimizer) == {"n": 1}
+    assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
+
+
+def test_leftovers_of_long_names_are_removed(tmp_path, monkeypatch):
+    """And not those of other names that begin in the same way."""
+    optimizer, names = trained(mapping()), ["x" * 240 + end for end in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # as a killed process does not
+        for name in names:
+            patch.setattr(os, "fsync", Failing(None, 1, OSError(errno.ENOSPC, "full")))
+            with pytest.raises(OSError, match="full"):
+                save_checkpoint(tmp_path / name, optimizer)
+    left = set(os.listdir(tmp_path))
+    assert len(left) == 2
+    save_checkpoint(tmp_path / names[0], optimizer)
+    assert len(left & set(os.listdir(tmp_path))) == 1
+    save_checkpoint(tmp_path / names[1], optimizer)
+    assert sorted(os.listdir(tmp_path)) == names
 
 
 def test_a_path_without_folder(path, monkeypatch):
@@ -62,6 +132,27 @@ def test_permissions(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o604
     finally:
         os.umask(umask)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.ENOSYS])
+def test_a_file_system_that_refuses_permissions(path, monkeypatch, number):
+    """As CIFS and gcsfuse may: their files have the mode of the mount."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+    path.chmod(0o604)
+    refused = Failing(None, 1, OSError(number, os.strerror(number)))
+    monkeypatch.setattr(os, "chmod", refused)
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert refused.calls == 1
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+def test_a_mode_that_is_right_is_not_set(path, monkeypatch):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+    monkeypatch.setattr(os, "chmod", Failing(None, 1, OSError(errno.EIO, "I/O error")))
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(path, optimizer) == {"n": 2}
 
 
 def test_symbolic_links(tmp_path):
@@ -153,6 +244,81 @@ def test_a_folder_that_may_not_be_listed(path, monkeypatch):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_folder_that_may_be_written_but_not_listed(path, monkeypatch):
+    """Mode 0300, for someone who is not root."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+
+    def open_(name, flags, *arguments, open_=os.open):
+        if os.path.isdir(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return open_(name, flags, *arguments)
+
+    monkeypatch.setattr(os, "open", open_)
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs users")
+def test_a_folder_of_mode_0300(tmp_path):
+    """With the permissions of a user that they bind."""
+    optimizer, folder = trained(mapping()), Path(tempfile.mkdtemp(dir="/tmp"))
+    own = os.geteuid()
+    try:
+        if own == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        folder.chmod(0o300)
+        for n in range(2):
+            save_checkpoint(folder / "run", optimizer, extra={"n": n})
+        assert load_checkpoint(folder / "run", optimizer) == {"n": 1}
+    finally:
+        os.seteuid(own)
+        shutil.rmtree(folder)
+
+
+# ---- several processes
+
+
+def test_the_last_of_two_writers_wins(path):
+    """Each has a file of its own, which the other does not take for a leftover."""
+    with atomic_write(path) as first:
+        first.write(b"first")
+        with atomic_write(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b", last")
+    assert path.read_bytes() == b"first, last"
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_that_save_to_one_file(path):
+    """No save fails, and every one of them leaves a complete file."""
+    optimizer = trained(mapping())
+
+    def save_often(n):
+        for _ in range(30):
+            save_checkpoint(path, optimizer, extra={"n": n})
+
+    children = []
+    for n in range(3):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                save_often(n)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    while not path.exists():
+        pass
+    for _ in range(50):
+        assert load_checkpoint(path, optimizer)["n"] in range(3)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert os.listdir(path.parent) == [path.name]
+
+
 # ---- errors amid a save
 
 
@@ -179,6 +345,8 @@ def test_an_error_before_the_renaming_leaves_the_old_file(path, monkeypatch, nam
     optimizer = trained(mapping())
     if exists or name == "chmod":
         save_checkpoint(path, optimizer, extra={"n": 1})
+    if name == "chmod":
+        path.chmod(0o604)  # other than that of a new file
     old = path.read_bytes() if path.exists() else None
     before = contents(optimizer)
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ from checkpoints import contents, mapping, trained
 
 from fused_adamw import _core
 from fused_adamw._io import checkpoint_load
-from fused_adamw._io.sigint import interrupt_deferred
+from fused_adamw._io.stop_signals import stop_signals
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -51,39 +51,25 @@ def test_verifying_can_be_interrupted(path, small, monkeypatch):
     assert contents(optimizer) == before
 
 
-@pytest.mark.parametrize("reraise", [True, False])
-def test_a_deferred_interrupt_sets_the_event(reraise):
+def test_a_signal_to_stop_is_noted():
     handler, seen = signal.getsignal(signal.SIGINT), []
-
-    def block():
-        with interrupt_deferred(reraise=reraise) as interrupt:
-            seen.append(interrupt.is_set())
-            signal.raise_signal(signal.SIGINT)
-            seen.append(interrupt.is_set())
-
-    if reraise:
-        with pytest.raises(KeyboardInterrupt):
-            block()
-    else:
-        block()
-    assert seen == [False, True]
+    with stop_signals() as request:
+        seen.append(request.signal)
+        signal.raise_signal(signal.SIGINT)
+        seen.append(request.signal)
+    assert seen == [0, signal.SIGINT]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_handlers_of_the_application(monkeypatch):
-    """With ``reraise`` they are called after the block; a loop that reads the event keeps out of
-    their way."""
+def test_handlers_of_the_application():
+    """A loop that is asked to stop keeps out of their way."""
     calls = []
     default = signal.signal(signal.SIGINT, lambda *_: calls.append("handler"))
     try:
-        with interrupt_deferred():
+        with stop_signals() as request:
             signal.raise_signal(signal.SIGINT)
-            calls.append("block")
-        assert calls == ["block", "handler"]
-        with interrupt_deferred(reraise=False) as interrupt:
-            signal.raise_signal(signal.SIGINT)
-            assert calls == ["block", "handler", "handler"]
-        assert not interrupt.is_set()
+            assert calls == ["handler"]
+        assert not request.signal
     finally:
         signal.signal(signal.SIGINT, default)
 

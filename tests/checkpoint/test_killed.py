@@ -136,6 +136,9 @@ class CutOff:
     def __exit__(self, *error):
         self.file.close()
 
+    def fileno(self):
+        return self.file.fileno()
+
     def seek(self, position):
         self.file.seek(position)
 

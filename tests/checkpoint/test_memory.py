@@ -1,5 +1,6 @@
 """Saving and loading stream: little memory beyond the state, and no byte read without need."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,25 @@ def test_memory_beyond_the_state(path, case, mib):
     assert run(path, case, "save", MIB) <= MIB
     assert mib <= path.stat().st_size / 2**20 < mib + 1
     assert run(path, case, "load", MIB) <= MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["float32", "Fortran", "converted", "permuted into blocks"])
+def test_little_memory_leaves_everything_as_it_was(path, case):
+    """However much there is: a MemoryError, or success."""
+    program = Path(__file__).with_name("low_memory_program.py")
+    command = [sys.executable, program, path, case]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(found) == 48
+    for action, outcome, is_whole, has_changed in found:
+        assert outcome in ("done", "MemoryError")
+        assert is_whole
+        assert has_changed == (action == "load" and outcome == "done")
+    assert ["load", "MemoryError", True, False] in found
+    assert ["load", "done", True, True] in found
+    assert ["save", "done", True, False] in found
 
 
 def bytes_read(call):

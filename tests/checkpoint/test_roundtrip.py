@@ -135,7 +135,7 @@ def test_more_than_the_format_holds(path, monkeypatch):
     optimizer = trained(mapping())
     save_checkpoint(path, optimizer)
     needed = int.from_bytes(path.read_bytes()[:8], "little")
-    assert safetensors_stream.MAX_HEADER_BYTES == 100_000_000  # of safetensors itself
+    assert safetensors_stream.MAX_HEADER_BYTES <= 100_000_000  # or safetensors cannot read it
     monkeypatch.setattr(safetensors_stream, "MAX_HEADER_BYTES", needed)
     save_checkpoint(path, optimizer)
     old = path.read_bytes()

@@ -5,10 +5,16 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from errno import EINVAL, ENOTSUP
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES, EINVAL, ENOSYS, ENOTSUP, EPERM
 from pathlib import Path
 from typing import BinaryIO
+
+from .file_lock import remove_unlocked, try_lock
+from .files import hidden_sibling, require_regular
+
+REFUSED = (EACCES, EPERM, EINVAL, ENOSYS, ENOTSUP)  # by file systems without permissions
+RENAMES_OPEN_FILES = os.name != "nt"
 
 
 @contextmanager
@@ -16,22 +22,31 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
     """Open a new file that replaces ``target`` when the block ends without an error.
 
     The data is written to ``.NAME.*.tmp`` in the same folder, flushed to disk, and renamed; then
-    the folder is flushed. An existing file passes on its permissions. Temporary files that a killed
-    process left are removed first, so only one process may write to a target at a time.
+    the folder is flushed, if it may be opened. An existing file passes on its permissions, where
+    the file system has any. Of several processes that write to one target each writes a file of its
+    own, and the last to rename it wins. Temporary files that killed processes left are removed
+    first: those that no process has locked.
 
     Raises OSError, also where ``target`` exists and is not a regular file.
     """
-    permissions = _permissions(target)
+    mode = _mode(target)
     _remove_leftovers(target)
     temporary = temporary_path(target)
     try:
-        with open(temporary, "xb") as file:
-            if permissions is not None:
-                os.chmod(temporary, permissions)
+        with ExitStack() as stack:
+            file = stack.enter_context(open(temporary, "xb"))
+            while not _lock_new(file, temporary):
+                temporary = temporary_path(target)
+                file = stack.enter_context(open(temporary, "xb"))
+            if mode is not None:
+                _set_mode(temporary, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            if RENAMES_OPEN_FILES:  # while it is locked
+                os.replace(temporary, target)
+        if not RENAMES_OPEN_FILES:
+            os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -41,33 +56,49 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
 
 def temporary_path(target: Path) -> Path:
     """A name for the temporary file, in the folder of ``target``."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    return hidden_sibling(target, f"{secrets.token_hex(8)}.tmp")
 
 
-def _permissions(target: Path) -> int | None:
+def _lock_new(file: BinaryIO, path: Path) -> bool:
+    """Lock a file that was just created; False if another process took it for a leftover."""
+    return try_lock(file.fileno()) and path.exists()
+
+
+def _mode(target: Path) -> int | None:
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(mode):
-        # Renaming onto a device or a pipe would remove it.
-        raise OSError(EINVAL, "not a regular file", str(target))
+    require_regular(mode, str(target))
     return stat.S_IMODE(mode)
 
 
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        try:
+            os.chmod(path, mode)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+
+
 def _remove_leftovers(target: Path) -> None:
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.tmp")
+    leftover = re.compile(re.escape(hidden_sibling(target, "").name) + r"[0-9a-f]{16}\.tmp")
     with suppress(OSError):  # a folder that cannot be listed may still be writable
         for file in target.parent.iterdir():
             if leftover.fullmatch(file.name):
-                file.unlink()
+                with suppress(OSError):
+                    remove_unlocked(file)
 
 
 def _flush_folder(folder: Path) -> None:
     """Make a renaming durable: without this, a power failure may bring the old file back."""
     if os.name == "nt":  # where a folder cannot be opened
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written to, but not listed
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,6 +1,5 @@
 """Loading: the file is verified as a whole, then read into the memory of its tensors."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from errno import EIO
@@ -29,40 +28,45 @@ from .checkpoint_schema import (
     Header,
     MismatchedCheckpointError,
     read_checkpoint_header,
-    read_metadata,
     restore_numbers,
     translate_read_errors,
     verify_tensors,
 )
+from .files import FilePath, open_regular, path_text, printable
+from .json_values import read_metadata
 from .ranks import Ranks
 from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
+
+SCRATCH_ARRAYS = 10  # of PIECE_ELEMENTS with 8 bytes each: at most what reading allocates
 
 Target: TypeAlias = tuple[ShardSlice, Array]
 """A shard of this rank, and memory for its elements, in memory order."""
 
 
-def load(path: str | os.PathLike[str], optimizer: BaseOptimizer, convert: bool) -> dict[str, Any]:
+def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, Any]:
     """The implementation of ``checkpoint.load_checkpoint``."""
     ranks = Ranks(optimizer.comm)
     call: dict[str, Any] = {}
     with optimizer.exclusive("load_checkpoint"), ExitStack() as stack:
         with ranks.agreement(call):
             call |= optimizer.collective_call("load_checkpoint")
-            file = stack.enter_context(open(path, "rb", buffering=0))
-        header = _verify(path, file, ranks)
+            name = path_text(path)
+            file = stack.enter_context(open_regular(name))
+        header = _verify(name, file, ranks)
         with ranks.agreement():
-            numbers, matches = _match(path, header, optimizer, convert)
-            with translate_read_errors(path):
+            numbers, matches = _match(name, header, optimizer, convert)
+            with translate_read_errors(name):
                 extra = read_metadata(header.metadata, "extra")
+            _require_scratch()
         with DeferredSignals():
-            with ranks.agreement(), _partial_load_reported(path):
+            with ranks.agreement(), _partial_load_reported(name):
                 _read(file, header, optimizer, ranks.rank, matches)
                 optimizer.load_numbers(numbers)
             optimizer.gather_params()
     return extra
 
 
-def _verify(path: str | os.PathLike[str], file: FileIO, ranks: Ranks) -> Header:
+def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
     """The header of a file that is intact, and the same on every rank."""
     with ranks.agreement(), translate_read_errors(path):
         header = read_checkpoint_header(path, file)
@@ -73,12 +77,12 @@ def _verify(path: str | os.PathLike[str], file: FileIO, ranks: Ranks) -> Header:
     expected = ranks.broadcast(checksum)
     with ranks.agreement():
         if checksum != expected:
-            raise CorruptCheckpointError(f"{os.fspath(path)} differs from the file read by rank 0")
+            raise CorruptCheckpointError(f"{printable(path)} differs from the file read by rank 0")
     return header
 
 
 def _match(
-    path: str | os.PathLike[str], header: Header, optimizer: BaseOptimizer, convert: bool
+    path: str, header: Header, optimizer: BaseOptimizer, convert: bool
 ) -> tuple[dict[str, Any], list[StateMatch]]:
     try:
         numbers = restore_numbers(header.metadata, optimizer)
@@ -87,7 +91,7 @@ def _match(
     except UNREADABLE as error:
         reason = str(error) if type(error) is not KeyError else f"missing {error}"
         raise MismatchedCheckpointError(
-            f"{os.fspath(path)} does not match this optimizer: {reason}"
+            f"{printable(path)} does not match this optimizer: {printable(reason)}"
         ) from error
     return numbers, matches
 
@@ -138,17 +142,28 @@ def _some(keys: Iterable[str]) -> str:
     return f"{names[:4]} and {len(names) - 4} more" if len(names) > 5 else str(names)
 
 
+def _require_scratch() -> None:
+    """Raise MemoryError where there is not enough for what ``_read`` allocates: before it writes
+    anything."""
+    scratch = [np.empty(PIECE_ELEMENTS, np.int64) for _ in range(SCRATCH_ARRAYS)]
+    del scratch
+
+
 @contextmanager
-def _partial_load_reported(path: str | os.PathLike[str]) -> Iterator[None]:
+def _partial_load_reported(path: str) -> Iterator[None]:
     """The file was intact a moment ago: its storage has failed, or another process wrote to it."""
     try:
         yield
+    except MemoryError as error:  # another thread took the memory that was free a moment ago
+        raise MemoryError(
+            f"memory is missing ({error}); parameters and state are only partly loaded"
+        ) from error
     except (OSError, EOFError) as error:
         number, reason = (
             (error.errno, error.strerror) if isinstance(error, OSError) else (EIO, error)
         )
         raise OSError(
-            number, f"{reason}; parameters and state are only partly loaded", os.fspath(path)
+            number, f"{reason}; parameters and state are only partly loaded", path
         ) from error
 
 

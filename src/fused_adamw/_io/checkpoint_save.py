@@ -20,6 +20,7 @@ from .checkpoint_schema import (
     seal,
     start_checksum,
 )
+from .files import FilePath, path_text
 from .ranks import Ranks
 from .safetensors_stream import (
     PIECE_BYTES,
@@ -44,7 +45,7 @@ class Source(NamedTuple):
 
 
 def save(
-    path: str | os.PathLike[str],
+    path: FilePath,
     optimizer: BaseOptimizer,
     extra: Mapping[str, Any] | None,
     arrays: Mapping[str, Array] | None,
@@ -55,7 +56,7 @@ def save(
 
 
 def _save(
-    path: str | os.PathLike[str],
+    path: FilePath,
     optimizer: BaseOptimizer,
     extra: Mapping[str, Any] | None,
     arrays: Mapping[str, Array] | None,
@@ -78,7 +79,7 @@ def _save(
         stream = _contents(source)
         try:
             if ranks.rank == 0:
-                _write(Path(os.path.realpath(path)), tensors, metadata, stream)
+                _write(Path(os.path.realpath(path_text(path))), tensors, metadata, stream)
         finally:
             for _ in stream:  # other ranks send; if rank 0 failed, it still has to receive
                 pass

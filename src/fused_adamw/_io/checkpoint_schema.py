@@ -4,7 +4,7 @@ docs/checkpoint-format.md describes the format for whoever has only a file.
 """
 
 import json
-import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -15,6 +15,8 @@ import numpy as np
 
 from .._optim.arrays import Array
 from .._optim.base import BaseOptimizer
+from .files import printable
+from .json_values import FLAGS, encode_extra, read_metadata, require_json_types, without_bools
 from .safetensors_stream import (
     TAGS,
     TensorInfo,
@@ -101,19 +103,26 @@ def build_metadata(numbers: Mapping[str, Any], extra: Mapping[str, Any] | None) 
         "format": FORMAT,
         "version": str(VERSION),
         "optimizer": json.dumps(_describe(numbers), default=_to_json_number),
-        "extra": _extra_json({} if extra is None else extra),
+        "extra": encode_extra(extra),
     }
 
 
 def _describe(numbers: Mapping[str, Any]) -> dict[str, Any]:
     groups = [
-        group | ({"lr": {"schedule": repr(group["lr"])}} if callable(group["lr"]) else {})
+        {
+            name: {"schedule": repr(value)} if callable(value) else without_bools(value)
+            for name, value in group.items()
+        }
         for group in numbers["param_groups"]
     ]
     state = numbers["state"]
     steps = {name: entry["step"] for name, entry in state.items()}
     orders = {name: entry["order"] for name, entry in state.items() if "order" in entry}
-    options = {name: value for name, value in numbers.items() if name != "state"}
+    options = {
+        name: value if name in FLAGS else without_bools(value)
+        for name, value in numbers.items()
+        if name not in ("state", "param_groups")
+    }
     return options | {"param_groups": groups, "steps": steps, "orders": orders}
 
 
@@ -123,6 +132,7 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
     Raises KeyError, TypeError or ValueError where they do not match it.
     """
     saved = read_metadata(metadata, "optimizer")
+    require_json_types(saved)
     groups, own = saved.pop("param_groups"), optimizer.param_groups
     if len(groups) != len(own):
         raise ValueError(f"it has {len(groups)} parameter groups, this optimizer has {len(own)}")
@@ -146,16 +156,6 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
 
 def _to_json_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else float(value)
-
-
-def _extra_json(extra: Mapping[str, Any]) -> str:
-    if not isinstance(extra, Mapping):
-        raise TypeError(f"extra must be a mapping; got {_type(extra)}")
-    try:
-        return json.dumps(dict(extra))
-    except (TypeError, ValueError) as error:
-        hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
-        raise type(error)(f"extra must be serializable as JSON: {error}{hint}") from error
 
 
 def _type(value: object) -> str:
@@ -194,16 +194,8 @@ UNREADABLE = (
 )
 
 
-def read_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """A JSON object in the metadata of a file."""
-    value = json.loads(metadata[key])
-    if not isinstance(value, dict):
-        raise ValueError(f"{key!r} must be a JSON object; got {type(value).__name__}")
-    return value
-
-
 @contextmanager
-def translate_read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def translate_read_errors(path: str) -> Iterator[None]:
     """Raise CorruptCheckpointError where a file cannot be understood."""
     try:
         yield
@@ -212,11 +204,11 @@ def translate_read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except UNREADABLE as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise CorruptCheckpointError(
-            f"{os.fspath(path)} is corrupt or not a fused-adamw checkpoint ({reason})"
+            f"{printable(path)} is corrupt or not a fused-adamw checkpoint ({printable(reason)})"
         ) from error
 
 
-def read_checkpoint_header(path: str | os.PathLike[str], file: FileIO) -> Header:
+def read_checkpoint_header(path: str, file: FileIO) -> Header:
     """Read and verify the header, and nothing else.
 
     Raises NewerCheckpointError, or an error that ``translate_read_errors`` translates.
@@ -225,10 +217,12 @@ def read_checkpoint_header(path: str | os.PathLike[str], file: FileIO) -> Header
     metadata = raw.content["__metadata__"]
     if metadata["format"] != FORMAT:
         raise ValueError(f"its format is {metadata['format']!r}")
+    if not re.fullmatch("[1-9][0-9]*", metadata["version"]):
+        raise ValueError(f"its version is {metadata['version']!r}")
     # Checked first: nothing else of a newer file can be relied on.
     if int(metadata["version"]) > VERSION:
         raise NewerCheckpointError(
-            f"{os.fspath(path)} has version {metadata['version']} of the format; this release of "
+            f"{printable(path)} has version {metadata['version']} of the format; this release of "
             f"fused-adamw reads versions up to {VERSION}: upgrade it"
         )
     tensors = parse_tensors(raw)

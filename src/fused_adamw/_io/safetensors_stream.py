@@ -19,7 +19,7 @@ from .._optim.state_formats import storage_dtype
 
 PIECE_BYTES = 1 << 20  # at most this much is copied, or sent, at once
 PIECE_ELEMENTS = 1 << 16  # permuted or converted at once, with some 50 bytes each; whole blocks
-MAX_HEADER_BYTES = 100_000_000  # the most that safetensors reads
+MAX_HEADER_BYTES = 32 << 20  # 50,000 parameters; JSON can take 24 times its size in memory
 
 TAGS = {  # dtype of a tensor -> its tag in the header
     "float64": "F64",
@@ -99,7 +99,7 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(
-            f"names and extra must fit in a safetensors header of {MAX_HEADER_BYTES:,} bytes; got "
+            f"names and extra must fit in a header of {MAX_HEADER_BYTES:,} bytes; got "
             f"{len(text):,}: save large data with `arrays`"
         )
     return len(text).to_bytes(8, "little") + text
@@ -111,8 +111,10 @@ def read_header(file: FileIO) -> RawHeader:
     prefix = bytearray(8)
     read_exactly(file, 0, memoryview(prefix))
     header_bytes = int.from_bytes(prefix, "little")
-    if header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+    if header_bytes > file_bytes - 8:
         raise ValueError(f"header length {header_bytes} exceeds the file size {file_bytes}")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"header length {header_bytes:,} exceeds {MAX_HEADER_BYTES:,}")
     text = bytearray(header_bytes)
     read_exactly(file, 8, memoryview(text))
     start = 8 + header_bytes

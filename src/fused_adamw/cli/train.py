@@ -1,14 +1,18 @@
 """The command ``fused-adamw train``."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import typer
 
 from ..tiny.baselines import SGD
 from ..tiny.launch import MPIProcesses, SingleProcess
+from ..tiny.memory import require_memory, required_bytes
 from ..tiny.model import TinyTransformer
 from ..tiny.text_data import Task, read_text, sentence_task, text_task
 from ..tiny.train_loop import (
@@ -20,31 +24,49 @@ from ..tiny.train_loop import (
     make_schedule,
     reference_step_seconds,
 )
-from ..tiny.training_checkpoint import TrainingCheckpoint
+from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from . import plots
 from .console import make_console, print_json, progress_bar
-from .errors import INTERRUPTED, bad_input_reported
+from .errors import bad_input_reported, print_in_handler, status_after
 from .options import TrainConfig, TrainOptions, with_options
-from .output_files import check_output_path
-from .train_report import Report, label, record, summary, title
+from .output_files import check_distinct, check_output_path
+from .train_report import Report, divergence, label, record, summary, text_sample, title
 
 N_HEADS = 2
 D_FF_RATIO = 4  # d_ff / d_model
+MAX_REFERENCE_PARAMETERS = 100_000  # a second a step in pure Python
+
+T = TypeVar("T")
 
 
 @with_options
 def train(config: TrainConfig, options: TrainOptions) -> None:
     """Train the tiny transformer; show what it learns and where the time goes."""
     processes = MPIProcesses() if options.mpi else SingleProcess()
-    with bad_input_reported(), processes.errors_on_all_ranks():
-        training = _prepare(config, options, processes)
-    results = [training.run_adamw()]
-    if options.compares and not results[0].history.interrupted:
-        results.append(training.run_sgd())
+    with _checkpoint_locked(options, processes):
+        with bad_input_reported(), processes.errors_on_all_ranks():
+            training = _prepare(config, options, processes)
+        results = [training.run_adamw()]
+        if options.compares and not results[0].history.interrupted:
+            results.append(training.run_sgd())
     if processes.is_main:
         _report(training, results)
-    if results[-1].history.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    if stop_signal := max(result.history.stop_signal for result in results):
+        raise typer.Exit(status_after(stop_signal))
+
+
+@contextmanager
+def _checkpoint_locked(
+    options: TrainOptions, processes: SingleProcess | MPIProcesses
+) -> Iterator[None]:
+    """Lock the file of the checkpoint, on the rank that writes it, for the whole training."""
+    path = options.checkpoint
+    with ExitStack() as stack:
+        with bad_input_reported(), processes.errors_on_all_ranks():
+            if path is not None and processes.is_main:
+                check_output_path(path, replaced=True)
+                stack.enter_context(checkpoint_lock(path))
+        yield
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,11 @@ class Training:
             )
             if self.checkpoint is not None and self.options.resume:
                 self.checkpoint.load(optimizer)
+                if optimizer.t != self.history.steps:
+                    raise ValueError(
+                        f"{self.checkpoint.path} does not match its losses: it has "
+                        f"{optimizer.t} steps and {self.history.steps} losses"
+                    )
         save = None
         if self.checkpoint is not None:
             save = partial(self.checkpoint.save_when_due, optimizer)
@@ -108,23 +135,51 @@ class Training:
                     save(history)
 
             batches = self.task.batches()
-            self.processes.train(result.model, optimizer, batches, steps, on_step, history)
-        result.final_held_out_loss = held_out_loss(result.model, self.task)
+            self.processes.train(
+                result.model, optimizer, batches, steps, on_step, history, _report_repeated_signal
+            )
+        result.final_held_out_loss = _unless_interrupted(
+            history, lambda: held_out_loss(result.model, self.task)
+        )
         return result
+
+
+def _report_repeated_signal() -> None:
+    print_in_handler("interrupted: finishing this step, then the summary follows")
+
+
+def _unless_interrupted(history: History, compute: Callable[[], T]) -> T | None:
+    """Return the result; None where Ctrl-C has ended the training, or ends the computation.
+
+    The summary is to follow at once.
+    """
+    if history.interrupted:
+        return None
+    try:
+        return compute()
+    except KeyboardInterrupt:
+        history.stop_signal = signal.SIGINT
+        return None
 
 
 def _prepare(
     config: TrainConfig, options: TrainOptions, processes: SingleProcess | MPIProcesses
 ) -> Training:
     """Check everything that can be checked before training."""
-    if options.plot is not None and processes.is_main:
-        plots.check_plot_path(options.plot)
+    if processes.is_main:
+        named = {"--text": options.text, "--checkpoint": options.checkpoint}
+        check_distinct(named | {"--plot": options.plot})
+        if options.plot is not None:
+            plots.check_plot_path(options.plot)
     task = _make_task(config, options)
     if task.corpus is not None:
         processes.check_batch_size(config.batch_size)
+        batch_size = config.batch_size // processes.size
+        nbytes = required_bytes(task.sizes, batch_size, config.dtype.value)
+        require_memory("--d-model, --context or --batch-size", nbytes)
     checkpoint, history = None, History()
     if options.checkpoint is not None:
-        checkpoint = _make_checkpoint(config, options, task, processes.is_main)
+        checkpoint = _make_checkpoint(config, options, task)
         if options.resume:
             history = checkpoint.read_history()
     return Training(config, options, processes, task, checkpoint, history)
@@ -139,9 +194,7 @@ def _make_task(config: TrainConfig, options: TrainOptions) -> Task:
     return text_task(corpus, config.context, config.batch_size, config.seed, **sizes)
 
 
-def _make_checkpoint(
-    config: TrainConfig, options: TrainOptions, task: Task, is_main: bool
-) -> TrainingCheckpoint:
+def _make_checkpoint(config: TrainConfig, options: TrainOptions, task: Task) -> TrainingCheckpoint:
     """The checkpoint, which has to exist if and only if it is to be resumed."""
     path = options.checkpoint
     assert path is not None
@@ -149,8 +202,6 @@ def _make_checkpoint(
         raise ValueError(
             f"{path} already exists; pass --resume to continue, or choose another file"
         )
-    if is_main:
-        check_output_path(path, replaced=True)
     definition = config.to_dict(task.text_digest)
     open_ended = config.schedule is ScheduleName.CONSTANT
     return TrainingCheckpoint(path, definition, config.steps, open_ended, options.every)
@@ -163,13 +214,22 @@ def _report(training: Training, results: list[TrainingResult]) -> None:
     task, options = training.task, training.options
     curves = {label(result, with_lr=options.compares): result for result in results}
     config = training.config.to_dict(task.text_digest)
-    report = Report(curves, task, config, _reference_seconds(training, results[0]))
+    history = results[0].history
+    report = Report(
+        curves,
+        task,
+        config,
+        _unless_interrupted(history, lambda: _reference_seconds(training, results[0])),
+        _unless_interrupted(history, lambda: text_sample(results[0], task, config["seed"])),
+    )
     if options.json:
         print_json(record(report))
     else:
         make_console().print(*summary(report))
     for name, result in curves.items():
-        _warn_of_divergence(result, name)
+        if warning := divergence(result):
+            text = f"warning: {name}: {warning}; try a smaller learning rate"
+            print(text, file=sys.stderr)
     if options.plot is not None:
         model = results[0].model
         with bad_input_reported():
@@ -177,18 +237,13 @@ def _report(training: Training, results: list[TrainingResult]) -> None:
 
 
 def _reference_seconds(training: Training, result: TrainingResult) -> float | None:
-    """The time of a step in pure Python; None where there is no fused step to compare it with."""
-    if not result.history.steps:
+    """The time of a step in pure Python; None where there is no fused step to compare it with.
+
+    On several ranks a step includes communication. A large model would take minutes.
+    """
+    is_comparable = result.history.steps and training.processes.size == 1
+    if not is_comparable or result.model.n_parameters > MAX_REFERENCE_PARAMETERS:
         return None
     batch = next(training.task.batches())
     weight_decay = training.config.weight_decay
     return reference_step_seconds(result.model, batch, result.lr, weight_decay)
-
-
-def _warn_of_divergence(result: TrainingResult, name: str) -> None:
-    step = result.history.first_non_finite_step
-    if step is not None:
-        print(
-            f"warning: {name}: loss became non-finite at step {step}; try a smaller learning rate",
-            file=sys.stderr,
-        )

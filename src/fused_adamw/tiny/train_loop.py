@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from .._io.sigint import interrupt_deferred
+from .._io.stop_signals import stop_signals
 from ..schedules import CosineDecay, LinearDecay, LinearWarmup
 from .baselines import ReferenceAdamW
 from .model import Cache, Parameters, TinyTransformer
@@ -32,7 +32,8 @@ class History:
         losses: the loss after each number of updates, in nats per token; losses[0] is the one
             before the first update.
         forward_seconds, backward_seconds, optimizer_seconds: time spent on each phase.
-        interrupted: whether Ctrl-C ended the training.
+        stop_signal: the number of the signal that ended the training, such as SIGINT (Ctrl-C) or
+            SIGTERM; 0 if none did.
         resumed_from: number of updates that an earlier process made; None if there was none.
     """
 
@@ -40,7 +41,7 @@ class History:
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
-    interrupted: bool = False
+    stop_signal: int = 0
     resumed_from: int | None = None
 
     @property
@@ -52,6 +53,11 @@ class History:
     def seconds(self) -> float:
         """The time spent on all three phases."""
         return self.forward_seconds + self.backward_seconds + self.optimizer_seconds
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the training."""
+        return self.stop_signal != 0
 
     @property
     def first_non_finite_step(self) -> int | None:
@@ -106,9 +112,10 @@ def train(
     steps: int,
     on_step: Callable[[History], None] | None = None,
     history: History | None = None,
-    any_rank: Callable[[bool], bool] = bool,
+    over_ranks: Callable[[int], int] = int,
+    on_repeated_signal: Callable[[], None] | None = None,
 ) -> History:
-    """Train for `steps` updates, or until Ctrl-C; an update is never cut short.
+    """Train for `steps` updates, or until Ctrl-C, SIGTERM or SIGHUP; an update is never cut short.
 
     Takes one more batch than updates: the last gives the loss after the last update.
 
@@ -119,10 +126,12 @@ def train(
         steps: number of updates in all, those of `history` included.
         on_step: called after every forward pass with the history, whose last loss belongs to the
             current parameters. At the last call either `history.steps` is `steps` or
-            `history.interrupted` is set.
+            `history.interrupted` is true.
         history: that of a training to continue, with model and optimizer as they were then.
-        any_rank: whether its argument is true on any of the processes that train together, so that
-            they stop together.
+        over_ranks: the maximum of its arguments on the processes that train together, so that they
+            stop together.
+        on_repeated_signal: called at each signal after the first, which may come while a long
+            update, or `on_step`, is finishing.
 
     Returns:
         `history`, or a new one, up to the last update.
@@ -132,13 +141,13 @@ def train(
     del history.losses[-1:]
     # Where a loss diverges, the losses themselves show it.
     floating_point = np.errstate(over="ignore", invalid="ignore")
-    with interrupt_deferred(reraise=False) as interrupt, floating_point:
+    with stop_signals(on_repeated_signal) as request, floating_point:
         for tokens, targets in islice(batches, len(history.losses), None):
             start = perf_counter()
             loss, cache = model.forward(tokens, targets)
             forward_end = perf_counter()
             history.losses.append(loss)
-            history.interrupted = any_rank(interrupt.is_set())
+            history.stop_signal = over_ranks(request.signal)
             if on_step is not None:
                 on_step(history)
             if history.steps >= steps or history.interrupted:
@@ -151,7 +160,7 @@ def train(
             history.forward_seconds += forward_end - start
             history.backward_seconds += backward_end - backward_start
             history.optimizer_seconds += end - backward_end
-        history.interrupted = any_rank(interrupt.is_set())
+        history.stop_signal = over_ranks(request.signal)
     return history
 
 
@@ -191,7 +200,8 @@ def reference_step_seconds(
 ) -> float:
     """Return the median time of a pure-Python step on copies of the model's parameters."""
     parameters = {name: parameter.copy() for name, parameter in model.parameters.items()}
-    _, grads = model.loss_and_gradients(*batch)
+    with np.errstate(over="ignore", invalid="ignore"):
+        _, grads = model.loss_and_gradients(*batch)
     optimizer = ReferenceAdamW(parameters, lr, weight_decay)
     seconds = []
     for _ in range(repeats):

@@ -1,0 +1,111 @@
+"""JSON of the metadata: what a caller's ``extra`` has to be, and what a file has to contain.
+
+In JSON keys are text, and for Python ``true`` is a number: neither is noticed by ``json``.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._optim.options import OPTIONS, check_flag
+
+MAX_DEPTH = 100  # of containers in ``extra``: far from what json can read, whatever calls it
+FLAGS = [name for name, x in OPTIONS.items() if x.saved and x.check is check_flag]
+
+# ---------------------------------------------------------------------------- writing
+
+
+def encode_extra(extra: Mapping[str, Any] | None) -> str:
+    """The JSON of ``extra``. Raises TypeError or ValueError where reading it would differ."""
+    if extra is None:
+        return "{}"
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a mapping; got {type(extra).__name__}")
+    values = dict(extra)
+    try:
+        _check_nested(values, ())
+        return json.dumps(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        if str(error).startswith("extra must"):
+            raise
+        hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"extra must be serializable as JSON: {error}{hint}") from error
+
+
+def without_bools(value: Any) -> Any:
+    """A number, or several, with 1.0 and 0.0 in place of True and False."""
+    if isinstance(value, (list, tuple)):
+        return [without_bools(item) for item in value]
+    return float(value) if isinstance(value, (bool, np.bool_)) else value
+
+
+def _check_nested(value: Any, parents: tuple[int, ...]) -> None:
+    if not isinstance(value, (dict, list, tuple)):
+        return
+    if id(value) in parents:
+        raise ValueError("extra must not contain itself; got a circular reference")
+    if len(parents) == MAX_DEPTH:
+        raise ValueError(f"extra must be nested at most {MAX_DEPTH} deep; got more")
+    if isinstance(value, dict):
+        _check_keys(value)
+        value = value.values()
+    inner = (*parents, id(value))
+    for item in value:
+        _check_nested(item, inner)
+
+
+def _check_keys(mapping: dict[Any, Any]) -> None:
+    found: dict[str, Any] = {}
+    for key in mapping:
+        text = str.__str__(key) if isinstance(key, str) else json.dumps(key)
+        if text in found:
+            raise ValueError(
+                f"extra must have keys that differ as text; got {found[text]!r} and {key!r}"
+            )
+        found[text] = key
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """A JSON object in the metadata of a file."""
+    value = json.loads(metadata[key])
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} must be a JSON object; got {type(value).__name__}")
+    return value
+
+
+def read_step_count(metadata: Mapping[str, str]) -> int:
+    """The ``t`` of the optimizer in the metadata of a file."""
+    t = read_metadata(metadata, "optimizer")["t"]
+    if type(t) is not int or t < 0:
+        raise ValueError(f"'t' must be a number of steps >= 0; got {t!r}")
+    return t
+
+
+def require_json_types(saved: Mapping[str, Any]) -> None:
+    """Raise TypeError where the numbers of an optimizer have booleans, or its flags numbers."""
+    for flag in FLAGS:
+        if type(saved[flag]) is not bool:
+            raise TypeError(f"{flag} must be a bool; got {saved[flag]!r}")
+    for group in saved["param_groups"]:
+        if isinstance(group["lr"], dict) and [*group["lr"]] != ["schedule"]:
+            raise TypeError(f"lr must be a number or a schedule; got {group['lr']!r}")
+    for name, value in saved.items():
+        if name not in FLAGS:
+            _require_no_bool(name, value)
+
+
+def _require_no_bool(name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_no_bool(f"{name}[{key!r}]", item)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _require_no_bool(f"{name}[{i}]", item)

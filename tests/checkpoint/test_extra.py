@@ -1,0 +1,99 @@
+"""What `extra` may contain; what it may not is refused before anything is written."""
+
+import os
+import sys
+
+import pytest
+from checkpoints import mapping, nothing_changes, trained
+
+from fused_adamw.checkpoint import load_checkpoint, read_extra, save_checkpoint
+
+
+def nested(depth, make=lambda inner: {"a": inner}):
+    value = 1
+    for _ in range(depth):
+        value = make(value)
+    return value
+
+
+def circular():
+    value = {}
+    value["self"] = [value]
+    return value
+
+
+def wide_circular():
+    """In each level twice: walked naively it would take 2^100 steps."""
+    value = []
+    value += [value, value]
+    return {"a": value}
+
+
+COLLIDING = [
+    {1: "int", "1": "str"},
+    {"1": "str", 1: "int"},
+    {"a": {"b": [{True: 1, "true": 2}]}},
+    {"a": ({None: 1, "null": 2},)},
+    {1.5: 1, "1.5": 2},
+    {float("nan"): 1, "NaN": 2},
+    {float("nan"): 1, -float("nan"): 2},
+]
+
+
+@pytest.mark.parametrize("extra", COLLIDING, ids=repr)
+def test_keys_that_are_the_same_text(path, extra):
+    """JSON has one of them only."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"old": 1})
+    with nothing_changes(optimizer, ValueError, "extra must have keys that differ as text; got"):
+        save_checkpoint(path, optimizer, extra=extra)
+    assert read_extra(path) == {"old": 1}
+
+
+@pytest.mark.parametrize(
+    ("extra", "error"),
+    [
+        (nested(101), ValueError),
+        (nested(100_000), ValueError),
+        ({"a": nested(100_000, lambda inner: [inner])}, ValueError),
+        ({"a": nested(100_000, lambda inner: (inner,))}, ValueError),
+        (circular(), ValueError),
+        (wide_circular(), ValueError),
+        ({"a": 10**5000}, ValueError),
+        ({"a": {1, 2}}, TypeError),
+        ({b"a": 1}, TypeError),
+        ({("a", "b"): 1}, TypeError),
+        ({"a": [{frozenset(): 1}]}, TypeError),
+        ([("a", 1)], TypeError),
+        ("a", TypeError),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_what_cannot_be_written(path, extra, error):
+    optimizer = trained(mapping())
+    with nothing_changes(optimizer, error, "^extra must ") as caught:
+        save_checkpoint(path, optimizer, extra=extra)
+    assert type(caught.value) is error
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("make", [lambda inner: {"a": inner}, lambda inner: [inner]])
+def test_what_was_saved_can_be_read_wherever_it_is_read(path, make):
+    """Where the stack is deep, too: JSON is read recursively."""
+    extra = {"a": nested(99, make)}
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra=extra)
+
+    def deep(frames):
+        return deep(frames - 1) if frames else read_extra(path)
+
+    assert deep(sys.getrecursionlimit() // 2) == extra
+
+
+def test_keys_and_sequences_become_those_of_json(path):
+    optimizer = trained(mapping())
+    shared = [1, 2]
+    extra = {1: (1, 2), None: {2.5: shared}, "again": shared}
+    save_checkpoint(path, optimizer, extra=extra)
+    expected = {"1": [1, 2], "null": {"2.5": [1, 2]}, "again": [1, 2]}
+    assert load_checkpoint(path, optimizer) == expected
