@@ -72,8 +72,7 @@ from cli_process import MAIN, in_a_process
         ("--checkpoint long.txt/run", "does not exist; create it first"),
         # That a folder cannot be written to is found by trying: this one not even by root.
         ("--checkpoint /proc/run", "proc"),
-        # The name itself would do, but not that of the temporary file beside it.
-        (f"--checkpoint {'x' * 240}", "x cannot be written"),
+        (f"--checkpoint {'x' * 256}", "x cannot be written: File name too long"),
     ],
 )
 @pytest.mark.parametrize("mode", [(), ("--json",)], ids=["table", "json"])

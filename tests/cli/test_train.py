@@ -1,10 +1,12 @@
 """`fused-adamw train`: options, records and tables."""
 
 import math
+import os
+import re
 
 import numpy as np
 import pytest
-from cli_process import MAIN, in_a_process, loads
+from cli_process import MAIN, in_a_process, loads, on_a_terminal
 from cli_records import RECORD_KEYS, RUN_KEYS
 
 from fused_adamw import AdamW
@@ -188,11 +190,30 @@ def test_a_loss_that_diverges_is_null_and_reported(run):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
 def test_the_progress_bar_of_a_terminal():
-    done = in_a_process(MAIN, "train", "--steps", 20, FORCE_COLOR="1")
-    assert "20/20" in done.stderr
-    assert f"loss {TinyTransformer().loss(TOKENS, TARGETS):.4f}" in done.stderr
-    assert "20/20" not in done.stdout
-    done = in_a_process(MAIN, "train", "--steps", 20, "--json", FORCE_COLOR="1")
-    assert done.stderr == ""
-    assert loads(done.stdout)["steps"] == 20
+    out, shown = on_a_terminal(MAIN, "train", "--steps", 20)
+    assert "20/20" in shown
+    assert f"loss {TinyTransformer().loss(TOKENS, TARGETS):.4f}" in shown
+    assert "20/20" not in out
+    out, shown = on_a_terminal(MAIN, "train", "--steps", 20, "--json")
+    assert shown == ""
+    assert loads(out)["steps"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+@pytest.mark.parametrize(
+    "command", [("train", "--steps", 20), ("bench", "--case", "tiny-transformer")]
+)
+def test_no_progress_bar_in_a_file(name, command):
+    """Even where colors are wanted, as for the log of a job."""
+    options = ("--rounds", 1, "--implementation", "numpy") if command[0] == "bench" else ()
+    done = in_a_process(MAIN, *command, *options, **{name: "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_large_loss_on_the_progress_bar():
+    _, shown = on_a_terminal(MAIN, "train", "--steps", 10, "--sgd-lr", 3, "--lr", 3)
+    assert not re.search("[0-9]{8}", shown)

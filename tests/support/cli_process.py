@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 START = Path.cwd()  # PYTHONPATH may be relative to it
@@ -54,10 +55,34 @@ def in_a_process(code, *arguments, **environment):
     )
 
 
-def interrupted(*arguments):
+def on_a_terminal(code, *arguments, **environment):
+    """Run code whose standard error is a terminal; its standard output, and what the terminal
+    got."""
+    terminal, stderr = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "TERM": "xterm"} | environment,
+        cwd=START,
+    )
+    os.close(stderr)
+    shown = b""
+    with suppress(OSError):  # EIO: the process has closed the terminal
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    os.close(terminal)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    return out, shown.decode()
+
+
+def interrupted(*arguments, code=ENDLESS, signals=(signal.SIGINT,)):
     """Press Ctrl-C in a training of two million steps; its status, standard output and error."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, "train", "--steps", "2000000", *map(str, arguments)],
+        [sys.executable, "-c", code, "train", "--steps", "2000000", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,7 +92,8 @@ def interrupted(*arguments):
     )
     try:
         assert process.stderr.readline() == "under way\n"
-        process.send_signal(signal.SIGINT)
+        for number in signals:
+            process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -1,12 +1,16 @@
 """The checkpoint of a training: its losses, and what reading them costs."""
 
+import os
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from fused_adamw import AdamW
+from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.tiny import History, TrainingCheckpoint
+from fused_adamw.tiny.training_checkpoint import checkpoint_lock
 
 MANY = 1_500_000
 
@@ -46,3 +50,109 @@ def test_the_history_does_not_need_all_of_the_steps(tmp_path):
     other = TrainingCheckpoint(checkpoint.path, {"lr": 0.1}, 10, open_ended=False)
     with pytest.raises(ValueError, match=r"different options: --steps 9 \(now 10\)$"):
         other.read_history()
+
+
+def bytes_read(call):
+    """By system calls of this process."""
+
+    def total():
+        with open("/proc/self/io") as file:
+            return int(file.readline().split()[1])
+
+    before, between = total(), total()
+    call()
+    return total() - between - (between - before)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux")
+def test_the_history_is_in_the_header_and_one_array(tmp_path):
+    """Resuming reads no parameter twice: once for the optimizer, after this."""
+    checkpoint = TrainingCheckpoint(tmp_path / "run", {}, 2, open_ended=True)
+    checkpoint.save_when_due(AdamW([np.ones(100_000)]), History([3.0, 2.0, 1.0]))
+    header = 8 + int.from_bytes(checkpoint.path.read_bytes()[:8], "little")
+    checkpoint.read_history()
+    assert bytes_read(checkpoint.read_history) == 2 * header + 3 * 8
+
+
+SECONDS = {"forward_seconds": 1.0, "backward_seconds": 2.0, "optimizer_seconds": 3.0}
+TRAINING = {"options": {"steps": 2}, **SECONDS}
+
+
+@pytest.mark.parametrize(
+    ("training", "losses"),
+    [
+        (None, [1.0]),
+        ([TRAINING], [1.0]),
+        (TRAINING | {"options": []}, [1.0]),
+        (TRAINING | {"options": [["steps", 2]]}, [1.0]),
+        *((TRAINING | {name: x}, [1.0]) for name in SECONDS for x in (None, True, 1, "1.0", -1.0)),
+        (TRAINING | {"forward_seconds": float("nan")}, [1.0]),
+        (TRAINING | {"forward_seconds": float("inf")}, [1.0]),
+        (TRAINING, []),
+        (TRAINING, [[1.0]]),
+        (TRAINING, 1.0),
+        (TRAINING, [1]),
+        (TRAINING, [True]),
+        (TRAINING, np.ones(2, np.float32)),
+        (TRAINING, None),
+    ],
+    ids=repr,
+)
+def test_what_is_no_training(tmp_path, training, losses):
+    checkpoint = TrainingCheckpoint(tmp_path / "run", {}, 2, open_ended=True)
+    arrays = {} if losses is None else {"losses": np.array(losses)}
+    save_checkpoint(
+        checkpoint.path, AdamW([np.ones(3)]), extra={"training": training}, arrays=arrays
+    )
+    with pytest.raises(ValueError, match="was not saved by `fused-adamw train`"):
+        checkpoint.read_history()
+
+
+def test_one_training_at_a_time(tmp_path):
+    """Whatever the path is called; and the next one when it has ended."""
+    (tmp_path / "link").symlink_to("run")
+    for other in ("run", "link"):
+        with checkpoint_lock(tmp_path / "run"):
+            for _ in range(2):
+                with pytest.raises(ValueError, match="another training saves to it"):
+                    checkpoint_lock(tmp_path / other).__enter__()
+            with checkpoint_lock(tmp_path / "run2"):
+                assert sorted(os.listdir(tmp_path)) == [".run.lock", ".run2.lock", "link"]
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_a_lock_is_free_after_an_error_and_a_leftover(tmp_path):
+    (tmp_path / ".run.lock").touch()
+    with pytest.raises(KeyError), checkpoint_lock(tmp_path / "run"):
+        raise KeyError
+    with checkpoint_lock(tmp_path / "run"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_no_two_processes_have_the_lock(tmp_path):
+    """Although each removes the file when it releases the lock."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count(increments):
+        while increments:
+            with suppress(ValueError), checkpoint_lock(tmp_path / "run"):
+                counter.write_text(str(int(counter.read_text()) + 1))
+                increments -= 1
+
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                count(200)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert counter.read_text() == "800"
+    assert os.listdir(tmp_path) == ["counter"]

@@ -21,7 +21,14 @@ try:
     import typer
 
     from . import bench, explain, info, train
-    from .errors import BAD_INPUT, INTERRUPTED, bad_input_reported, describe
+    from .errors import (
+        BAD_INPUT,
+        FAILED,
+        INTERRUPTED,
+        bad_input_reported,
+        describe,
+        report,
+    )
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
 
@@ -50,15 +57,16 @@ def main() -> NoReturn:
         status = app(prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := " ".join(error.format_message().split()):
-            print(f"error: {message}", file=sys.stderr)
+            report(message)
         status = BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except ModuleNotFoundError as error:  # Matplotlib is imported late
         _report_missing_extra(error)
-    except OSError as error:  # standard output is full or closed; a checkpoint cannot be saved
-        print(f"error: {describe(error)}", file=sys.stderr)
-        status = 1
+    # Standard output is full or closed; a checkpoint cannot be saved; memory is exhausted.
+    except (OSError, MemoryError) as error:
+        report(describe(error))
+        status = FAILED
     sys.exit(status)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,11 @@ def perplexity(loss: float) -> float:
         return float(np.exp(loss))
 
 
+def decimals(value: float, places: int) -> str:
+    """Return a number with these decimal places; where it is large, 4 digits and an exponent."""
+    return f"{value:.{places}f}" if abs(value) < 1e6 else f"{value:.3e}"
+
+
 def heading(text: str) -> Padding:
     """Return a bold line with an empty one above it."""
     return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
@@ -71,15 +77,16 @@ def progress_bar(
     label: str, done: int, steps: int, quiet: bool
 ) -> Iterator[Callable[[History], None]]:
     """Show a bar on standard error if that is a terminal; yield what `train` calls at each step."""
-    bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]:.4f}"))
-    task = bar.add_task(label, completed=done, total=steps, loss=math.nan)
+    bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]}"))
+    task = bar.add_task(label, completed=done, total=steps, loss="")
     drawn = -math.inf
 
     def on_step(history: History) -> None:
         nonlocal drawn
         now = time.monotonic()
         if history.steps == steps or now - drawn > 0.1:
-            bar.update(task, completed=history.steps, loss=history.losses[-1], refresh=True)
+            loss = decimals(history.losses[-1], 4)
+            bar.update(task, completed=history.steps, loss=loss, refresh=True)
             drawn = now
 
     with bar:
@@ -111,7 +118,8 @@ def _manual_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
         console=Console(stderr=True),
         auto_refresh=False,
     )
-    bar.disable = quiet or not bar.console.is_terminal
+    # Rich takes FORCE_COLOR for a terminal; in a file the bar would be a line each time.
+    bar.disable = quiet or not sys.stderr.isatty()
     return bar
 
 
@@ -162,7 +170,8 @@ def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table
 
 
 def _loss_cells(*losses: float) -> list[str]:
-    return [f"{loss:.6f}" for loss in losses] + [f"{perplexity(loss):.4f}" for loss in losses]
+    perplexities = [decimals(perplexity(loss), 4) for loss in losses]
+    return [decimals(loss, 6) for loss in losses] + perplexities
 
 
 def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
@@ -212,10 +221,11 @@ def _time_cells(seconds: float, history: History) -> tuple[str, str, str]:
 def reference_comparison(history: History, reference_seconds: float) -> Text:
     """Return a line that compares the fused step with the one in pure Python."""
     step = history.optimizer_seconds / history.steps
+    ratio = reference_seconds / step
     return Text.assemble(
         f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
         "in pure Python, ",
-        (f"{reference_seconds / step:,.0f} times", "bold"),
+        (f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times", "bold"),
         " as long.\n",
     )
 

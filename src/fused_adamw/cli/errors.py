@@ -1,25 +1,42 @@
 """Failures of a command: one line on standard error, and an exit status."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import typer
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses: of usage errors, of a shell after SIGINT
+from .._io.files import printable
+
+BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def report(message: object) -> None:
+    """Print an error."""
+    print(f"error: {printable(str(message))}", file=sys.stderr)
 
 
 def fail(message: object) -> NoReturn:
     """Print the error and exit."""
-    print(f"error: {message}", file=sys.stderr)
+    report(message)
     raise typer.Exit(BAD_INPUT)
 
 
-def describe(error: OSError) -> str:
+def status_after(number: int) -> int:
+    """Return the exit status after a signal, as shells have it."""
+    return 128 + number
+
+
+def describe(error: OSError | MemoryError) -> str:
     """Return the reason, with the file that it concerns."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}" if str(error) else "not enough memory"
     reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
 
 
 @contextmanager
@@ -27,7 +44,26 @@ def bad_input_reported() -> Iterator[None]:
     """Report errors of the block as bad input."""
     try:
         yield
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         fail(describe(error))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         fail(error)
+
+
+@contextmanager
+def interrupts_reported() -> Iterator[None]:
+    """Say that Ctrl-C ended the block, where there is no summary to say it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def print_in_handler(text: str) -> None:
+    """Print a line on standard error, in the handler of a signal.
+
+    It may have come amid a `print`, so that the buffer of `sys.stderr` cannot be used.
+    """
+    with suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())

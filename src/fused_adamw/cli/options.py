@@ -15,7 +15,7 @@ import typer
 from .._optim.state_formats import STATE_DTYPES
 from ..tiny.launch import join_mpi
 from ..tiny.train_loop import ScheduleName
-from .errors import bad_input_reported, fail
+from .errors import bad_input_reported, fail, interrupts_reported
 
 # ---------------------------------------------------------------------------- option classes
 
@@ -37,7 +37,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
                 for name, kind in classes.items()
             }
-        command(**arguments)
+        with interrupts_reported():
+            command(**arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
@@ -221,7 +222,8 @@ class TrainOptions:
         Path | None,
         typer.Option(
             rich_help_panel=CHECKPOINT_PANEL,
-            help="Save model and optimizer to this file (.safetensors) at the end, and on Ctrl-C.",
+            help="Save model and optimizer to this file (.safetensors) at the end, "
+            "and on Ctrl-C or SIGTERM.",
             **OUTPUT_FILE,
         ),
     ] = None

@@ -1,9 +1,12 @@
-"""Checks that a file can be written, before the work whose result it is to contain."""
+"""Checks of the files of a command, before the work whose result they are to contain."""
 
 import os
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from .._io.atomic_write import temporary_path
+from .._io.files import require_regular
 
 
 def check_output_path(path: Path, replaced: bool = False) -> None:
@@ -14,13 +17,30 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise ValueError(f"{path}: folder {target.parent} does not exist; create it first")
-    if replaced:
-        target = temporary_path(target)
     try:
-        if target.exists():
+        exists = target.exists()
+        if exists:
+            require_regular(target.stat().st_mode, str(path))
+        if exists and not replaced:
             target.open("ab").close()
         else:
-            target.touch(exist_ok=False)
-            target.unlink()
+            created = temporary_path(target) if replaced else target
+            created.touch(exist_ok=False)
+            created.unlink()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def check_distinct(files: Mapping[str, Path | None]) -> None:
+    """Raise ValueError where two options name one file, by whatever path or link."""
+    named = [(option, path) for option, path in files.items() if path is not None]
+    for (option, path), (other, other_path) in combinations(named, 2):
+        if _is_same(path, other_path):
+            raise ValueError(f"{option} and {other} must be different files; got {other_path}")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)  # of hard links, too
+    except OSError:  # one of them does not exist
+        return os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other))

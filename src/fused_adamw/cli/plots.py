@@ -1,7 +1,9 @@
 """Plots of loss curves and of benchmarks."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -32,14 +34,21 @@ DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
 
 def check_plot_path(path: Path) -> None:
     """Raise ValueError unless an image can be written there; leave no file."""
-    from matplotlib.figure import Figure
-
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
+    figure, axes = _figure((2, 2))
+    extension = path.suffix[1:].lower()
+    if extension not in figure.canvas.get_supported_filetypes():
         raise ValueError(
             f"{path}: unsupported image format {path.suffix!r}; use .png, .svg or .pdf"
         )
     check_output_path(path)
+    axes.set_title("loss")
+    try:  # some formats, and some settings of Matplotlib, need TeX or other programs
+        figure.savefig(BytesIO(), format=extension)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: {path.suffix} cannot be written here ({reason}); use .png, .svg or .pdf"
+        ) from None
 
 
 def save_loss_plot(
@@ -87,8 +96,6 @@ def _plot_losses(axes: "Axes", label: str, result: TrainingResult, color: str) -
 
 def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     """Plot ns per parameter over the number of parameters, a line for each implementation."""
-    from matplotlib.ticker import EngFormatter
-
     figure, axes = _figure(CHART_SIZE)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -100,10 +107,11 @@ def save_benchmark_plot(path: Path, chart: "Chart") -> None:
             [a - b for a, b in zip(y, low, strict=True)],
             [b - a for a, b in zip(y, high, strict=True)],
         )
+        if len(x) == 1:  # a line without markers would be invisible
+            style = {"marker": "_", "markersize": 12} | style
         axes.errorbar(x, y, yerr=errors, label=line.label, elinewidth=0.8, capsize=2, **style)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    _set_size_axis(axes, chart)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("parameters")
     axes.set_ylabel("ns per parameter")
     axes.set_title(chart.title, loc="left", fontweight="bold")
     axes.grid(axis="y", color="0.9", linewidth=0.6)
@@ -112,14 +120,40 @@ def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     figure.savefig(path, dpi=200)
 
 
-def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
-    # Imported here because it takes long. Without pyplot, no display is needed.
-    from matplotlib.figure import Figure
+def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
+    from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=size, layout="constrained")
+    points = [point for line in chart.lines for point in line.points]
+    size = points[0].parameters
+    if {point.parameters for point in points} == {size}:
+        # Where there is nothing to span, Matplotlib scales logarithmic axes wrongly.
+        axes.set_xlim(size / 2, size * 2)
+        axes.set_ylim(0.8 * min(x.low for x in points), 1.25 * max(x.high for x in points))
+        axes.set_xticks([size])
+        axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_xlabel("parameters")
+
+
+def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+    figure = _figure_class()(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _figure_class() -> type["Figure"]:
+    """Import Matplotlib, late because it takes long. Without pyplot, no display is needed.
+
+    Nor is a backend: the variable is that of a notebook, whose backend may not be installed here.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return Figure
 
 
 def _slowest_first(styled: tuple["Line", dict[str, Any]]) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from ..tiny.train_loop import TrainingResult
 from . import console
 
 SAMPLE_LENGTH = 300
+DIVERGED = 3  # a loss that many times the first one, or that of guessing
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Report:
         results: by label, AdamW's first.
         task: what the models were trained on.
         config: the options by name.
-        reference_step_seconds: time of an AdamW step in pure Python.
+        reference_step_seconds: time of an AdamW step in pure Python, where that is comparable.
+        sample: text that the trained model writes; None without one.
     """
 
     results: dict[str, TrainingResult]
     task: Task
     config: dict[str, Any]
     reference_step_seconds: float | None
+    sample: str | None
 
     @property
     def first(self) -> TrainingResult:
@@ -49,13 +52,25 @@ def title(model: TinyTransformer) -> str:
     return f"Tiny transformer, {model.n_parameters:,} parameters, {model.dtype}"
 
 
-def text_sample(report: Report) -> str | None:
-    """Return text that the trained model writes; None where its loss is not finite."""
-    result, corpus = report.first, report.task.corpus
-    if corpus is None or not math.isfinite(result.history.losses[-1]):
+def text_sample(result: TrainingResult, task: Task, seed: int) -> str | None:
+    """Return text that the trained model writes; None where it cannot write any."""
+    corpus = task.corpus
+    if corpus is None or divergence(result) is not None:
         return None
     start = corpus.held_out[:1].tolist()
-    return corpus.decode(sample(result.model, start, SAMPLE_LENGTH, report.config["seed"]))
+    return corpus.decode(sample(result.model, start, SAMPLE_LENGTH, seed))
+
+
+def divergence(result: TrainingResult) -> str | None:
+    """Return how the loss diverged; None where it did not."""
+    history = result.history
+    if (step := history.first_non_finite_step) is not None:
+        return f"loss became non-finite at step {step}"
+    first, last = history.losses[0], history.losses[-1]
+    if last > DIVERGED * max(first, math.log(result.model.vocab_size)):
+        rose = f"{console.decimals(first, 3)} to {console.decimals(last, 3)}"
+        return f"training has diverged: loss rose from {rose}"
+    return None
 
 
 # ---------------------------------------------------------------------------- for people
@@ -78,8 +93,8 @@ def summary(report: Report) -> Iterator[RenderableType]:
         yield console.time_table(name, result.history)
     if report.reference_step_seconds is not None:
         yield console.reference_comparison(first.history, report.reference_step_seconds)
-    if (text := text_sample(report)) is not None:
-        yield console.sample_panel(text)
+    if report.sample is not None:
+        yield console.sample_panel(report.sample)
 
 
 def corpus_size(corpus: Corpus) -> str:
@@ -103,7 +118,7 @@ def record(report: Report) -> dict[str, Any]:
         "predictions": [row._asdict() for row in predictions(first.model, report.task)],
     }
     if report.task.corpus is not None:
-        found["sample"] = text_sample(report)
+        found["sample"] = report.sample
     for other in others:
         found[other.optimizer.lower()] = result_record(other)
     interrupted = any(result.history.interrupted for result in report.results.values())

@@ -50,9 +50,9 @@ class DataParallelModel:
         """Return the gradients of this rank's rows."""
         return self.model.backward(cache)
 
-    def any_rank(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank."""
-        return any(self.comm.allgather(flag))
+    def maximum(self, value: int) -> int:
+        """Return the largest of the values on all ranks."""
+        return max(self.comm.allgather(value))
 
 
 def rows_of_rank(batch_size: int, rank: int, ranks: int) -> slice:

@@ -38,6 +38,7 @@ class SingleProcess:
     """A training in this process alone."""
 
     is_main = True  # whether this process prints and writes files
+    size = 1  # the number of processes
 
     def errors_on_all_ranks(self) -> AbstractContextManager[None]:
         """Raise an error of one process in all of them."""
@@ -64,9 +65,10 @@ class SingleProcess:
         steps: int,
         on_step: OnStep,
         history: History,
+        on_repeated_signal: Callable[[], None],
     ) -> None:
         """Train as `train_loop.train` does."""
-        train(model, optimizer, batches, steps, on_step, history)
+        train(model, optimizer, batches, steps, on_step, history, int, on_repeated_signal)
 
 
 class MPIProcesses:
@@ -76,7 +78,7 @@ class MPIProcesses:
         from .._distributed import mpi
 
         self.comm = mpi.private_duplicate(mpi.world())
-        self.is_main = bool(self.comm.rank == 0)
+        self.is_main, self.size = bool(self.comm.rank == 0), int(self.comm.size)
 
     def errors_on_all_ranks(self) -> AbstractContextManager[None]:
         """Raise an error of one process in all of them."""
@@ -106,10 +108,12 @@ class MPIProcesses:
         steps: int,
         on_step: OnStep,
         history: History,
+        on_repeated_signal: Callable[[], None],
     ) -> None:
         """Train as `train_loop.train` does."""
         parallel = DataParallelModel(model, self.comm)
-        train(parallel, optimizer, batches, steps, on_step, history, parallel.any_rank)
+        over_ranks = parallel.maximum
+        train(parallel, optimizer, batches, steps, on_step, history, over_ranks, on_repeated_signal)
 
 
 def _make_adamw(

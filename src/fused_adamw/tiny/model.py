@@ -139,9 +139,10 @@ class TinyTransformer:
         }
         parameters: Parameters = {}
         for name, shape in shapes.items():
-            draws = [generator.gauss(0, INITIAL_STD) for _ in range(math.prod(shape))]
+            size = math.prod(shape)
             # Drawn in float64 for either dtype, so that both start from the same numbers.
-            parameters[name] = np.array(draws).astype(self.dtype).reshape(shape)
+            draws = np.fromiter((generator.gauss(0, INITIAL_STD) for _ in range(size)), float, size)
+            parameters[name] = draws.astype(self.dtype).reshape(shape)
         parameters["gamma"] = np.ones(D, dtype=self.dtype)
         parameters["beta"] = np.zeros(D, dtype=self.dtype)
         return parameters

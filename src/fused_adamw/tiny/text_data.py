@@ -1,6 +1,7 @@
 """Text as training data: the corpus, windows of it, the tasks, and what a model makes of them."""
 
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -55,8 +56,11 @@ def read_text(path: Path, context: int) -> Corpus:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not UTF-8, or too short.
+        ValueError: the file is a device, not UTF-8, or too short.
     """
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
+        raise ValueError(f"{path} must be a file or a pipe; got a device")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

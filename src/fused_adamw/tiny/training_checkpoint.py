@@ -4,14 +4,19 @@ Besides parameters and optimizer the file contains the options of the training, 
 continued with others, the times so far, and, as the array ``losses``, the loss after each step.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._io.file_lock import locked_file
+from .._io.files import hidden_sibling
+from .._optim.arrays import Array
 from ..checkpoint import load_checkpoint, read_arrays, read_extra, save_checkpoint
 from ..optimizer import AdamW
 from .train_loop import History
@@ -20,6 +25,27 @@ if TYPE_CHECKING:
     from ..sharded import ShardedAdamW
 
 SECONDS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
+
+
+@contextmanager
+def checkpoint_lock(path: Path) -> Iterator[None]:
+    """Lock the file that a training saves to, so that no other training saves to it meanwhile.
+
+    The lock is one of the system (flock, on the file ``.NAME.lock`` in the same folder), which ends
+    with the process. On Windows, and on file systems without locks, nothing is locked.
+
+    Raises:
+        ValueError: another training has locked it.
+        OSError: no file can be created there.
+    """
+    target = Path(os.path.realpath(path))
+    with locked_file(hidden_sibling(target, "lock")) as acquired:
+        if not acquired:
+            raise ValueError(
+                f"{path} cannot be used: another training saves to it; wait for its end, or choose "
+                "another file"
+            )
+        yield
 
 
 @dataclass(frozen=True)
@@ -47,20 +73,14 @@ class TrainingCheckpoint:
         Raises:
             ValueError: the file is missing or corrupt, or belongs to a different training.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             raise ValueError(f"{self.path} does not exist; leave out --resume to start a training")
-        extra, arrays = read_extra(self.path), read_arrays(self.path)
-        try:
-            saved = extra["training"]
-            options = dict(saved["options"])
-            seconds: dict[str, Any] = {name: float(saved[name]) for name in SECONDS}
-            (size,) = arrays["losses"].shape
-            history = History(arrays["losses"].tolist(), **seconds)
-            if size == 0:
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{self.path} was not saved by `fused-adamw train`") from None
-        self._check_options(options)
+        training: Any = read_extra(self.path).get("training")
+        losses = read_arrays(self.path).get("losses")
+        history = _history(training, losses)
+        if history is None:
+            raise ValueError(f"{self.path} was not saved by `fused-adamw train`")
+        self._check_options(training["options"])
         if history.steps > self.steps:
             raise ValueError(
                 f"--steps must be at least {history.steps}, the number of steps in {self.path}; "
@@ -106,6 +126,18 @@ class TrainingCheckpoint:
         )
         if differences:
             raise ValueError(f"{self.path} was saved with different options: {differences}")
+
+
+def _history(training: Any, losses: Array | None) -> History | None:
+    """The history of what a file contains; None where that is of something else."""
+    if losses is None or losses.dtype != np.float64 or losses.ndim != 1 or losses.size == 0:
+        return None
+    if not isinstance(training, dict) or not isinstance(training.get("options"), dict):
+        return None
+    seconds: dict[str, Any] = {name: training.get(name) for name in SECONDS}
+    if not all(isinstance(x, float) and 0 <= x < math.inf for x in seconds.values()):
+        return None
+    return History(losses.tolist(), **seconds)
 
 
 def _shown(value: object) -> object:

@@ -1,0 +1,65 @@
+"""The memory of a training, estimated before it begins: what cannot fit is refused at once."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+from .._cgroup import memory_limit
+
+
+def required_bytes(sizes: Mapping[str, int], batch_size: int, dtype: str) -> int:
+    """Return the memory that a model and a step of it take at least.
+
+    Parameters and their gradients, each layer's activations, and the batch.
+
+    Args:
+        sizes: keyword arguments of `TinyTransformer`.
+        batch_size: number of sequences, each as long as the model allows.
+        dtype: of the parameters.
+    """
+    n, D, d_ff = sizes["max_length"], sizes["d_model"], sizes["d_ff"]
+    V, heads = sizes["vocab_size"], sizes["n_heads"]
+    parameters = (2 * V + n) * D + 4 * D * D + 2 * d_ff * D
+    tokens = batch_size * n
+    activations = tokens * (8 * D + 3 * d_ff + 2 * V + 2 * heads * n)
+    number, index = np.dtype(dtype).itemsize, np.dtype(np.intp).itemsize
+    return number * (2 * parameters + activations + n * n) + index * tokens
+
+
+def require_memory(options: str, nbytes: int) -> None:
+    """Raise ValueError where this process cannot have so much memory."""
+    available = memory_bound()
+    if nbytes > available:
+        raise ValueError(
+            f"{options} must be smaller: a step needs at least {_gigabytes(nbytes)}; got "
+            f"{_gigabytes(available)} of memory"
+        )
+
+
+def memory_bound() -> int:
+    """Return the most memory that this process can have, in bytes: of the machine, its cgroup, its
+    RLIMITs and its addresses."""
+    bounds = [sys.maxsize, memory_limit(), _physical_bytes(), *_rlimits()]
+    return min(bound for bound in bounds if bound is not None)
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system without it
+        return None
+
+
+def _rlimits() -> list[int]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    bounds = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return [bound for bound in bounds if bound != resource.RLIM_INFINITY]
+
+
+def _gigabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes < 10**15 else "1,000,000 GB"

@@ -1,0 +1,176 @@
+"""How a training ends early: signals, and what a second one does."""
+
+import os
+import signal
+
+import pytest
+from cli_process import ENDLESS, SMALL, interrupted, loads
+from cli_records import RECORD_KEYS
+
+from fused_adamw import AdamW
+from fused_adamw.checkpoint import load_checkpoint
+from fused_adamw.cli import train as train_command
+from fused_adamw.tiny import TinyTransformer, train
+from fused_adamw.tiny.text_data import sentence_task
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STATUS)
+def test_each_signal_saves(tmp_path, train_json, assert_same, number):
+    status, out, err = interrupted("--json", "--checkpoint", tmp_path / "parts", signals=[number])
+    steps = loads(out)["steps"]
+    assert (status, err) == (STATUS[number], "")
+    assert loads(out)["interrupted"] is True
+    optimizer = AdamW(TinyTransformer().parameters)
+    load_checkpoint(tmp_path / "parts", optimizer)
+    assert optimizer.t == steps
+    train_json("--checkpoint", "parts", "--resume", "--steps", steps + 3)
+    train_json("--checkpoint", "whole", "--steps", steps + 3)
+    assert_same("parts", "whole")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_the_summary():
+    status, out, err = interrupted(signals=[signal.SIGTERM])
+    assert (status, err) == (143, "")
+    assert "Interrupted: AdamW after " in out
+
+
+SIGNAL_TWICE = """
+import os, signal
+
+def save(self, optimizer, history):
+    if history.interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+
+from fused_adamw.tiny.training_checkpoint import TrainingCheckpoint
+TrainingCheckpoint.save_when_due = save
+"""
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_says_that_it_is_ending(tmp_path):
+    """It comes while the checkpoint is being saved."""
+    status, out, err = interrupted("--checkpoint", tmp_path / "run", code=SIGNAL_TWICE + ENDLESS)
+    assert (status, err.count("\n")) == (130, 1)
+    assert err.startswith("interrupted: finishing this step")
+    assert "Interrupted: AdamW after " in out
+
+
+@pytest.mark.parametrize("where", ["held_out_loss", "make_schedule"])
+def test_ctrl_c_where_there_is_nothing_to_summarize(run, text, monkeypatch, where):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, where, interrupt)
+    assert run("train", "--text", text, *SMALL) == (130, "", "error: interrupted\n")
+
+
+SLOW = ["held_out_loss", "reference_step_seconds", "text_sample"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of functions that take long for a large model or text."""
+    found = []
+    for name in SLOW:
+        original = getattr(train_command, name)
+
+        def counted(*arguments, name=name, original=original):
+            found.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(train_command, name, counted)
+    return found
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)])
+def test_after_ctrl_c_nothing_takes_long(run, text, stop_at, calls, mode):
+    stop_at(3)
+    status, out, err = run("train", *mode, "--text", text, *SMALL)
+    assert (status, err) == (130, "")
+    assert calls == ["held_out_loss"]  # before the first step
+    if mode:
+        record = loads(out)
+        assert record["steps"] == 3
+        assert record["reference_step_seconds"] is None
+        assert record["final_held_out_loss"] is None
+        assert record["sample"] is None
+        assert record.keys() >= RECORD_KEYS
+    else:
+        assert "Interrupted: AdamW after 3 steps." in out
+        assert "pure Python" not in out
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_ctrl_c_after_the_last_step_leaves_out_what_takes_long(run, text, monkeypatch, slow):
+    original = getattr(train_command, slow)
+    count = iter(range(9))
+
+    def interrupted_at_the_end(*arguments):
+        if slow != "held_out_loss" or next(count):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(train_command, slow, interrupted_at_the_end)
+    status, out, err = run("train", "--json", "--text", text, *SMALL, "--steps", 4)
+    assert (status, err) == (130, "")
+    record = loads(out)
+    assert (record["steps"], record["interrupted"]) == (4, True)
+
+
+def test_a_large_model_is_not_timed_in_pure_python(run, text, calls, monkeypatch):
+    """Which would take minutes."""
+    monkeypatch.setattr(train_command, "MAX_REFERENCE_PARAMETERS", 1000)
+    status, out, _ = run("train", "--text", text, *SMALL, "--steps", 2)
+    assert status == 0
+    assert "reference_step_seconds" not in calls
+    assert "pure Python" not in out
+
+
+# ---- the loop itself
+
+
+def run_loop(on_step, **options):
+    model = TinyTransformer()
+    optimizer = AdamW(model.parameters)
+    return train(model, optimizer, sentence_task().batches(), 9, on_step, **options), optimizer
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_the_loop_ends_after_a_whole_step(number):
+    handler, repeated = signal.getsignal(number), []
+
+    def on_step(history):
+        if history.steps == 2:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    history, optimizer = run_loop(on_step, on_repeated_signal=lambda: repeated.append(1))
+    assert (history.stop_signal, history.steps, optimizer.t) == (number, 3, 3)
+    assert repeated == [1]
+    assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("kind", ["ignored", "handled"])
+def test_handlers_of_the_application_keep_their_effect(number, kind):
+    received = []
+    handler = signal.SIG_IGN if kind == "ignored" else (lambda *_: received.append(number))
+    previous = signal.signal(number, handler)
+    try:
+        history, _ = run_loop(lambda history: signal.raise_signal(number))
+    finally:
+        signal.signal(number, previous)
+    assert (history.steps, history.interrupted) == (9, False)
+    assert len(received) == (10 if kind == "handled" else 0)
+
+
+def test_all_processes_end_together():
+    """The signal reached another one: the numbers are compared at each step."""
+    numbers = iter([0, 0, signal.SIGTERM, signal.SIGTERM])
+    history, optimizer = run_loop(None, over_ranks=lambda number: max(number, next(numbers)))
+    assert (history.stop_signal, optimizer.t) == (signal.SIGTERM, 2)
