@@ -120,7 +120,7 @@ def main():
 
 def report(options, sharded, times, counted, nbytes):
     ratios = [s / (c + u) for s, c, u in zip(*times.values(), strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = statistics.quantiles(ratios if len(ratios) > 1 else ratios * 2, n=4)
     medians = "  ".join(f"{name} {statistics.median(x) * 1e3:.1f} ms" for name, x in times.items())
     print(
         f"{COMM.size} ranks of {sharded.num_threads} threads, {options.elements} float32"
