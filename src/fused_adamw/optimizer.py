@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
-
-from ._core import BoundTensors, DeferredSignals, ReentrantLock, TreeSpec
+from ._core import BoundTensors, DeferredSignals, ReentrantLock
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
 from ._optim.base import BaseOptimizer
 from ._optim.options import HYPERPARAMETERS
@@ -38,7 +36,7 @@ class AdamW(BaseOptimizer):
             ``lr``, ``betas``, ``eps`` and ``weight_decay`` where these differ. Arrays of float32,
             float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
             writable, with memory of their own. They are updated in place. The optimizer keeps
-            references; do not replace the arrays while it is in use.
+            references to them and their containers; a step refuses arrays that were replaced.
         lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ...
         betas: decay rates of the moments, each in [0, 1).
         eps: added to the denominator, at least 0.
@@ -84,8 +82,6 @@ class AdamW(BaseOptimizer):
     Raises:
         TypeError: an argument is of a wrong kind or dtype.
         ValueError: an argument has a wrong value. The message names the argument.
-
-    Two threads may step two optimizers at once, but not one.
 
     Example:
         >>> import numpy as np
@@ -187,7 +183,7 @@ class AdamW(BaseOptimizer):
         with self._lock:
             numbers = self.state_numbers()
             for entry, state in zip(numbers["state"].values(), self._state, strict=True):
-                entry |= {role: array.copy("K") for role, array in state.arrays.items()}
+                entry |= state.copy().arrays
             return numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = False) -> None:
@@ -246,16 +242,24 @@ class AdamW(BaseOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            counts = {"t": self.t, "steps": self._bound.get_steps()}
-            return {name: x for name, x in vars(self).items() if name not in _REBUILT} | counts
+            self._sources.check(self.param_groups, False)
+            # Copies, as arrays are pickled later. (The parameters too, which a model may share.)
+            return {name: x for name, x in vars(self).items() if name not in _REBUILT} | {
+                "param_groups": self._own_groups(),
+                "_state": [x.copy() for x in self._state],
+                "values": [array.copy("K") for array in self._arrays],
+                "t": self.t,
+                "steps": self._bound.get_steps(),
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        t, steps = state.pop("t"), state.pop("steps")
+        values, t, steps = state.pop("values"), state.pop("t"), state.pop("steps")
         vars(self).update(state)
         self._lock = ReentrantLock()
-        self._spec = TreeSpec(self._params(), self._grouped)
-        self._arrays = [np.asarray(a) for a in self._spec.flatten("params", self._params())]
+        self._find_params()
         self._bind()
+        for array, value in zip(self._arrays, values, strict=True):
+            array[...] = value
         self._bound.t = t
         self._bound.set_steps(steps)
 
@@ -291,4 +295,4 @@ class AdamW(BaseOptimizer):
         return self._moments(role) if role in self._state_options.roles else None
 
 
-_REBUILT = {"_spec", "_arrays", "_bound", "_lock"}
+_REBUILT = {"_spec", "_sources", "_views", "_bound", "_lock"}

@@ -12,7 +12,7 @@ process that is killed; for an exception, start Python as
 """
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -195,6 +195,7 @@ class ShardedAdamW(BaseOptimizer):
         with self.exclusive(f"gather_{role}"):
             with raise_on_all_ranks(self.comm, fingerprint):
                 fingerprint |= self.collective_call(f"gather_{role}", t=self.t)
+                self._sources.check(self.param_groups, False)
                 whole = self._own_parts(role)
             if whole is None:
                 return None
@@ -242,6 +243,9 @@ class ShardedAdamW(BaseOptimizer):
         for k, bucket in enumerate(self.buckets):
             self._bucket_comm.start_gather(k, bucket, arrays)
         self._bucket_comm.finish()
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("ShardedAdamW cannot be copied or pickled; use save_checkpoint")
 
     # ---- construction
 

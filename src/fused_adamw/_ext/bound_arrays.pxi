@@ -1,7 +1,7 @@
 """The arrays that steps update: checked once, and kept from being freed or resized."""
 
 
-@cython.no_gc
+@cython.no_gc_clear  # the arrays that kernels write to are kept until it is freed
 cdef class BoundArrays:
     """Parameters and their state, all of one arrangement, ``spec``.
 
@@ -18,6 +18,7 @@ cdef class BoundArrays:
     cdef Param *params
     cdef Slot *slots
     cdef BoundBuffer *buffers  # of the parameters, then of their state
+    cdef tuple kept            # those buffers, where the garbage collector sees them
     cdef IntervalSet written   # the memory of all of them
     cdef bint stochastic
     cdef bint plain            # only dtypes that are their own arithmetic's
@@ -93,6 +94,8 @@ cdef class BoundArrays:
             include_interval(&self.written, self.buffers[k].memory)
         if sort_and_find_overlap(&self.written):
             self.report_overlap()
+        if not self.plain:  # a call of the function ends before it could be garbage
+            self.kept = tuple([keep(&self.buffers[k].buffer) for k in range(self.num_buffers)])
         return 0
 
     # ---- what may change
@@ -192,6 +195,8 @@ cdef class BoundArrays:
         )
         return bound.buffer.buf
 
+    # ---- checks
+
     # ---- gradients of a collective step
 
     def check_collective(
@@ -255,9 +260,7 @@ cdef class BoundArrays:
         if not self.has_state:
             raise ValueError("state must be given for a step; got parameters alone")
         if len(hypers) != count:
-            raise ValueError(
-                f"param_groups must have {count} groups, as at construction; got {len(hypers)}"
-            )
+            raise_number_of_groups(count, len(hypers))
         for hyper in hypers:
             require_hyper(hyper)
             for k in range(FUSED_ADAMW_NUM_BUFFERS):

@@ -2,7 +2,7 @@
 
 
 @cython.final
-@cython.no_gc
+@cython.no_gc_clear
 cdef class BoundTensors(BoundArrays):
     """What the optimizer classes and the function step; see ``BoundArrays`` for the arguments.
 

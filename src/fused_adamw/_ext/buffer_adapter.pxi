@@ -65,8 +65,76 @@ cdef inline int acquire_buffer(Py_buffer *buffer, ArrayView *view, array) except
     return 0
 
 
+@cython.final
+@cython.no_gc_clear  # another object of the cycle is cleared, and this one released by its owner
+cdef class KeptBuffer:
+    """An acquired buffer whose array the garbage collector can see, as it sees any attribute."""
+
+    cdef Py_buffer buffer
+    cdef object unused  # Cython visits a buffer only in a class that also has such an attribute
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+
+cdef struct BufferHead:
+    # How a Py_buffer begins; Cython would count the reference that is moved.
+    void *buf
+    PyObject *obj
+
+
+cdef KeptBuffer keep(Py_buffer *buffer):
+    """Take over a buffer, which stays where its shape is read, but is not released there."""
+    cdef KeptBuffer kept = KeptBuffer.__new__(KeptBuffer)
+    kept.buffer = buffer[0]
+    (<BufferHead *>buffer).obj = NULL
+    return kept
+
+
 # Element types of two bytes without a format: NumPy's arrays of them come from ml_dtypes.
 cdef dict NO_BUFFER_FORMAT = {
     name: i for i, name in enumerate(ELEMENT_TYPES)
     if fused_adamw_element_types[<int>i].buffer_format == 0
 }
+
+
+# ---- whether an array of NumPy is writable
+
+cdef struct NumpyArray:
+    # How an ndarray begins: PyArrayObject_fields of numpy/ndarraytypes.h, a part of its ABI.
+    PyObject base
+    void *data
+    int ndim
+    const Py_ssize_t *shape
+    const Py_ssize_t *strides
+    PyObject *owner
+    PyObject *dtype
+    int flags
+
+cdef enum:
+    WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE
+
+
+cdef bint knows_layout() except -1:
+    """Whether arrays begin so in this interpreter and this version of NumPy."""
+    array = np.zeros((2, 3))
+    cdef const NumpyArray *found = <const NumpyArray *><PyObject *>array
+    if np_ndarray.__basicsize__ < <Py_ssize_t>sizeof(NumpyArray):
+        return False
+    if found.data != <void *><size_t>array.ctypes.data or found.ndim != 2:
+        return False
+    if found.flags & WRITEABLE == 0:
+        return False
+    array.flags.writeable = False
+    return found.flags & WRITEABLE == 0
+
+
+cdef bint LAYOUT_IS_KNOWN = knows_layout()
+
+
+cdef inline bint is_writable(PyObject *array) except -1:
+    """Of an array of NumPy. (To acquire a buffer of each would take a tenth of a small model's
+    step.)"""
+    if LAYOUT_IS_KNOWN:
+        return (<const NumpyArray *>array).flags & WRITEABLE != 0
+    return np_ndarray.flags.__get__(<object>array).writeable

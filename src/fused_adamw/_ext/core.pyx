@@ -13,6 +13,7 @@ One module in several files, in the order of their dependencies:
     intervals.pxi       arrays that overlap
     buffer_adapter.pxi  array views of the buffer protocol
     dlpack_adapter.pxi  array views of DLPack
+    sources.pxi         arrays that are replaced or become read-only after they were passed
     validate.pxi        what parameters, gradients and state must be
     workspace.pxi       what one step needs: tensors with gradients, their scalars
     autotune.pxi        whether several threads pay
@@ -62,6 +63,7 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
+from cpython.sequence cimport PySequence_Check
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SetItem
 from libc.math cimport floor, isfinite
@@ -76,6 +78,7 @@ include "array_view.pxi"
 include "intervals.pxi"
 include "buffer_adapter.pxi"
 include "dlpack_adapter.pxi"
+include "sources.pxi"
 include "validate.pxi"
 include "workspace.pxi"
 include "autotune.pxi"

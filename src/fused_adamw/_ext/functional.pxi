@@ -64,6 +64,9 @@ def fused_adamw(
     cdef long long step = count_of_steps(t)
     cdef TreeSpec spec = TreeSpec.__new__(TreeSpec, params)
     cdef BoundTensors tensors = BoundTensors.__new__(BoundTensors, spec, params, None, (m, v))
+    require_kept(spec, "params", params)
+    require_kept(spec, "m", m)
+    require_kept(spec, "v", v)
     tensors.start_before(step)
     tensors.step(
         grads, [(lr, betas, eps, weight_decay, NO_RATES)], 1.0, None, False, False, num_threads

@@ -90,6 +90,28 @@ cdef inline int require_hyper(hyper) except -1:
     return 0
 
 
+cdef bint is_ordered_pair(betas) except -1:
+    """Whether this is a sequence, rather than a set, a mapping or an iterator."""
+    return PySequence_Check(betas) and not isinstance(betas, Mapping)
+
+
+def as_number(str name, value):
+    """A number as an int or a float of Python, or raise TypeError."""
+    return value if type(value) is int else real(name, value)
+
+
+cpdef list hyperparams_at(groups, long long t, tuple rates):
+    """One (lr, betas, eps, weight_decay, rates) of step ``t`` for each group: schedules of lr are
+    evaluated."""
+    cdef list hypers = []
+    for group in groups:
+        lr = group["lr"]
+        if callable(lr):
+            lr = lr(t)
+        hypers.append((lr, group["betas"], group["eps"], group["weight_decay"], rates))
+    return hypers
+
+
 cdef struct Derived:
     # The scalars of the tensors that agree in all of this.
     Py_ssize_t group
@@ -109,6 +131,8 @@ cdef int derive(
     cdef tuple rates
     lr, betas, eps, weight_decay, rates = hyper
     try:
+        if type(betas) is not tuple and not is_ordered_pair(betas):
+            raise TypeError
         beta1, beta2 = betas
     except (TypeError, ValueError):
         raise TypeError(f"betas must be a pair of numbers; got {betas!r}") from None

@@ -1,7 +1,7 @@
 """How the arrays of an argument are arranged: one array, or nested sequences and mappings."""
 
 
-@cython.no_gc
+@cython.no_gc_clear
 cdef class Node:
     """A sequence or a mapping that has further ones among its items."""
 
@@ -13,7 +13,7 @@ cdef class Node:
 # mapping of arrays, and a Node for what is nested.
 
 
-@cython.no_gc
+@cython.no_gc_clear  # it may be used until it is freed
 cdef class TreeSpec:
     """How the arrays of a call are arranged, learnt from ``params`` and required of the rest.
 
@@ -59,6 +59,9 @@ cdef class TreeSpec:
 
     cdef Py_ssize_t groups(self) except -1:
         return len(self.tree) if self.grouped else 1
+
+    cdef object tree_of_group(self, Py_ssize_t g):
+        return (<list>self.tree)[g] if self.grouped else self.tree
 
     cdef list group_indices(self):
         """The group of each array."""

@@ -66,11 +66,12 @@ def _save(
     call: dict[str, Any] = {}
     with ranks.agreement(call):
         call |= optimizer.collective_call("save_checkpoint", t=optimizer.t)
+        numbers = optimizer.state_numbers()
         extras = extra_arrays(arrays) if ranks.rank == 0 else {}
         infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
         tensors = arrange({**optimizer_tensors(optimizer), **infos})
         if ranks.rank == 0:
-            metadata = build_metadata(optimizer.state_numbers(), extra)
+            metadata = build_metadata(numbers, extra)
             encode_header(tensors, seal(metadata, tensors, dict.fromkeys(tensors, PLACEHOLDER)))
         # Allocated before anything is sent.
         received = np.empty(0 if optimizer.comm is None or ranks.rank else PIECE_BYTES, np.uint8)

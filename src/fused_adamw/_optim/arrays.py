@@ -37,6 +37,21 @@ class ShardSlice(NamedTuple):
         return -(-self.size // CHUNK)
 
 
+def persistent_views(arrays: Sequence[Any]) -> list[Array | None]:
+    """The memory of arrays as plain NumPy arrays, for ``views_of``; None for an ndarray subclass:
+    a view would keep it, and what it refers to, where the garbage collector cannot see it."""
+    of_subclass = [isinstance(x, np.ndarray) and type(x) is not np.ndarray for x in arrays]
+    return [None if sub else np.asarray(x) for x, sub in zip(arrays, of_subclass, strict=True)]
+
+
+def views_of(arrays: Sequence[Any], views: Sequence[Array | None]) -> list[Array]:
+    """All views."""
+    return [
+        np.ndarray.view(array, np.ndarray) if view is None else view
+        for array, view in zip(arrays, views, strict=True)
+    ]
+
+
 def order_of(array: Array) -> MemoryOrder:
     """The memory order of a dense array: "C" (also where it is both), or "F"."""
     return "C" if array.flags.c_contiguous else "F"

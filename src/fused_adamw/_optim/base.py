@@ -1,12 +1,21 @@
 """The base of ``AdamW`` and ``ShardedAdamW``: parameters, options, numbers of the state."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._core import BoundTensors, TreeSpec
-from .arrays import Array, MemoryOrder, Shape, ShardSlice, order_of
+from .._core import BoundTensors, ParamSources, TreeSpec, hyperparams_at
+from .arrays import (
+    Array,
+    MemoryOrder,
+    Shape,
+    ShardSlice,
+    order_of,
+    persistent_views,
+    views_of,
+)
 from .options import (
+    HYPERPARAMETERS,
     OPTIONS,
     RATE_OPTIONS,
     ROLES,
@@ -18,12 +27,13 @@ from .options import (
     roles_of,
 )
 from .param_groups import (
+    GROUP_KEYS,
     DecayMask,
     Hyperparams,
     ParamGroup,
     arrange,
+    as_numbers,
     check_state_support,
-    hyperparams_at,
     resolve_decay_mask,
     serialize_groups,
 )
@@ -37,6 +47,9 @@ from .state_formats import (
     state_layout,
 )
 
+_CONSTRUCTION = {"params", "decay_mask", "bucket_bytes"}
+"""Arguments that are neither options nor attributes."""
+
 
 class BaseOptimizer(Options):
     """Parameter groups, options, and the numbers of the state.
@@ -47,7 +60,8 @@ class BaseOptimizer(Options):
     param_groups: list[ParamGroup]
     comm: Any = None  # the communicator of mpi4py that ranks share; None: a single process
     _spec: TreeSpec
-    _arrays: list[Array]  # the parameters
+    _sources: ParamSources
+    _views: list[Array | None]
     _grouped: bool
     _decays: list[bool]  # by tensor, whether weight decay applies to it
     _state_options: StateOptions
@@ -65,26 +79,33 @@ class BaseOptimizer(Options):
             self._set(name, value)
         self._state_options = StateOptions(self.state_dtype, roles_of(options))
         check_roles(self._state_options)
-        self.param_groups, self._spec, self._arrays, self._grouped = arrange(params, arguments)
+        self.param_groups, self._spec, self._grouped, self._sources = arrange(params, arguments)
+        self._views = persistent_views(self._sources.arrays)
         check_state_support(self._spec, self._arrays, self.state_dtype)
         self._decays = [True] * len(self._arrays)
 
     def _finish(self, decay_mask: DecayMask | None) -> None:
         """Apply the mask and check the first step's numbers, after the arrays were checked."""
         if decay_mask is not None:
-            items = self._spec.flatten("params", self._params())
-            self._decays = resolve_decay_mask(self._spec, decay_mask, items)
+            self._decays = resolve_decay_mask(self._spec, decay_mask, self._sources.arrays)
             self._bound.set_decays(self._decays)
         self._bound.check(self._hypers_at(1), self.max_grad_norm, [0] * len(self._arrays))
 
     def _hypers_at(self, t: int) -> list[Hyperparams]:
-        return hyperparams_at(self.param_groups, t, self._rates)
+        return self._sources.hyperparams(self.param_groups, t, self._rates)
 
     if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __setattr__(self, name: str, value: Any) -> None:
-            if name in OPTIONS and OPTIONS[name].fixed:
+            option = OPTIONS.get(name)
+            if name in _CONSTRUCTION or (option is not None and option.fixed):
                 raise AttributeError(f"{name} cannot be changed after construction")
+            if name in HYPERPARAMETERS:
+                raise AttributeError(
+                    f"{name} must be set in parameter groups: opt.param_groups[0][{name!r}] = ..."
+                )
+            if option is not None and option.check is check_flag:
+                value = check_flag(name, value)
             self._set(name, value)
 
     def _set(self, name: str, value: Any) -> None:
@@ -98,6 +119,11 @@ class BaseOptimizer(Options):
     def t(self) -> int:
         """The number of steps taken."""
         return self._bound.t
+
+    @property
+    def _arrays(self) -> list[Array]:
+        """The parameters."""
+        return views_of(self._sources.arrays, self._views)
 
     @property
     def names(self) -> list[str]:
@@ -140,6 +166,7 @@ class BaseOptimizer(Options):
 
     def state_numbers(self) -> dict[str, Any]:
         """``state_dict()`` without its arrays."""
+        self._sources.check(self.param_groups, False)
         steps = zip(self.names, self._bound.get_steps(), self._orders(), strict=True)
         return {
             "t": self.t,
@@ -160,6 +187,7 @@ class BaseOptimizer(Options):
         Raises:
             TypeError, ValueError: naming the entry.
         """
+        self._sources.check(self.param_groups, True)
         steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, rates)
@@ -168,9 +196,9 @@ class BaseOptimizer(Options):
     def load_numbers(self, saved: Mapping[str, Any]) -> None:
         """Take over numbers that ``check_numbers`` has accepted."""
         for group, found in zip(self.param_groups, saved["param_groups"], strict=True):
-            group.update(found)
+            group.update({name: as_numbers(name, found[name]) for name in HYPERPARAMETERS})
         for name, value in self._loaded_options(saved).items():
-            self._set(name, value)
+            self._set(name, OPTIONS[name].check(name, value))
         self._bound.set_seed(self.seed)
         self._bound.t = saved["t"]
         self._bound.set_steps([saved["state"][name]["step"] for name in self.names])
@@ -203,12 +231,33 @@ class BaseOptimizer(Options):
         trees = [group["params"] for group in self.param_groups]
         return trees if self._grouped else trees[0]
 
+    def _find_params(self) -> None:
+        """Take the parameters from the groups, as from the arguments of a constructor."""
+        self._spec = TreeSpec(self._params(), self._grouped)
+        self._sources = ParamSources(self._spec, self._params(), GROUP_KEYS)
+        self._views = persistent_views(self._sources.arrays)
+
+    def _own_groups(self) -> list[ParamGroup]:
+        """Copies of the groups, whose containers have the parameters alone."""
+        trees = self._spec.unflatten(self._sources.arrays)
+        pairs = zip(self.param_groups, trees if self._grouped else [trees], strict=True)
+        return [group | {"params": tree} for group, tree in pairs]
+
     def get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
-        """The values of the options that a predicate selects; flags as bools."""
+        """The values of the options that a predicate selects, as numbers of Python; bad ones, which
+        steps refuse, as they are."""
         values = {name: getattr(self, name) for name, x in OPTIONS.items() if selects(x)}
-        return {k: bool(x) if OPTIONS[k].check is check_flag else x for k, x in values.items()}
+        for name, value in values.items():
+            with suppress(TypeError, ValueError):
+                values[name] = OPTIONS[name].check(name, value)
+        return values
 
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""
         values = self.get_options(lambda option: True)
         return "".join(f", {k}={x!r}" for k, x in values.items() if x != OPTIONS[k].default)
+
+    def __copy__(self) -> NoReturn:
+        """Raise TypeError: a shallow copy would share the arrays of the state, but not ``t``."""
+        name = type(self).__name__
+        raise TypeError(f"{name} cannot be copied in part; use copy.deepcopy, or a checkpoint")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from .._core import check_decay, check_num_threads, check_seed
+from .._core import as_number, check_decay, check_num_threads, check_seed
 from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
@@ -57,12 +57,12 @@ def _checked_threads(name: str, value: Any) -> int | None:
 
 def _checked_decay(name: str, value: Any) -> Any:
     check_decay(name, value)
-    return value
+    return None if value is None else as_number(name, value)
 
 
-def _checked_by_core(name: str, value: Any) -> Any:
+def _number_or_none(name: str, value: Any) -> float | None:
     """A number that ``BoundTensors.check`` and ``step`` check with the hyper-parameters."""
-    return value
+    return None if value is None else as_number(name, value)
 
 
 class Options:
@@ -70,7 +70,7 @@ class Options:
 
     amsgrad: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
     maximize: Annotated[bool, Option(False, check_flag)]
-    max_grad_norm: Annotated[float | None, Option(None, _checked_by_core)]
+    max_grad_norm: Annotated[float | None, Option(None, _number_or_none)]
     skip_nonfinite: Annotated[bool, Option(False, check_flag)]
     state_dtype: Annotated[
         StateDtype | None, Option(None, check_state_dtype, saved=False, fixed=True, torch=True)

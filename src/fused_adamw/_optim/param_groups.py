@@ -1,16 +1,15 @@
 """Parameters and parameter groups, as the optimizer classes are given them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, TreeSpec, abbreviated
+from .._core import BoundTensors, ParamSources, TreeSpec, abbreviated, as_number
 from .arrays import Array
-from .options import HYPERPARAMETERS, Rates
+from .options import HYPERPARAMETERS, Rates, check_flag
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
@@ -39,17 +38,21 @@ def matrices_only(name: str, array: Array) -> bool:
     return bool(np.ndim(array) >= 2)
 
 
-def arrange(
-    params: Any, hyperparams: Mapping[str, Any]
-) -> tuple[list[ParamGroup], TreeSpec, list[Array], bool]:
+class Arrangement(NamedTuple):
+    """What an optimizer keeps of its ``params``, whose arrays are those of ``sources``."""
+
+    groups: list[ParamGroup]
+    spec: TreeSpec
+    grouped: bool  # whether params was a list of groups
+    sources: ParamSources
+
+
+def arrange(params: Any, hyperparams: Mapping[str, Any]) -> Arrangement:
     """Take an optimizer's ``params`` apart and check all but the memory of the arrays.
 
     Args:
         params: a nest of arrays, or a list of groups.
         hyperparams: the values for groups that have none of their own.
-
-    Returns:
-        The groups, their structure, the arrays, and whether ``params`` was a list of groups.
 
     Raises:
         TypeError, ValueError: naming the argument as the user wrote it (``params[0]['w']``).
@@ -59,24 +62,13 @@ def arrange(
     found = [group["params"] for group in groups]
     trees = found if grouped else found[0]
     spec = TreeSpec(trees, grouped)
-    items = spec.flatten("params", trees)
-    for path, item, again in zip(spec.paths(), items, spec.flatten("params", trees), strict=True):
-        if item is not again:
-            raise ValueError(
-                f"{argument_name('params', path)} must return the same array on every access; "
-                "got a new one: pass the arrays in a dict or list"
-            )
-    arrays = _as_arrays(spec, trees, items)
-    if not arrays:
+    sources = ParamSources(spec, trees, GROUP_KEYS)
+    if not _as_arrays(spec, trees, sources.arrays):
         raise ValueError("params must contain at least one array; got none")
     duplicates = [name for name, count in Counter(spec.names()).items() if count > 1]
     if duplicates:
         raise ValueError(f"params must have unique names; got duplicates {abbreviated(duplicates)}")
-    # Our own arrangement of the same objects: the caller may change a dict later.
-    own = spec.unflatten(items)
-    for group, tree in zip(groups, own if grouped else [own], strict=True):
-        group["params"] = tree
-    return groups, spec, arrays, grouped
+    return Arrangement(groups, spec, grouped, sources)
 
 
 def _is_grouped(params: Any) -> bool:
@@ -118,27 +110,49 @@ def resolve_decay_mask(spec: TreeSpec, mask: DecayMask, arrays: Sequence[Array])
     """
     if callable(mask):
         return [bool(mask(name, a)) for name, a in zip(spec.names(), arrays, strict=True)]
-    return [bool(decays) for decays in spec.flatten("decay_mask", mask)]
+    return [
+        check_flag(argument_name("decay_mask", path), decays)
+        for path, decays in zip(spec.paths(), spec.flatten("decay_mask", mask), strict=True)
+    ]
 
 
-_values_of = itemgetter(*HYPERPARAMETERS)
-
-
-def hyperparams_at(groups: Sequence[ParamGroup], t: int, rates: Rates) -> list[Hyperparams]:
-    """The hyper-parameters of step t, by group: schedules of lr are evaluated."""
-    hypers = []
-    for group in groups:
-        lr, betas, eps, weight_decay = _values_of(group)
-        hypers.append((lr(t) if callable(lr) else lr, betas, eps, weight_decay, rates))
-    return hypers
+GROUP_KEYS = ("params", *HYPERPARAMETERS)
+"""The keys that each group has, and no others."""
 
 
 def serialize_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:
-    """The groups of a state dict: the hyper-parameters alone."""
-    return [
-        {name: group[name] for name in HYPERPARAMETERS} | {"betas": tuple(group["betas"])}
-        for group in groups
-    ]
+    """The groups of a state dict: the hyper-parameters alone; bad ones, which steps refuse, as they
+    are."""
+    found = [{name: group[name] for name in HYPERPARAMETERS} for group in groups]
+    for group in found:
+        for name, value in group.items():
+            with suppress(TypeError):
+                group[name] = as_numbers(name, value)
+    return found
+
+
+def as_numbers(name: str, value: Any) -> Any:
+    """A hyper-parameter as numbers of Python, which share nothing with arrays of the caller; a
+    schedule as it is.
+
+    Raises:
+        TypeError: naming it. Whether its numbers are in range the core checks.
+    """
+    if name == "lr" and callable(value):
+        return value
+    if name != "betas":
+        return as_number(name, value)
+    try:
+        beta1, beta2 = _values_in_order(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"betas must be a pair of numbers; got {value!r}") from None
+    return as_number("betas[0]", beta1), as_number("betas[1]", beta2)
+
+
+def _values_in_order(value: Any) -> Any:
+    if isinstance(value, (Set, Mapping, Iterator)):
+        raise TypeError
+    return value
 
 
 def _checked_groups(
@@ -146,11 +160,14 @@ def _checked_groups(
 ) -> list[ParamGroup]:
     defaults = {name: hyperparams[name] for name in HYPERPARAMETERS}
     for g, group in enumerate(groups):
-        unknown = [key for key in group if key != "params" and key not in HYPERPARAMETERS]
+        unknown = [key for key in group if key not in GROUP_KEYS]
         if unknown:
-            allowed = ", ".join(["params", *HYPERPARAMETERS])
+            allowed = ", ".join(GROUP_KEYS)
             raise ValueError(f"params[{g}]: unknown key {unknown[0]!r}; allowed: {allowed}")
-    return [{"params": group["params"], **defaults, **group} for group in groups]
+    found = [{"params": group["params"], **defaults, **group} for group in groups]
+    for group in found:
+        group |= {name: as_numbers(name, group[name]) for name in HYPERPARAMETERS}
+    return found
 
 
 def _as_arrays(spec: TreeSpec, trees: Any, items: tuple[Any, ...]) -> list[Array]:

@@ -49,6 +49,10 @@ class TensorState:
     format: str
     arrays: dict[str, Array]
 
+    def copy(self) -> "TensorState":
+        """The same with memory of its own."""
+        return TensorState(self.format, {k: x.copy("K") for k, x in self.arrays.items()})
+
 
 class StateOptions(NamedTuple):
     """The options of an optimizer that decide which arrays it keeps."""

@@ -1,8 +1,12 @@
 """A mistake on one rank raises the same error on all, and changes nothing."""
 
+import copy
+import pickle
+
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
+from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
 
 SHAPES = [(70_000,), (7, 9), ()]
@@ -204,7 +208,49 @@ def construction_that_differs():
     differs("the values of params['c'] (CRC-32)", on_last(other, params()))
 
 
+def arrays_that_are_replaced():
+    def replaced(opt):
+        if RANK == LAST:
+            opt.param_groups[0]["params"]["b"] = np.ones((7, 9), np.float32)
+
+    def changed(opt):
+        if RANK == LAST:
+            opt.param_groups[0]["momentum"] = 0.9
+
+    step_raises(
+        ValueError,
+        on_rank("param_groups[0]['params']['b'] must be the array that the optimizer was"),
+        params(),
+        change=replaced,
+    )
+    step_raises(
+        ValueError,
+        on_rank("param_groups[0]: unknown key 'momentum'"),
+        params(),
+        change=changed,
+    )
+    opt = made(ema_decay=0.5)
+    opt.step(params())
+    replaced(opt)
+    expected = on_rank("param_groups[0]['params']['b'] must be the array")
+    refused(ValueError, expected, lambda: save_checkpoint("never", opt))
+    refused(ValueError, expected, opt.gather_ema)
+    frozen = made()
+    if RANK == LAST:
+        frozen.param_groups[0]["params"]["c"].flags.writeable = False
+    refused(ValueError, on_rank("params['c'] must be writable"), lambda: frozen.step(params()))
+
+
+def copies():
+    opt = made()
+    refused(TypeError, "ShardedAdamW cannot be copied", lambda: copy.copy(opt))
+    for copied in (copy.deepcopy, pickle.dumps):
+        refused(TypeError, "ShardedAdamW cannot be copied", lambda copied=copied: copied(opt))
+
+
 PROGRAMS = (
+    arrays_that_are_replaced,
+    copies,
     gradients,
     gradients_to_be_overwritten,
     gradients_in_the_memory_of_parameters,

@@ -1,0 +1,162 @@
+"""Where arrays came from: whether they are still in their containers, and still writable."""
+
+
+cdef bint same_arrays(arrays, tree, PyObject *const *expected, Py_ssize_t *k) except -1:
+    """Whether an argument of an arrangement, ``tree``, has the ``expected`` arrays from the k-th on
+    in their places, and maybe more; ``k`` is moved on, up to the first that differs."""
+    cdef Py_ssize_t i, position = 0
+    cdef PyObject *key
+    cdef PyObject *item
+    if tree is None:
+        if <PyObject *>arrays != expected[k[0]]:
+            return False
+        k[0] += 1
+        return True
+    if type(tree) is list and type(arrays) is dict and len(<list>tree) == len(<dict>arrays):
+        i = k[0]
+        while PyDict_Next(arrays, &position, &key, &item) and item == expected[i]:
+            i += 1
+        if i == k[0] + len(<list>tree):
+            k[0] = i
+            return True
+    if type(tree) is not Node:
+        return same_items(arrays, tree, None, expected, k)
+    return same_items(arrays, (<Node>tree).keys, (<Node>tree).children, expected, k)
+
+
+cdef bint same_items(
+    arrays, keys, list children, PyObject *const *expected, Py_ssize_t *k
+) except -1:
+    """As ``same_arrays``, by a look-up of each key."""
+    for i, key in enumerate(keys if type(keys) is list else range(keys)):
+        try:
+            item = arrays[key]
+        except (LookupError, TypeError):  # no such item, or no container any more
+            return False
+        if not same_arrays(item, None if children is None else children[i], expected, k):
+            return False
+    return True
+
+
+cdef int require_kept(TreeSpec spec, str argument, arrays) except -1:
+    """Raise ValueError for a container that makes its arrays at each access: what is written to
+    them would be lost."""
+    cdef Py_ssize_t k = 0, g
+    cdef tuple first
+    cdef PyObject **expected
+    if spec.tree is None or (type(arrays) in (dict, list, tuple) and type(spec.tree) is not Node):
+        if not spec.grouped:
+            return 0
+    first = spec.flatten(argument, arrays)
+    expected = pointers_to(first)
+    try:
+        for g in range(spec.groups()):
+            if not same_arrays(
+                arrays[g] if spec.grouped else arrays, spec.tree_of_group(g), expected, &k
+            ):
+                raise ValueError(
+                    f"{spec.name(argument, k)} must return the same array on every access; got a "
+                    "new one: pass the arrays in a dict or list"
+                )
+    finally:
+        PyMem_Free(expected)
+    return 0
+
+
+cdef PyObject **pointers_to(tuple arrays) except NULL:
+    """Their addresses, to be freed with PyMem_Free; no references are counted."""
+    cdef Py_ssize_t k
+    cdef PyObject **found = <PyObject **>allocate(len(arrays), sizeof(PyObject *))
+    for k in range(len(arrays)):
+        found[k] = <PyObject *>arrays[k]
+    return found
+
+
+@cython.final
+@cython.no_gc_clear  # it may be called until it is freed
+cdef class ParamSources:
+    """The parameters of an optimizer, which have to stay in the containers of its groups.
+
+    ``params``: of the arrangement ``spec``. ``group_keys``: those of a parameter group."""
+
+    cdef TreeSpec spec
+    cdef tuple group_keys
+    cdef Py_ssize_t num_keys
+    cdef readonly tuple arrays
+    cdef PyObject **expected  # the arrays
+    cdef PyObject **resettable  # those of NumPy, which can become read-only, and their number
+    cdef Py_ssize_t num_resettable
+
+    def __cinit__(self, TreeSpec spec not None, params, tuple group_keys not None):
+        require_kept(spec, "params", params)
+        self.spec, self.group_keys, self.num_keys = spec, group_keys, len(group_keys)
+        self.arrays = spec.flatten("params", params)
+        self.expected = pointers_to(self.arrays)
+        self.resettable = pointers_to(self.arrays)
+        for array in self.arrays:
+            if isinstance(array, np_ndarray):
+                self.resettable[self.num_resettable] = <PyObject *>array
+                self.num_resettable += 1
+
+    def __dealloc__(self):
+        PyMem_Free(self.expected)
+        PyMem_Free(self.resettable)
+
+    cpdef int check(self, groups, bint written) except -1:
+        """Raise ValueError where ``groups`` have other arrays in the places of these, or other
+        keys; ``written``: or where an array has become read-only."""
+        cdef Py_ssize_t g = 0, k = 0
+        cdef Py_ssize_t count = self.spec.groups()
+        if len(groups) != count:
+            raise_number_of_groups(count, len(groups))
+        for group in groups:
+            if not isinstance(group, dict) or len(<dict>group) != self.num_keys:
+                self.refuse_group(g, group)
+            params = (<dict>group).get("params")
+            if not same_arrays(params, self.spec.tree_of_group(g), self.expected, &k):
+                self.refuse_replaced(g, k)
+            g += 1
+        if written:
+            for k in range(self.num_resettable):
+                if not is_writable(self.resettable[k]):
+                    self.refuse_readonly(self.resettable[k])
+        return 0
+
+    def hyperparams(self, groups, long long t, tuple rates not None):
+        """``hyperparams_at``, after a check of what a step needs."""
+        self.check(groups, True)
+        return hyperparams_at(groups, t, rates)
+
+    cdef int refuse_readonly(self, PyObject *array) except -1:
+        cdef Py_ssize_t k = 0
+        while self.expected[k] != array:
+            k += 1
+        raise ValueError(
+            f"{self.spec.name('params', k)} must be writable, since it is updated in place; got a "
+            "read-only array"
+        )
+
+    cdef int refuse_group(self, Py_ssize_t g, group) except -1:
+        if not isinstance(group, dict):
+            raise TypeError(f"param_groups[{g}] must be a dict; got {type(group).__name__}")
+        allowed = ", ".join(self.group_keys)
+        for key in group:
+            if key not in self.group_keys:
+                raise ValueError(f"param_groups[{g}]: unknown key {key!r}; allowed: {allowed}")
+        missing = [key for key in self.group_keys if key not in group]
+        raise ValueError(f"param_groups[{g}] must have the keys {allowed}; got none for {missing}")
+
+    cdef int refuse_replaced(self, Py_ssize_t g, Py_ssize_t k) except -1:
+        path = self.spec.paths()[k]
+        where = subscripts(path[1:] if self.spec.grouped else path)
+        raise ValueError(
+            f"param_groups[{g}]['params']{where} must be the array that the optimizer was "
+            "constructed with; got a different object: assign to its elements, array[...] = "
+            "values, or construct a new optimizer"
+        )
+
+
+cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:
+    raise ValueError(
+        f"param_groups must have {expected} groups, as at construction; got {found}"
+    )

@@ -1,0 +1,177 @@
+"""Copies of an optimizer are of one whole step, and none shares a part; garbage is collected."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+from optimizers import EVERYTHING, draw, leaves, snapshot
+
+from fused_adamw import AdamW
+
+SHAPES = [(5,), (3, 2)]
+
+
+def test_a_shallow_copy_is_refused():
+    opt = AdamW(np.ones(2))
+    with pytest.raises(TypeError, match=r"AdamW cannot be copied in part; use copy\.deepcopy"):
+        copy.copy(opt)
+
+
+# ---- steps while an optimizer is copied
+
+
+class SteppingPickler(pickle.Pickler):
+    """Takes a step before it reads each array: as a thread may."""
+
+    def __init__(self, file, step):
+        super().__init__(file)
+        self.step = step
+
+    def reducer_override(self, obj):
+        if isinstance(obj, np.ndarray):
+            self.step()
+        return NotImplemented
+
+
+def pickled(opt, step):
+    file = io.BytesIO()
+    SteppingPickler(file, step).dump(opt)
+    return pickle.loads(file.getvalue())
+
+
+class SteppingRate:
+    """A schedule; to copy it takes a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, t):
+        return 0.1
+
+    def __deepcopy__(self, memo):
+        self.step()
+        return lambda t: 0.1
+
+
+def deep_copied(opt, step):
+    opt.param_groups[0]["lr"] = SteppingRate(step)
+    return copy.deepcopy(opt)
+
+
+@pytest.mark.parametrize("copied", [pickled, deep_copied])
+@pytest.mark.parametrize("options", [{}, EVERYTHING, {"state_dtype": "8bit"}], ids=str)
+def test_a_copy_is_of_one_step(copied, options):
+    params = [{"w": a} for a in draw(SHAPES, np.float32)]
+    opt = AdamW(params, lr=0.1, **options)
+    grads = [{"w": g} for g in draw(SHAPES, np.float32, seed=1)]
+    opt.step(grads)
+    before = snapshot(opt)
+    other = copied(opt, lambda: opt.step(grads))
+    assert opt.t > 1
+    found = snapshot(other)
+    assert found[:2] == before[:2]
+    assert found[4] == before[4]
+
+
+def test_a_copy_together_with_the_model_is_of_one_step():
+    model = {"w": np.ones(3), "b": np.ones((2, 2), order="F")}
+    opt = AdamW(model)
+    grads = {"w": np.ones(3), "b": np.ones((2, 2))}
+    file = io.BytesIO()
+    SteppingPickler(file, lambda: opt.step(grads)).dump((model, opt))
+    other, copied = pickle.loads(file.getvalue())
+    expected = AdamW({"w": np.ones(3), "b": np.ones((2, 2), order="F")})
+    for _ in range(copied.t):
+        expected.step(grads)
+    assert 0 < copied.t < opt.t
+    assert snapshot(copied) == snapshot(expected)
+    for name in model:
+        assert copied.param_groups[0]["params"][name] is other[name]
+
+
+# ---- cycles
+
+
+class Owner:
+    """Something that refers to the optimizer."""
+
+
+class Tagged(np.ndarray):
+    """An array with attributes."""
+
+
+def owned(shape, dtype=np.float64):
+    array = Tagged(shape, dtype)  # with memory of its own
+    array[...] = 1
+    return array
+
+
+def own_array():
+    array = owned(3)
+    array.opt = opt = AdamW({"w": array})
+    opt.step({"w": np.ones(3)})
+    return opt
+
+
+def own_view():
+    array = np.ones(3).view(Tagged)
+    array.opt = opt = AdamW([array], ema_decay=0.9)
+    return opt
+
+
+def own_array_in_low_precision():
+    array = owned((300,), np.float32)
+    array.opt = opt = AdamW([{"params": [array]}], state_dtype="8bit")
+    opt.step([[np.ones(300, np.float32)]])
+    opt.load_state_dict(opt.state_dict())
+    return opt
+
+
+def own_key():
+    key = Owner()
+    key.opt = opt = AdamW({key: np.ones(3)})
+    opt.step({key: np.ones(3)})
+    return opt
+
+
+def own_nested_key():
+    key = Owner()
+    key.opt = opt = AdamW([{"params": {"a": [{key: np.ones(3)}]}}])
+    return opt
+
+
+def own_container():
+    model = {"w": np.ones(3)}
+    model["opt"] = opt = AdamW(model)
+    return opt
+
+
+def own_schedule():
+    rate = SteppingRate(None)
+    rate.step = opt = AdamW(np.ones(3), lr=rate)
+    return opt
+
+
+CYCLES = [
+    *(own_array, own_view, own_array_in_low_precision, own_key, own_nested_key, own_container),
+    own_schedule,
+]
+
+
+@pytest.mark.parametrize("make", CYCLES)
+def test_an_optimizer_in_a_cycle_is_collected(make):
+    found = weakref.ref(make())
+    gc.collect()
+    assert found() is None
+
+
+@pytest.mark.parametrize("make", CYCLES)
+def test_an_optimizer_in_use_is_not_collected(make):
+    opt = make()
+    expected = [array.copy() for array in leaves(opt.m)]
+    gc.collect()
+    assert all(map(np.array_equal, leaves(opt.m), expected))
