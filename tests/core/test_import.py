@@ -1,0 +1,50 @@
+"""Importing the package while something goes wrong."""
+
+import pytest
+from processes import run_python
+
+pytestmark = pytest.mark.slow
+
+# NumPy imports inspect too, and is there already where a notebook or a test has imported it.
+FAIL = """
+import sys
+import numpy
+for name in [name for name in sys.modules if name == "inspect"]:
+    del sys.modules[name]
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "inspect":
+            raise {error}("while inspect is imported")
+
+sys.meta_path.insert(0, Interrupted())
+try:
+    import {module}
+except {error} as error:
+    print("raised:", error)
+sys.meta_path.pop(0)
+import {module}
+print("imported:", {module}.__name__)
+"""
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ImportError", "MemoryError"])
+@pytest.mark.parametrize("module", ["fused_adamw", "fused_adamw._core", "fused_adamw.optimizer"])
+def test_an_import_of_inspect_that_fails_is_an_exception(module, error):
+    """Not a crash: Cython's modules of the limited API import it without a check. The next import
+    works."""
+    done = run_python(FAIL.format(error=error, module=module))
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.splitlines() == [
+        "raised: while inspect is imported",
+        f"imported: {module}",
+    ]
+
+
+def test_ctrl_c_while_the_command_starts(tmp_path):
+    """A module of that name that is interrupted, before the standard one on the path."""
+    (tmp_path / "inspect.py").write_text("raise KeyboardInterrupt\n")
+    code = f"import sys, numpy; del sys.modules['inspect']; sys.path.insert(0, {str(tmp_path)!r})\n"
+    done = run_python(code + "import fused_adamw")
+    assert done.returncode in (1, -2, 130), (done.returncode, done.stderr)  # as Python ends then
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
