@@ -81,6 +81,9 @@ FUSED_ADAMW_API extern const fused_adamw_optional_buffer
 
 /* ---- hyper-parameters */
 
+/* The least learning rate: a negative one that is no more than a rounding error of 0. */
+#define FUSED_ADAMW_LEAST_LR (-1e-12)
+
 typedef struct {
     double lr, beta1, beta2, eps;
     double weight_decay; /* 0 for a tensor that does not decay */

@@ -16,6 +16,14 @@ static double rounded(int compute, double value)
     return value;
 }
 
+/* A schedule that ends at 0 may miss it by rounding: torch.optim.lr_scheduler.LinearLR from 1e-3
+ * ends at up to -5e-20. PyTorch takes such steps, and so does the formula, which gives the twin's
+ * bits for them. A rate that is meant to be negative is far larger. */
+static int is_usable_lr(double lr)
+{
+    return lr >= FUSED_ADAMW_LEAST_LR && isfinite(lr);
+}
+
 static int is_finite_and_not_negative(double value)
 {
     return value >= 0 && isfinite(value);
@@ -28,7 +36,7 @@ static int is_below_1_and_not_negative(double value)
 
 static int find_invalid(const fused_adamw_hyperparams *h)
 {
-    if (!is_finite_and_not_negative(h->lr))
+    if (!is_usable_lr(h->lr))
         return FUSED_ADAMW_BAD_LR;
     if (!is_finite_and_not_negative(h->weight_decay))
         return FUSED_ADAMW_BAD_WEIGHT_DECAY;

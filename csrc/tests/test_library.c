@@ -21,7 +21,7 @@ static void test_statuses(void)
     static const struct {
         double value;
         int in_float32, in_float64; /* whether it is bad (1), or not representable (2) */
-    } NONNEGATIVE[] = {{0, 0, 0},        {1e30, 0, 0},      {-1e-300, 1, 1}, {1e300, 2, 0},
+    } NONNEGATIVE[] = {{0, 0, 0},        {1e30, 0, 0},      {-1e-11, 1, 1}, {1e300, 2, 0},
                        {INFINITY, 1, 1}, {-INFINITY, 1, 1}, {NAN, 1, 1}},
       BELOW_1[] = {{0, 0, 0},         {0.99, 0, 0},     {-1e-300, 1, 1}, {1, 1, 1},
                    {1 - 1e-12, 2, 0}, {INFINITY, 1, 1}, {NAN, 1, 1}};
@@ -56,11 +56,31 @@ static void test_statuses(void)
             }
 }
 
+static void test_rates_near_0(void)
+{
+    fused_adamw_scalars scalars;
+    fused_adamw_hyperparams h = GOOD;
+    h.lr = FUSED_ADAMW_LEAST_LR;
+    check(fused_adamw_derive_scalars(&h, FLOAT64, 1, &scalars) == FUSED_ADAMW_OK, "least lr");
+    check(scalars.step == h.lr / (1 - h.beta1), "least lr is used as it is");
+    h.lr *= 1 + 1e-9;
+    check(fused_adamw_derive_scalars(&h, FLOAT64, 1, &scalars) == FUSED_ADAMW_BAD_LR, "less");
+    h = GOOD;
+    h.weight_decay = -1e-300;
+    check(fused_adamw_derive_scalars(&h, FLOAT64, 1, &scalars) == FUSED_ADAMW_BAD_WEIGHT_DECAY,
+          "weight_decay just below 0");
+    h = GOOD;
+    h.eps = -1e-300;
+    check(fused_adamw_derive_scalars(&h, FLOAT64, 1, &scalars) == FUSED_ADAMW_BAD_EPS,
+          "eps just below 0");
+}
+
 void test_scalars(void)
 {
     fused_adamw_scalars scalars;
     fused_adamw_hyperparams several = {NAN, 2, 2, -1, -1, {0, 2}};
     test_statuses();
+    test_rates_near_0();
     check(fused_adamw_derive_scalars(&several, FLOAT32, 1, &scalars) == FUSED_ADAMW_BAD_LR,
           "lr is checked first");
     check(fused_adamw_derive_scalars(&GOOD, FLOAT32, 3, &scalars) == FUSED_ADAMW_OK, "good");

@@ -37,7 +37,8 @@ class AdamW(BaseOptimizer):
             float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
             writable, with memory of their own. They are updated in place. The optimizer keeps
             references to them and their containers; a step refuses arrays that were replaced.
-        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ...
+        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ... (The
+            rounding errors of schedules that end at 0, down to -1e-12, are no error.)
         betas: decay rates of the moments, each in [0, 1).
         eps: added to the denominator, at least 0.
         weight_decay: coefficient of decoupled weight decay, at least 0.

@@ -1,6 +1,7 @@
 """Learning rate schedulers and weight averaging of PyTorch."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -53,6 +54,66 @@ def test_schedulers(name, tensor_lr, fused):
     assert len(seen) > 1
     if name in ("OneCycleLR", "CyclicLR"):
         assert len({betas for _, betas in seen}) > 1
+
+
+# Those that end at 0, after n steps from a rate.
+TO_ZERO = {
+    "LinearLR": lambda opt, n: lr_scheduler.LinearLR(opt, end_factor=0.0, total_iters=n),
+    "LinearLR of 1": lambda opt, n: lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=n),
+    "CosineAnnealingLR": lambda opt, n: lr_scheduler.CosineAnnealingLR(opt, n),
+    "PolynomialLR": lambda opt, n: lr_scheduler.PolynomialLR(opt, n, power=2.0),
+    "CosineAnnealingWarmRestarts": lambda opt, n: lr_scheduler.CosineAnnealingWarmRestarts(opt, n),
+    "CyclicLR": lambda opt, n: lr_scheduler.CyclicLR(opt, 0.0, 0.1, n, cycle_momentum=False),
+    "OneCycleLR": lambda opt, n: lr_scheduler.OneCycleLR(
+        opt, 0.1, total_steps=n + 4, final_div_factor=math.inf
+    ),
+    "LambdaLR": lambda opt, n: lr_scheduler.LambdaLR(opt, lambda epoch: 1 - epoch * (1 / n)),
+    "ChainedScheduler": lambda opt, n: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(opt, end_factor=0.0, total_iters=n), lr_scheduler.StepLR(opt, 3)]
+    ),
+    "SWALR": lambda opt, n: swa_utils.SWALR(opt, 0.0, n, "linear"),
+}
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "Tensor"])
+@pytest.mark.parametrize("name", TO_ZERO)
+def test_a_rate_that_ends_at_zero_up_to_rounding(name, tensor_lr):
+    """Which PyTorch steps with, even where that is below 0: with the bits of the twin."""
+    least = 0.0
+    for n in range(1, 151) if name == "LinearLR" else (1, 2, 3, 10, 49, 150):
+        opt = AdamW([parameter()], lr=torch.tensor(1e-3) if tensor_lr else 1e-3)
+        scheduler = TO_ZERO[name](opt, n)
+        opt.step()
+        for _ in range(n + 1 if name != "LambdaLR" else n):
+            scheduler.step()
+            least = min(least, float(opt.param_groups[0]["lr"]))
+            if abs(opt.param_groups[0]["lr"]) < 1e-6:
+                assert_steps(opt)
+    assert least > -1e-15
+    assert least < 0 or name not in ("LinearLR", "ChainedScheduler")
+
+
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "8bit"}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.9}], ids=str
+)
+def test_a_rate_that_ends_at_zero_with_options_of_the_kernels(options):
+    p = parameter()
+    opt = AdamW([p], **options)
+    scheduler = lr_scheduler.LinearLR(opt, end_factor=0.0, total_iters=10)
+    for _ in range(12):
+        before = p.detach().clone()
+        opt.step()
+        scheduler.step()
+    assert -1e-18 < opt.param_groups[0]["lr"] < 0
+    assert torch.equal(p, before)
+    assert opt.state[p]["step"] == 12
+
+
+def test_a_rate_that_is_below_zero():
+    opt = AdamW([parameter()])
+    opt.param_groups[0]["lr"] = -1.01e-12
+    with pytest.raises(ValueError, match=r"^lr must be a finite number, 0 or more; got -1.01e-12$"):
+        opt.step()
 
 
 def test_a_scheduler_that_steps_first_warns():

@@ -27,7 +27,8 @@ def fused_adamw(
             array of the call. ``grads`` is only read; a gradient in another memory order than its
             parameters is copied first. ``m`` and ``v`` are zeros before the first step.
         t: the number of this step, 1 at the first.
-        lr: learning rate, 0 or more.
+        lr: learning rate, 0 or more. (The rounding errors of schedules, down to -1e-12, are no
+            error.)
         betas: decay rates of the two moments, each at least 0 and less than 1. They are rounded to
             the arrays' dtype, and everything derived from them follows from the rounded values.
         eps: added to the root of the second moment, 0 or more.

@@ -13,8 +13,16 @@ EVEN = [(1 << 17,)]
 TINY = [(3,), (2,)]  # not enough for more than two ranks
 SMALL = [(100 + i,) for i in range(400)]  # several packed buckets
 ALL = UNEVEN, EVEN, TINY, SMALL
+
+
+def end_below_zero(t):
+    """A schedule that misses 0 by rounding."""
+    return 0.1 if t == 1 else -1e-17
+
+
 OPTIONS = [
     {},
+    {"lr": end_below_zero, "weight_decay": 0.3},
     {"amsgrad": True, "maximize": True, "weight_decay": 0.3},
     {"max_grad_norm": 1.0},
     {"skip_nonfinite": True, "lr": LinearWarmup(0.1, 3)},
