@@ -164,7 +164,7 @@ class DLPackExchange:
 
 def gather_tensors(
     params: Iterable[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
-) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]]: ...
+) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]] | None: ...
 
 class PreparedStep:
     unsupported: list[int]

@@ -1,7 +1,10 @@
 """``AdamW``: ``torch.optim.AdamW`` with the kernels of this package, for tensors in host memory."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from threading import RLock
+from typing import Any, Self, cast, overload
 
 import torch
 from torch import Tensor
@@ -68,6 +71,11 @@ class AdamW(torch.optim.AdamW):
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
             in float32 for 16-bit parameters. It starts as the parameter before its first step.
 
+    Threads may share an optimizer: ``step``, ``state_dict``, ``load_state_dict``,
+    ``add_param_group`` and ``copy.deepcopy`` wait for one another, and see whole steps. State dicts
+    and pickles refer to tensors that later steps change: ``exclusive`` keeps these off while they
+    are written. ``copy.copy`` shares everything, as in PyTorch.
+
     With ``state_dtype`` or the decay rate of an average nothing falls back to PyTorch: ``step``
     raises TypeError, with nothing changed, for a parameter that the kernels do not support.
 
@@ -97,6 +105,7 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         own = options.select(locals())
         options.check(own)
+        self._lock = RLock()
         super().__init__(
             params,
             lr,
@@ -119,7 +128,7 @@ class AdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``. A group with an invalid option is not added."""
-        with DeferredSignals():
+        with self._lock, DeferredSignals():
             super().add_param_group(param_group)
             try:
                 options.check_group(self.param_groups[-1])
@@ -130,31 +139,49 @@ class AdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``seed`` are those of the saved groups too.
 
-        A group saved without the decay rate of an average keeps that of this optimizer; the average
-        then starts from the parameters at the next step. Signal handlers of Python are deferred to
-        the end.
+        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed``, the
+        decay rate of an average, and, where the state is stored so, ``state_dtype`` as they are in
+        this optimizer. An average that was not saved starts from the parameters at the next step.
+        Signal handlers of Python are deferred to the end.
         """
         saved: dict[str, Any] = {}  # after the hooks of the user
 
         def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-            groups = options.keep_rates(state_dict["param_groups"], self.param_groups)
+            groups = options.complete(state_dict, self.param_groups)
             for group in groups:
                 options.check_group(group)
             saved.update(state_dict, param_groups=groups)
             return saved
 
-        hooks = (
-            self.register_load_state_dict_pre_hook(before),
-            self.register_load_state_dict_post_hook(
-                lambda _: restore_dtypes(self, saved), prepend=True
-            ),
-        )
-        try:
-            with DeferredSignals():  # PyTorch replaces groups and state in several places
+        def after(_: Any) -> None:
+            restore_dtypes(self, saved)
+
+        with self._lock, DeferredSignals():  # PyTorch replaces groups and state in several places
+            hooks = (
+                self.register_load_state_dict_pre_hook(before),
+                self.register_load_state_dict_post_hook(after, prepend=True),
+            )
+            try:
                 super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
+        threads go on to change. To save or copy them, use ``exclusive``."""
+        with self._lock:
+            state: dict[str, Any] = super().state_dict()
+            return state
+
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """A block in which no other thread steps or loads this optimizer.
+
+        Example:
+            with opt.exclusive():  # while another thread trains
+                torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
+        """
+        return self._lock
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,5 +210,26 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            run_all(self, [dispatch(self, group) for group in self.param_groups])
+            # Compiled code cannot take a lock.
+            with nullcontext() if torch.compiler.is_compiling() else self._lock:
+                run_all(self, [dispatch(self, group) for group in self.param_groups])
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.setdefault("_lock", RLock())
+        with torch.device("cpu"):  # counters of steps that were saved as numbers
+            super().__setstate__(state)
+
+    def __copy__(self) -> Self:
+        """Shares parameters, groups and state, as PyTorch's does; and the lock for them."""
+        new = type(self).__new__(type(self))
+        new._lock = self._lock
+        new.__setstate__(cast(dict[str, Any], self.__getstate__()))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        with self._lock:
+            state = deepcopy(self.__getstate__(), memo)
+        new.__setstate__(cast(dict[str, Any], state))
+        return new

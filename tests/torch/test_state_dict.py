@@ -92,3 +92,104 @@ def test_pickle(fused):
     assert_same_state(again.state_dict(), opt.state_dict())
     params_of(again)[0].grad = params_of(opt)[0].grad
     assert_steps(again)
+
+
+# ---- groups that lack an option
+
+FILLED_IN = {  # by PyTorch, whatever the options of the optimizer are
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
+OWN = {"state_dtype": "8bit", "seed": 3, "ema_decay": 0.9}
+
+
+def without(state, *names):
+    state = copy.deepcopy(state)
+    for group in state["param_groups"]:
+        for name in names:
+            del group[name]
+    return state
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "maximize": True}, OWN], ids=str)
+@pytest.mark.parametrize("name", FILLED_IN)
+def test_what_a_group_lacks_is_filled_in(name, options):
+    opt = trained(AdamW, **options)
+    opt.load_state_dict(without(opt.state_dict(), name))
+    assert [group[name] for group in opt.param_groups] == [FILLED_IN[name]] * 2
+    opt.step()
+    assert opt.state[params_of(opt)[0]]["step"] == 4
+
+
+@pytest.mark.parametrize("names", [("state_dtype",), ("seed",), ("ema_decay",), tuple(OWN)])
+@pytest.mark.parametrize("state_dtype", ["8bit", "bfloat16"])
+def test_own_options_that_a_group_lacks_stay(names, state_dtype):
+    own = OWN | {"state_dtype": state_dtype}
+    opt, expected = trained(AdamW, **own), trained(AdamW, **own)
+    opt.load_state_dict(without(opt.state_dict(), *names))
+    for group in opt.param_groups:
+        assert {name: group[name] for name in own} == own
+    opt.step()
+    expected.step()
+    assert all(map(torch.equal, params_of(opt), params_of(expected)))
+
+
+def test_a_state_of_pytorch_keeps_its_own_format():
+    opt = trained(AdamW, steps=0, **OWN)
+    opt.load_state_dict(copy.deepcopy(trained(torch.optim.AdamW).state_dict()))
+    for group in opt.param_groups:
+        assert {name: group[name] for name in OWN} == OWN | {"state_dtype": None}
+    opt.step()
+    assert opt.state[params_of(opt)[0]]["exp_avg"].dtype == torch.float32
+
+
+def test_a_group_that_has_some_own_options_gets_the_others():
+    opt = trained(AdamW)
+    saved = without(trained(AdamW, **OWN).state_dict(), "seed")
+    opt.load_state_dict(saved)
+    assert {name: opt.param_groups[0][name] for name in OWN} == OWN | {"seed": 0}
+
+
+# ---- default devices
+
+
+@pytest.fixture(params=["context", "default"])
+def default_device(request):
+    """The device "meta" stands for any device that is not the parameters'."""
+    if request.param == "context":
+        with torch.device("meta"):
+            yield
+    else:
+        torch.set_default_device("meta")
+        yield
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fused": True}, {"amsgrad": True}, {"state_dtype": "bfloat16"}, OWN],
+    ids=str,
+)
+def test_state_is_made_where_the_parameter_is(options, default_device):
+    with torch.device("cpu"):
+        opt = trained(AdamW, steps=0, **options)
+        expected = trained(AdamW, steps=6, **options)
+    for _ in range(3):
+        opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    for entry in saved["state"].values():
+        entry["step"] = int(entry["step"])  # as PyTorch wrote them before 1.12
+    for state in (saved, copy.deepcopy(opt.state_dict())):
+        opt.load_state_dict(state)
+        assert {x.device.type for p in params_of(opt) for x in opt.state[p].values()} <= {"cpu"}
+    with torch.device("cpu"):
+        other = copy.deepcopy(opt)
+    for _ in range(3):
+        opt.step()
+    assert all(map(torch.equal, params_of(opt), params_of(expected)))
+    assert len(other.state) == len(opt.state)

@@ -1,6 +1,8 @@
 """What cannot be combined with ``state_dtype``, and what it does not support."""
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -175,3 +177,64 @@ def test_an_expanded_parameter_is_refused_before_its_state_is_made(options):
     with pytest.raises(TypeError, match=r"dense.*unsupported: parameters \[0\]"):
         opt.step()
     assert not opt.state
+
+
+# ---- sizes that no longer fit
+
+
+def larger_data(p, opt):
+    p.data, p.grad = torch.zeros(4000), torch.ones(4000)
+
+
+def state_of_a_smaller_one(p, opt):
+    other = torch.nn.Parameter(torch.zeros(2))
+    other.grad = torch.ones(2)
+    smaller = AdamW([other], **{k: opt.param_groups[0][k] for k in ("state_dtype", "ema_decay")})
+    smaller.step()
+    opt.load_state_dict(smaller.state_dict())
+
+
+@pytest.mark.parametrize("through", ["step", "deepcopy", "pickle", "copy"])
+@pytest.mark.parametrize("change", [larger_data, state_of_a_smaller_one])
+@pytest.mark.parametrize(
+    "options", [{"state_dtype": "8bit"}, {"state_dtype": "bfloat16"}, {"ema_decay": 0.5}], ids=str
+)
+def test_state_of_another_size_is_refused(options, change, through):
+    p = torch.nn.Parameter(torch.zeros(300))
+    p.grad = torch.ones(300)
+    opt = AdamW([p], **{"state_dtype": None, "ema_decay": None} | options)
+    opt.step()
+    change(p, opt)
+    make = {
+        "step": lambda x: x,
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+        "copy": copy.copy,
+    }
+    again = make[through](opt)
+    (q,) = again.param_groups[0]["params"]
+    q.grad, before = p.grad, q.detach().clone()
+    with pytest.raises(TypeError, match=r"unsupported: parameters \[0\]"):
+        again.step()
+    assert torch.equal(q, before)
+
+
+def test_a_parameter_that_is_replaced_starts_with_a_state_of_its_own():
+    params, opt = trained(state_dtype="8bit")
+    p = torch.nn.Parameter(torch.zeros(4000))
+    p.grad = torch.ones(4000)
+    opt.param_groups[0]["params"][0] = p
+    opt.step()
+    assert opt.state[p]["step"] == 1
+    assert opt.state[params[1]]["step"] == 4
+
+
+def test_a_state_format_that_the_state_does_not_have():
+    params, opt = trained()
+    before = [p.detach().clone() for p in params]
+    opt.param_groups[0]["state_dtype"] = "8bit"
+    with pytest.raises(
+        KeyError, match=r"the state of a parameter must have exp_avg_code, .*'8bit'"
+    ):
+        opt.step()
+    assert_equal_tensors(params, before)

@@ -10,8 +10,13 @@ def gather_tensors(params, state, dict names not None):
     """Lists of the parameters that have a gradient, of their gradients and counters of steps, and a
     dict of the lists of their state; ``names``: of each role, in the dicts of ``state``.
 
+    Returns:
+        None where a parameter has no state yet, or less than that. It is no KeyError because the
+        traceback of a module of the limited API is made by Python code: what a signal handler
+        raises at that moment would be lost.
+
     Raises:
-        KeyError: a parameter has no state yet."""
+        KeyError: a parameter has a state of other names."""
     cdef list found = [], grads = [], steps = [], lists = [[] for _ in names]
     # The hash of a tensor takes a call of Python. The state is mostly in the order of the
     # parameters, where it is found without; past so many others the parameter is looked up.
@@ -27,6 +32,8 @@ def gather_tensors(params, state, dict names not None):
             entries_left -= 1
             owner, entry = next(entries, (None, None))
         tensors = entry if owner is p else state.get(p, NO_STATE)
+        if len(tensors) <= len(lists):  # "step", and one for each list
+            return None
         found.append(p)
         grads.append(grad)
         steps.append(tensors["step"])

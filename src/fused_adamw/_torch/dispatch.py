@@ -15,7 +15,7 @@ from .._core import (
     default_num_threads,
     gather_tensors,
 )
-from .._optim.options import rates_of, roles_of
+from .._optim.options import Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import supported_dtypes
 from .fallback import step_with_torch, unscale
@@ -28,6 +28,9 @@ except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
 
 NOTHING = GroupTensors([], [], [], {})
+TORCH_ROLES = {flag: roles_of({"amsgrad": flag}) for flag in (False, True)}
+"""By amsgrad, the roles of a group without options that only the kernels implement."""
+NO_RATES = rates_of({})
 
 
 class GroupDispatch(NamedTuple):
@@ -82,18 +85,17 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
 
 
 def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
-    if torch.compiler.is_compiling():  # which could not trace the KeyError of _gather
+    if torch.compiler.is_compiling():  # which could not trace _gather
         return GroupDispatch(group, NOTHING, _init(optimizer, group), None, {})
-    try:
-        tensors = _gather(group, optimizer.state)
-    except KeyError:  # the first step of a parameter
+    tensors = _gather(group, optimizer.state, TORCH_ROLES[bool(group["amsgrad"])])
+    if tensors is None:  # the first step of a parameter
         tensors = _init(optimizer, group)
     if not _uses_kernels(group):
         return GroupDispatch(group, NOTHING, tensors, None, {})
     prepared = PreparedStep(
         EXCHANGE,
         tensors,
-        hyper=_hyper(group),
+        hyper=_hyper(group, NO_RATES),
         maximize=group["maximize"],
         num_threads=_num_threads(),
         state_format=None,
@@ -119,22 +121,27 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
         raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
     indices = _param_indices(optimizer, group)
     new_state: dict[Tensor, State] = {}
-    try:
-        tensors = _gather(group, optimizer.state)
-    except KeyError:  # the first step of a parameter, or of an option
+    roles = roles_of(group)
+    tensors = _gather(group, optimizer.state, roles)
+    if tensors is None:  # the first step of a parameter, or of an option
         params = [p for p in group["params"] if p.grad is not None]
         expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
         if expanded:  # their state could be larger than the memory
             _refuse(group, option, expanded)
         new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
         state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in params}
-        tensors = _gather(group, state)
+        tensors = _gather(group, state, roles)
+    if tensors is None:
+        names = ", ".join(state_names(group.get("state_dtype"), roles).values())
+        raise KeyError(
+            f"the state of a parameter must have {names} with {option}={group[option]!r}"
+        )
     grad_scale = getattr(optimizer, "grad_scale", None)
     state_dtype = group.get("state_dtype")
     prepared = PreparedStep(
         EXCHANGE,
         tensors,
-        hyper=_hyper(group),
+        hyper=_hyper(group, rates_of(group)),
         maximize=group["maximize"],
         num_threads=_num_threads(),
         state_format=state_dtype,
@@ -175,14 +182,20 @@ def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
     return tensors
 
 
-def _gather(group: Group, state: Mapping[Tensor, State]) -> GroupTensors:
-    """Collect the tensors of a step.
+def _gather(
+    group: Group, state: Mapping[Tensor, State], roles: tuple[str, ...]
+) -> GroupTensors | None:
+    """Collect the tensors of a step; None where a parameter lacks state.
 
-    Raises:
-        KeyError: a parameter has no state yet.
+    Args:
+        roles: those that the options of the group need.
     """
-    names = state_names(group.get("state_dtype"), roles_of(group))
-    return GroupTensors(*gather_tensors(group["params"], state, names))
+    names = state_names(group.get("state_dtype"), roles)
+    try:
+        gathered = gather_tensors(group["params"], state, names)
+    except KeyError:
+        return None
+    return None if gathered is None else GroupTensors(*gathered)
 
 
 def _uses_kernels(group: Group) -> bool:
@@ -199,11 +212,11 @@ def _param_indices(optimizer: torch.optim.AdamW, group: Group) -> list[int]:
     return [i for i, p in enumerate(group["params"], first) if p.grad is not None]
 
 
-def _hyper(group: Group) -> Hyperparams:
+def _hyper(group: Group, rates: Rates) -> Hyperparams:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr = lr.item()
-    return lr, group["betas"], group["eps"], group["weight_decay"], rates_of(group)
+    return lr, group["betas"], group["eps"], group["weight_decay"], rates
 
 
 def _num_threads() -> int:

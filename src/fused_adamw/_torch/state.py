@@ -5,6 +5,7 @@ that PyTorch gives it, or its own. In a format with scales the names of the mome
 ``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
+from collections.abc import Iterable
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -83,6 +84,14 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
             if role in FROM_PARAMS:
                 missing[name].copy_(p.detach())
     return missing
+
+
+def is_stored_as(state_dtype: str | None, entries: Iterable[State]) -> bool:
+    """Whether saved states have the names and the dtype of moments in ``state_dtype``."""
+    if state_dtype is None:
+        return True
+    name, dtype = state_names(state_dtype, ())["m"], torch_dtype(FORMATS[state_dtype].m)
+    return all(getattr(entry.get(name), "dtype", None) == dtype for entry in entries)
 
 
 def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
