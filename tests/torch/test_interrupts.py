@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 
 import pytest
 from alarms import attack
@@ -44,6 +45,14 @@ def contents(opt):
     )
 
 
+def assert_unlocked(opt):
+    """Other threads can use the optimizer."""
+    thread = threading.Thread(target=opt.state_dict, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def step_number(opt):
     state = opt.state_dict()["state"]
     return int(state[0]["step"]) if state else 0
@@ -58,6 +67,7 @@ def test_an_interrupted_step_steps_all_groups_or_none(options, groups):
         while step_number(reference) < step_number(opt):
             reference.step()
         assert contents(opt) == contents(reference)
+        assert_unlocked(opt)
 
     attack([opt.step], check, 200)
 
@@ -103,6 +113,7 @@ def test_an_interrupted_load_state_dict_loads_all_or_nothing(options):
 
     def check(_):
         assert contents(opt)[1:] in loaded
+        assert_unlocked(opt)
 
     attack([lambda s=s: opt.load_state_dict(s) for s in states], check, 200)
     file = io.BytesIO()

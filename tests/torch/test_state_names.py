@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from fused_adamw._core import StateFormat  # noqa: E402
+from fused_adamw._core import StateFormat, gather_tensors  # noqa: E402
 from fused_adamw._torch import state  # noqa: E402
 
 
@@ -50,3 +50,14 @@ def test_a_new_row_is_enough(four_bits):
         "exp_avg_scale": (torch.float32, (2,)),
         "exp_avg_sq_scale": (torch.float32, (2,)),
     }
+
+
+def test_state_that_is_not_there_yet_raises_nothing():
+    """What a signal handler raises while a traceback is made would be lost."""
+    names = state.state_names(None, ("ema",))
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    for found in ({}, {p: {}}, {p: dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), p)}):
+        assert gather_tensors([p], found, names) is None
+    complete = dict.fromkeys(("step", "exp_avg", "exp_avg_sq", "ema"), p)
+    assert gather_tensors([p], {p: complete}, names)[3] == {"m": [p], "v": [p], "ema": [p]}
