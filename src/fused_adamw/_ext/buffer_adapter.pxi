@@ -53,7 +53,8 @@ cdef inline int acquire_buffer(Py_buffer *buffer, ArrayView *view, array) except
         if index is None or not dtype.isnative:
             return -2
         PyObject_GetBuffer(
-            np_ndarray.view(array, np.uint16, np_ndarray), buffer, PyBUF_FORMAT | PyBUF_STRIDES
+            np_ndarray.view(array, f"u{dtype.itemsize}", np_ndarray), buffer,
+            PyBUF_FORMAT | PyBUF_STRIDES,
         )
         view_buffer(view, buffer)
         view.element_type = index
@@ -91,7 +92,7 @@ cdef KeptBuffer keep(Py_buffer *buffer):
     return kept
 
 
-# Element types of two bytes without a format: NumPy's arrays of them come from ml_dtypes.
+# Element types without a format: NumPy's arrays of them come from ml_dtypes.
 cdef dict NO_BUFFER_FORMAT = {
     name: i for i, name in enumerate(ELEMENT_TYPES)
     if fused_adamw_element_types[<int>i].buffer_format == 0

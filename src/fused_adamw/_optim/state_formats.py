@@ -150,8 +150,10 @@ def state_layout(
 
 
 def storage_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of the arrays of a storage type; NumPy lacks bfloat16, which is kept as uint16."""
-    return np.dtype(np.uint16 if name == "bfloat16" else name)
+    """The dtype of the arrays of a storage type; unsigned integers for one that NumPy lacks."""
+    if name in ELEMENT_TYPES and not hasattr(np, name):
+        return np.dtype(f"u{ELEMENT_TYPES[name].itemsize}")
+    return np.dtype(name)
 
 
 def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dtype[Any], Shape]]:
