@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from threading import RLock
 from typing import Any, Self, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ._core import DeferredSignals
+from ._core import DeferredSignals, ReentrantLock
 from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.dispatch import dispatch, run_all
@@ -105,7 +104,7 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         own = options.select(locals())
         options.check(own)
-        self._lock = RLock()
+        self._lock = ReentrantLock()
         super().__init__(
             params,
             lr,
@@ -216,7 +215,7 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.setdefault("_lock", RLock())
+        self.__dict__.setdefault("_lock", ReentrantLock())
         with torch.device("cpu"):  # counters of steps that were saved as numbers
             super().__setstate__(state)
 
