@@ -160,6 +160,7 @@ double fused_adamw_clip_factor(double norm, double max_norm)
 {
     const float_control before = use_default_float_control();
     const double factor = pinned(pinned(max_norm) / (pinned(norm) + 1e-6));
+    const int clips = pinned(max_norm) != 0 && !(factor > 1);
     restore_float_control(before);
-    return max_norm == 0 || factor > 1 ? 1 : factor;
+    return clips ? factor : 1;
 }

@@ -91,7 +91,8 @@ int fused_adamw_team_size(int num_threads)
 
 /* ---- fork */
 
-static int forked; /* the only mutable global: set before the child can have a second thread */
+/* The only mutable variable that threads share: set before the child can have a second thread. */
+static int forked;
 
 static void after_fork_in_child(void)
 {

@@ -55,7 +55,7 @@ BOUND = {
     ),
     "format": lambda: bound([300], state=[SimpleNamespace(format=3, arrays={})]),
     "role": lambda: bound([300], state=[state_of(300, params=grads()[0])]),
-    "role's type": lambda: bound([300], state=[state_of(300) and state_of(300, **{"w": 1})]),
+    "role's type": lambda: bound([300], state=[state_of(300, w=1)]),
     "no m_scale": lambda: bound_8bit(m_scale=None),
     "no v_scale": lambda: bound_8bit(v_scale=None),
     "8bit v_max": lambda: bound_8bit(v_max=np.zeros(300, np.uint8)),
@@ -80,7 +80,7 @@ BOUND = {
     "hypers of None": lambda: bound().step(grads(), [None]),
     "decay rates left out": lambda: bound().step(grads(), [(*HYPER[:4], None)]),
     "hypers as a list": lambda: bound().step(grads(), [list(HYPER)]),
-    "one beta": lambda: bound().step(grads(), [(1e-3, (0.9,), 1e-8, 0.01, None)]),
+    "one beta": lambda: bound().step(grads(), [(1e-3, (0.9,), 1e-8, 0.01, (None, None))]),
     "check without steps": lambda: bound().check([HYPER], None, []),
     "check of None": lambda: bound().check([HYPER], None, None),
     "check of words": lambda: bound().check([HYPER], None, ["a", "b"]),
@@ -247,6 +247,7 @@ def call_at_random(rng, count):
         "moments",
         "decays",
         "seed",
+        "roles",
     ]
     refused = 0
     for _ in range(count):

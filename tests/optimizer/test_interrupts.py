@@ -6,7 +6,7 @@ from time import sleep
 
 import numpy as np
 import pytest
-from alarms import attack
+from alarms import assert_unlocked, attack
 
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
@@ -67,6 +67,7 @@ def test_an_interrupted_load_state_dict_loads_all_or_nothing(options):
     states = [contents(opt)[1] for snapshot, _ in found if opt.load_state_dict(snapshot) is None]
 
     def check(_):
+        assert_unlocked(opt)
         assert contents(opt)[1] in states
 
     attack([lambda s=s: opt.load_state_dict(s) for s, _ in found], check, 300)
@@ -85,6 +86,7 @@ def test_an_interrupted_load_checkpoint_loads_all_or_nothing(tmp_path):
     states = [state for _, state in found]
 
     def check(_):
+        assert_unlocked(opt)
         assert contents(opt) in states
 
     attack([lambda path=path: load_checkpoint(path, opt) for path, _ in found], check, 200)
@@ -96,9 +98,9 @@ def test_an_interrupted_step_is_taken_or_not_begun():
     grads = gradients(1)
 
     def check(_):
-        if opt.t > reference.t:
-            while reference.t < opt.t:
-                reference.step(grads)
+        assert_unlocked(opt)
+        while reference.t < opt.t:
+            reference.step(grads)
         assert contents(opt) == contents(reference)
 
     attack([lambda: opt.step(grads)], check, 300)
@@ -114,6 +116,7 @@ def test_an_interrupted_save_leaves_the_old_file_or_the_new_one(tmp_path):
         save_checkpoint(path, opt)
 
     def check(_):
+        assert_unlocked(opt)
         load_checkpoint(path, made())
         assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

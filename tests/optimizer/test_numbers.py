@@ -161,6 +161,7 @@ def test_flags_are_booleans_after_construction_too(name):
         (lambda g: g.update(momentum=0.9), ValueError, "unknown key 'momentum'; allowed: params"),
         (lambda g: g.update({"learning rate": 1}), ValueError, "unknown key 'learning rate'"),
         (lambda g: g.pop("eps"), ValueError, r"got none for \['eps'\]"),
+        (lambda g: g.update(foo=g.pop("lr")), ValueError, "unknown key 'foo'"),
         (lambda g: g.clear(), ValueError, "must have the keys params, lr"),
     ],
 )

@@ -210,7 +210,7 @@ def test_an_array_that_became_read_only_is_not_written_to(make, operation, tmp_p
     opt.step(grads)
     saved, before = opt.state_dict(), contents(opt)
     array.flags.writeable = False
-    with pytest.raises(ValueError, match=r"params\['w'\] must be writable|'w' is read-only"):
+    with pytest.raises(ValueError, match=r"params\['w'\] must be writable"):
         OPERATIONS[operation](opt, grads, saved, path)
     assert contents(opt) == before
     assert save_checkpoint(path, opt) is None

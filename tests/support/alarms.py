@@ -2,6 +2,7 @@
 
 import random
 import signal
+import threading
 import time
 from contextlib import contextmanager
 
@@ -55,3 +56,11 @@ def attack(calls, check, at_least):
             if ended == at_least:
                 return
     raise AssertionError(f"{ended} of {20 * at_least} calls were interrupted")
+
+
+def assert_unlocked(opt):
+    """Other threads can use the optimizer."""
+    thread = threading.Thread(target=opt.state_dict, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()

@@ -2,10 +2,9 @@
 
 import copy
 import io
-import threading
 
 import pytest
-from alarms import attack
+from alarms import assert_unlocked, attack
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
@@ -43,14 +42,6 @@ def contents(opt):
         {i: {name: of(x) for name, x in entry.items()} for i, entry in state.items()},
         [group["lr"] for group in opt.param_groups],
     )
-
-
-def assert_unlocked(opt):
-    """Other threads can use the optimizer."""
-    thread = threading.Thread(target=opt.state_dict, daemon=True)
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive()
 
 
 def step_number(opt):

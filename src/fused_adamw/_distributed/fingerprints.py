@@ -40,7 +40,7 @@ def of_construction(
 def of_step(
     optimizer: BaseOptimizer, grads: Sequence[Any], grad_scale: float, hypers: list[Hyperparams]
 ) -> dict[str, Any]:
-    """Of a step by these gradients, of which None are missing."""
+    """Of a step by these gradients; None for a tensor without one."""
     fingerprint = optimizer.get_options(lambda option: option.saved)
     if any(grad is None for grad in grads):
         names = zip(optimizer.names, grads, strict=True)

@@ -32,7 +32,7 @@ cdef int tuner_choice(Tuner *tuner, int threads) noexcept:
 cdef void record_trial(Tuner *tuner, int threads, double seconds) noexcept:
     """Record the time of the last step, which was a trial."""
     cdef long long trial = tuner.steps % PERIOD // 2
-    if trial >= TRIALS:  # where two threads step at once, the other one took the last trial
+    if trial >= TRIALS:  # two threads stepped at once, without a lock
         return
     if threads > 1:
         tuner.parallel[trial] = seconds

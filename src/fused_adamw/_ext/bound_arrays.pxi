@@ -195,8 +195,6 @@ cdef class BoundArrays:
         )
         return bound.buffer.buf
 
-    # ---- checks
-
     # ---- gradients of a collective step
 
     def check_collective(
@@ -252,6 +250,8 @@ cdef class BoundArrays:
         finally:
             PyBuffer_Release(&buffer)
         return extent
+
+    # ---- checks
 
     @cython.final
     cdef int require_hypers(self, list hypers) except -1:

@@ -51,7 +51,7 @@ cdef class BoundTensors(BoundArrays):
         self, ReentrantLock lock not None, hypers_at, grads, grad_scale, max_grad_norm,
         bint skip_nonfinite, bint maximize, num_threads,
     ):
-        """``step``, with the lock held. ``hypers_at``: gives the ``hypers`` of a step by its
+        """``step``, by one thread at a time. ``hypers_at``: gives the ``hypers`` of a step by its
         number."""
         lock.acquire()
         try:

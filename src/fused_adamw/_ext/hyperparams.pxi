@@ -90,9 +90,23 @@ cdef inline int require_hyper(hyper) except -1:
     return 0
 
 
-cdef bint is_ordered_pair(betas) except -1:
-    """Whether this is a sequence, rather than a set, a mapping or an iterator."""
-    return PySequence_Check(betas) and not isinstance(betas, Mapping)
+cdef tuple pair_of(betas):
+    """Two objects in order: not those of a set, a mapping or an iterator."""
+    try:
+        if type(betas) is not tuple and (
+            isinstance(betas, Mapping) or not PySequence_Check(betas)
+        ):
+            raise TypeError
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"betas must be a pair of numbers; got {betas!r}") from None
+    return beta1, beta2
+
+
+def as_pair(betas):
+    """The decay rates of both moments as numbers of Python, or raise TypeError."""
+    beta1, beta2 = pair_of(betas)
+    return as_number("betas[0]", beta1), as_number("betas[1]", beta2)
 
 
 def as_number(str name, value):
@@ -130,12 +144,7 @@ cdef int derive(
     cdef int status, k
     cdef tuple rates
     lr, betas, eps, weight_decay, rates = hyper
-    try:
-        if type(betas) is not tuple and not is_ordered_pair(betas):
-            raise TypeError
-        beta1, beta2 = betas
-    except (TypeError, ValueError):
-        raise TypeError(f"betas must be a pair of numbers; got {betas!r}") from None
+    beta1, beta2 = pair_of(betas)
     given.lr = real("lr", lr)
     given.weight_decay = real("weight_decay", weight_decay)
     given.beta1 = real("betas[0]", beta1)

@@ -112,7 +112,10 @@ cdef class ParamSources:
         for group in groups:
             if not isinstance(group, dict) or len(<dict>group) != self.num_keys:
                 self.refuse_group(g, group)
-            params = (<dict>group).get("params")
+            for key in self.group_keys:
+                if key not in <dict>group:
+                    self.refuse_group(g, group)
+            params = (<dict>group)["params"]
             if not same_arrays(params, self.spec.tree_of_group(g), self.expected, &k):
                 self.refuse_replaced(g, k)
             g += 1

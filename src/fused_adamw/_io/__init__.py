@@ -1,1 +1,1 @@
-"""Files and signals: streaming checkpoints, atomic writes, deferred SIGINT."""
+"""Files and signals: streaming checkpoints, atomic writes, file locks, signals that stop a loop."""

@@ -1,6 +1,6 @@
 """Loading: the file is verified as a whole, then read into the memory of its tensors."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from errno import EIO
 from io import FileIO
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._core import DeferredSignals
+from .._core import DeferredSignals, abbreviated
 from .._optim.arrays import (
     Array,
     Shape,
@@ -84,6 +84,7 @@ def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
 def _match(
     path: str, header: Header, optimizer: BaseOptimizer, convert: bool
 ) -> tuple[dict[str, Any], list[StateMatch]]:
+    optimizer.check_params()
     try:
         numbers = restore_numbers(header.metadata, optimizer)
         matches = _match_tensors(header, numbers, optimizer, convert)
@@ -123,8 +124,8 @@ def _require_params(header: Header, arrays: Mapping[str, Array]) -> None:
     expected = {f"params/{name}" for name in arrays}
     if found != expected:
         raise ValueError(
-            f"missing {_some(expected - found)}, unexpected {_some(found - expected)}: it belongs "
-            "to a different model"
+            f"missing {abbreviated(sorted(expected - found))}, unexpected "
+            f"{abbreviated(sorted(found - expected))}: it belongs to a different model"
         )
     for name, array in arrays.items():
         info = header.tensors[f"params/{name}"]
@@ -133,13 +134,6 @@ def _require_params(header: Header, arrays: Mapping[str, Array]) -> None:
                 f"params/{name} must have shape {array.shape} and dtype {array.dtype}; got "
                 f"{info.shape} and {info.dtype}"
             )
-        if not array.flags.writeable:
-            raise ValueError(f"the array of parameter {name!r} is read-only")
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    return f"{names[:4]} and {len(names) - 4} more" if len(names) > 5 else str(names)
 
 
 def _require_scratch() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .._core import DeferredSignals
+
 # Ctrl-C; what schedulers and service managers send; a terminal that is closed.
 DEFAULT_HANDLERS = {
     getattr(signal, name): handler
@@ -50,5 +52,6 @@ def stop_signals(on_repeat: Callable[[], None] | None = None) -> Iterator[StopRe
                     replaced[number] = signal.signal(number, handle)
         yield request
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+        with DeferredSignals():  # one that raises would leave the rest replaced
+            for number, handler in replaced.items():
+                signal.signal(number, handler)

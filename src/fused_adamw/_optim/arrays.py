@@ -45,7 +45,7 @@ def persistent_views(arrays: Sequence[Any]) -> list[Array | None]:
 
 
 def views_of(arrays: Sequence[Any], views: Sequence[Array | None]) -> list[Array]:
-    """All views."""
+    """The arrays as plain NumPy arrays: ``views`` where they are kept, else new views."""
     return [
         np.ndarray.view(array, np.ndarray) if view is None else view
         for array, view in zip(arrays, views, strict=True)

@@ -178,6 +178,10 @@ class BaseOptimizer(Options):
             },
         }
 
+    def check_params(self) -> None:
+        """Raise ValueError where an array of the groups was replaced or is read-only."""
+        self._sources.check(self.param_groups, True)
+
     def check_numbers(self, saved: Mapping[str, Any]) -> None:
         """Raise what ``load_state_dict`` would raise of all but the arrays and their memory order.
 

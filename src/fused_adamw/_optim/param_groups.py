@@ -1,13 +1,13 @@
 """Parameters and parameter groups, as the optimizer classes are given them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, ParamSources, TreeSpec, abbreviated, as_number
+from .._core import BoundTensors, ParamSources, TreeSpec, abbreviated, as_number, as_pair
 from .arrays import Array
 from .options import HYPERPARAMETERS, Rates, check_flag
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
@@ -136,23 +136,11 @@ def as_numbers(name: str, value: Any) -> Any:
     schedule as it is.
 
     Raises:
-        TypeError: naming it. Whether its numbers are in range the core checks.
+        TypeError: naming it. The core checks whether its numbers are in range.
     """
     if name == "lr" and callable(value):
         return value
-    if name != "betas":
-        return as_number(name, value)
-    try:
-        beta1, beta2 = _values_in_order(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"betas must be a pair of numbers; got {value!r}") from None
-    return as_number("betas[0]", beta1), as_number("betas[1]", beta2)
-
-
-def _values_in_order(value: Any) -> Any:
-    if isinstance(value, (Set, Mapping, Iterator)):
-        raise TypeError
-    return value
+    return as_pair(value) if name == "betas" else as_number(name, value)
 
 
 def _checked_groups(

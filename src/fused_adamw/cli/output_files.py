@@ -26,7 +26,7 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
         else:
             created = temporary_path(target) if replaced else target
             created.touch(exist_ok=False)
-            created.unlink()
+            created.unlink(missing_ok=True)  # another save may have removed it
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
 

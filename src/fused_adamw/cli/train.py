@@ -149,7 +149,7 @@ def _report_repeated_signal() -> None:
 
 
 def _unless_interrupted(history: History, compute: Callable[[], T]) -> T | None:
-    """Return the result; None where Ctrl-C has ended the training, or ends the computation.
+    """Return the result; None where a signal has ended the training, or ends the computation.
 
     The summary is to follow at once.
     """
