@@ -229,7 +229,7 @@ class AdamW(BaseOptimizer):
 
     def shards(self, tensor: int) -> list[ShardSlice]:
         """One, which is the tensor as a whole."""
-        return [ShardSlice(tensor, 0, self._arrays[tensor].size, rank=0)]
+        return [ShardSlice(tensor, 0, self.param_array(tensor).size, rank=0)]
 
     def own_state(self, shard: ShardSlice, role: str) -> Array:
         """The array of a role of a tensor, in one dimension, in the parameter's memory order."""

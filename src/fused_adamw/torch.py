@@ -104,7 +104,6 @@ class AdamW(torch.optim.AdamW):
     ) -> None:
         own = options.select(locals())
         options.check(own)
-        self._lock = ReentrantLock()
         super().__init__(
             params,
             lr,
@@ -127,7 +126,7 @@ class AdamW(torch.optim.AdamW):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ``torch.optim.AdamW``. A group with an invalid option is not added."""
-        with self._lock, DeferredSignals():
+        with self.exclusive(), DeferredSignals():
             super().add_param_group(param_group)
             try:
                 options.check_group(self.param_groups[-1])
@@ -155,7 +154,10 @@ class AdamW(torch.optim.AdamW):
         def after(_: Any) -> None:
             restore_dtypes(self, saved)
 
-        with self._lock, DeferredSignals():  # PyTorch replaces groups and state in several places
+        with (
+            self.exclusive(),
+            DeferredSignals(),
+        ):  # PyTorch replaces groups and state in several places
             hooks = (
                 self.register_load_state_dict_pre_hook(before),
                 self.register_load_state_dict_post_hook(after, prepend=True),
@@ -169,7 +171,7 @@ class AdamW(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
         threads go on to change. To save or copy them, use ``exclusive``."""
-        with self._lock:
+        with self.exclusive():
             state: dict[str, Any] = super().state_dict()
             return state
 
@@ -180,7 +182,10 @@ class AdamW(torch.optim.AdamW):
             with opt.exclusive():  # while another thread trains
                 torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
         """
-        return self._lock
+        lock: ReentrantLock | None = self.__dict__.get("_lock")
+        if lock is None:  # made here, as derived classes need not call this constructor
+            lock = self.__dict__.setdefault("_lock", ReentrantLock())
+        return lock
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,25 +215,28 @@ class AdamW(torch.optim.AdamW):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
             # Compiled code cannot take a lock.
-            with nullcontext() if torch.compiler.is_compiling() else self._lock:
-                run_all(self, [dispatch(self, group) for group in self.param_groups])
+            with nullcontext() if torch.compiler.is_compiling() else self.exclusive():
+                dispatches, first = [], 0
+                for group in self.param_groups:
+                    dispatches.append(dispatch(self, group, first))
+                    first += len(group["params"])
+                run_all(self, dispatches)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.setdefault("_lock", ReentrantLock())
         with torch.device("cpu"):  # counters of steps that were saved as numbers
             super().__setstate__(state)
 
     def __copy__(self) -> Self:
         """Shares parameters, groups and state, as PyTorch's does; and the lock for them."""
         new = type(self).__new__(type(self))
-        new._lock = self._lock
+        new._lock = self.exclusive()
         new.__setstate__(cast(dict[str, Any], self.__getstate__()))
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = memo[id(self)] = type(self).__new__(type(self))
-        with self._lock:
+        with self.exclusive():
             state = deepcopy(self.__getstate__(), memo)
         new.__setstate__(cast(dict[str, Any], state))
         return new

@@ -185,3 +185,20 @@ def test_a_schedule_is_the_optimizers_own(path):
     load_checkpoint(path, other)
     assert other.param_groups[0]["lr"] is schedule
     assert other.t == 3
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, "x"])
+def test_a_number_that_every_step_refuses_is_not_saved(value, tmp_path):
+    opt, path = AdamW({"w": np.ones(3)}), tmp_path / "file"
+    save_checkpoint(path, opt)
+    opt.param_groups[0]["lr"] = value
+    with pytest.raises((TypeError, ValueError), match="lr"):
+        save_checkpoint(path, opt)
+    load_checkpoint(path, AdamW({"w": np.ones(3)}))  # the old file is whole
+
+
+def test_a_schedule_that_has_ended_can_be_saved(tmp_path):
+    opt = AdamW({"w": np.ones(3)}, lr=lambda t: [0.1, 0.1][t - 1])
+    for _ in range(2):
+        opt.step({"w": np.ones(3)})
+    save_checkpoint(tmp_path / "file", opt)

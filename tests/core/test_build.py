@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import run_python
+from setuptools import Extension
 
 ROOT = Path(__file__).parents[2]
 COMPILERS = [compiler for compiler in ("gcc", "clang") if shutil.which(compiler)]
@@ -61,7 +62,8 @@ def sources(tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder / name)
     ext = folder / "src" / "fused_adamw" / "_ext"
-    cythonize([str(ext / "core.pyx")], language_level=3, include_path=[str(ext)], quiet=True)
+    core = Extension("fused_adamw._core", [str(ext / "core.pyx")])
+    cythonize([core], language_level=3, include_path=[str(ext)], quiet=True)
     return folder
 
 

@@ -1,7 +1,9 @@
 """The lock of an optimizer: one thread at a time, which may enter again."""
 
+import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -75,3 +77,32 @@ def test_a_schedule_may_use_the_optimizer_that_steps():
     for _ in range(2):
         optimizers[0].step(np.ones(3))
     assert seen == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
+    lock, entered, done = ReentrantLock(), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            entered.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(30)
+    child = os.fork()
+    if child == 0:
+        with lock, lock:
+            os._exit(7)
+    status, deadline = (0, 0), time.monotonic() + 20
+    while status == (0, 0) and time.monotonic() < deadline:
+        status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if status == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == (child, 7 << 8)

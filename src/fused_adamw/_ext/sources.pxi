@@ -28,9 +28,17 @@ cdef bint same_items(
     arrays, keys, list children, PyObject *const *expected, Py_ssize_t *k
 ) except -1:
     """As ``same_arrays``, by a look-up of each key."""
-    for i, key in enumerate(keys if type(keys) is list else range(keys)):
+    cdef Py_ssize_t i, count = len(<list>keys) if type(keys) is list else keys
+    for i in range(count):
         try:
-            item = arrays[key]
+            if type(keys) is list:
+                item = arrays[(<list>keys)[i]]
+            elif type(arrays) is tuple and i < len(<tuple>arrays):
+                item = (<tuple>arrays)[i]
+            elif type(arrays) is list and i < len(<list>arrays):
+                item = (<list>arrays)[i]
+            else:
+                item = arrays[i]
         except (LookupError, TypeError):  # no such item, or no container any more
             return False
         if not same_arrays(item, None if children is None else children[i], expected, k):

@@ -28,6 +28,7 @@ def convert_shards(
     header: Header,
     match: StateMatch,
     optimizer: BaseOptimizer,
+    name: str,
     shards: Sequence[ShardSlice],
 ) -> None:
     """Read the state of shards of one tensor, converted to how the optimizer stores it.
@@ -35,9 +36,8 @@ def convert_shards(
     Their parameters have been read: arrays that start as these are made from them where the file
     lacks them.
     """
-    tensor = shards[0].tensor
-    array = optimizer.param_arrays()[tensor]
-    stored = StoredState(file, header, match, optimizer.names[tensor], array.shape)
+    array = optimizer.param_array(shards[0].tensor)
+    stored = StoredState(file, header, match, name, array.shape)
     params = array.ravel("K")
     roles = list(optimizer.state_entries(array))
     own = [{role: optimizer.own_state(s, role) for role in roles} for s in shards]

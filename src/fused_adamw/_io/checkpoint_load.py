@@ -185,7 +185,7 @@ def _read(
                 targets = [(s, optimizer.own_state(s, role)) for s in own]
                 _read_tensor(file, header, f"{role}/{name}", arrays[i], targets)
         else:
-            convert_shards(file, header, match, optimizer, own)
+            convert_shards(file, header, match, optimizer, name, own)
 
 
 def _read_tensor(

@@ -55,6 +55,16 @@ def save(
         _save(path, optimizer, extra, arrays)
 
 
+def _require_usable(optimizer: BaseOptimizer, numbers: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for a number that every step, and loading, would refuse: the
+    file that is there is better. Schedules are not asked."""
+    groups = [
+        group | {"lr": 0.0 if callable(group["lr"]) else group["lr"]}
+        for group in numbers["param_groups"]
+    ]
+    optimizer.check_values({**numbers, "param_groups": groups})
+
+
 def _save(
     path: FilePath,
     optimizer: BaseOptimizer,
@@ -67,6 +77,7 @@ def _save(
     with ranks.agreement(call):
         call |= optimizer.collective_call("save_checkpoint", t=optimizer.t)
         numbers = optimizer.state_numbers()
+        _require_usable(optimizer, numbers)
         extras = extra_arrays(arrays) if ranks.rank == 0 else {}
         infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
         tensors = arrange({**optimizer_tensors(optimizer), **infos})
@@ -142,7 +153,7 @@ def _contents(source: Source) -> Iterator[tuple[str, Array]]:
 def _flat_state(source: Source, tensor: int, role: str, info: TensorInfo) -> Iterator[Array]:
     """A state array in memory order: on rank 0 all of it."""
     optimizer, ranks = source.optimizer, source.ranks
-    size = optimizer.param_arrays()[tensor].size
+    size = optimizer.param_array(tensor).size
     for shard in optimizer.shards(tensor):
         if shard.rank == ranks.rank == 0:
             yield from pieces(optimizer.own_state(shard, role))

@@ -130,6 +130,12 @@ class BaseOptimizer(Options):
         """A dotted name for each tensor, such as "layers.3.w"; first the index of its group."""
         return self._spec.names()
 
+    def param_array(self, tensor: int) -> Array:
+        """One of ``param_arrays``, without a look at the others."""
+        return views_of(
+            self._sources.arrays[tensor : tensor + 1], self._views[tensor : tensor + 1]
+        )[0]
+
     def param_arrays(self) -> list[Array]:
         """The parameters, in the order of ``names``; complete on every rank."""
         return self._arrays
@@ -191,7 +197,11 @@ class BaseOptimizer(Options):
         Raises:
             TypeError, ValueError: naming the entry.
         """
-        self._sources.check(self.param_groups, True)
+        self.check_params()
+        self.check_values(saved)
+
+    def check_values(self, saved: Mapping[str, Any]) -> None:
+        """``check_numbers``, whatever has become of the parameters."""
         steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, rates)

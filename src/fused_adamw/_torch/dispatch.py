@@ -1,7 +1,6 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -76,11 +75,12 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
                 group_dispatch.run(optimizer)
 
 
-def dispatch(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
-    """Prepare the step of a group; nothing changes yet but state that PyTorch initializes."""
+def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> GroupDispatch:
+    """Prepare the step of a group, whose parameters are numbered from ``first`` on; nothing changes
+    yet but state that PyTorch initializes."""
     option = kernel_only(group)
     if option is not None:
-        return _dispatch_to_kernels(optimizer, group, option)
+        return _dispatch_to_kernels(optimizer, group, first, option)
     return _dispatch_with_fallback(optimizer, group)
 
 
@@ -108,7 +108,9 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
     return GroupDispatch(group, kernel, fallback, prepared, {})
 
 
-def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str) -> GroupDispatch:
+def _dispatch_to_kernels(
+    optimizer: torch.optim.AdamW, group: Group, first: int, option: str
+) -> GroupDispatch:
     """Prepare the step of a group with an option that only the kernels implement.
 
     Raises:
@@ -119,7 +121,7 @@ def _dispatch_to_kernels(optimizer: torch.optim.AdamW, group: Group, option: str
     check_group(group)
     if torch.compiler.is_compiling():
         raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
-    indices = _param_indices(optimizer, group)
+    indices = _param_indices(group, first)
     new_state: dict[Tensor, State] = {}
     roles = roles_of(group)
     tensors = _gather(group, optimizer.state, roles)
@@ -205,10 +207,8 @@ def _uses_kernels(group: Group) -> bool:
     return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]
 
 
-def _param_indices(optimizer: torch.optim.AdamW, group: Group) -> list[int]:
+def _param_indices(group: Group, first: int) -> list[int]:
     """The indices of the parameters that have a gradient, among all those of the optimizer."""
-    earlier = takewhile(lambda other: other is not group, optimizer.param_groups)
-    first = sum(len(other["params"]) for other in earlier)
     return [i for i, p in enumerate(group["params"], first) if p.grad is not None]
 
 
