@@ -5,6 +5,7 @@ import gc
 import io
 import pickle
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,3 +176,49 @@ def test_an_optimizer_in_use_is_not_collected(make):
     expected = [array.copy() for array in leaves(opt.m)]
     gc.collect()
     assert all(map(np.array_equal, leaves(opt.m), expected))
+
+
+# ---- models that are copied together with their optimizer
+
+
+class Trainer:
+    def __init__(self, params, key):
+        self.params, self.key = params, key
+        self.opt = AdamW(self.params)
+
+    def replace(self):
+        container = self.params[0] if isinstance(self.params, list) else self.params
+        container[self.key] = container[self.key] * 2
+
+
+def pickled(x):
+    return pickle.loads(pickle.dumps(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize(
+    ("params", "key"),
+    [
+        ({"w": np.ones(3), "b": np.ones(1)}, "w"),
+        ([[np.ones(3), np.ones(1)], np.ones(2)], 1),
+        ([{"w": np.ones(3)}, (np.ones(1),)], "w"),
+    ],
+)
+def test_an_array_that_is_replaced_in_the_copied_model_is_refused(params, key, copied):
+    trainer = copied(Trainer(params, key))
+    grads = copy.deepcopy(trainer.params)
+    trainer.opt.step(grads)
+    trainer.replace()
+    with pytest.raises(ValueError, match="must be the array that the optimizer was constructed"):
+        trainer.opt.step(grads)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_model_whose_attributes_are_the_parameters_can_be_copied(copied):
+    model = SimpleNamespace(w=np.ones(3))
+    model.opt = AdamW(vars(model))
+    model.note = "added later"
+    twin = copied(model)
+    twin.opt.step({"w": np.ones(3)})
+    assert twin.w[0] != 1
+    assert model.w[0] == 1

@@ -34,6 +34,7 @@ from .param_groups import (
     arrange,
     as_numbers,
     check_state_support,
+    has_nothing_else,
     resolve_decay_mask,
     serialize_groups,
 )
@@ -252,10 +253,14 @@ class BaseOptimizer(Options):
         self._views = persistent_views(self._sources.arrays)
 
     def _own_groups(self) -> list[ParamGroup]:
-        """Copies of the groups, whose containers have the parameters alone."""
+        """Copies of the groups, whose containers have the parameters alone: those of the groups
+        where these do, so that a model that is copied together with them still shares them."""
         trees = self._spec.unflatten(self._sources.arrays)
         pairs = zip(self.param_groups, trees if self._grouped else [trees], strict=True)
-        return [group | {"params": tree} for group, tree in pairs]
+        return [
+            group | ({} if has_nothing_else(group["params"], tree) else {"params": tree})
+            for group, tree in pairs
+        ]
 
     def get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
         """The values of the options that a predicate selects, as numbers of Python; bad ones, which

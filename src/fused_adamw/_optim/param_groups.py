@@ -71,6 +71,18 @@ def arrange(params: Any, hyperparams: Mapping[str, Any]) -> Arrangement:
     return Arrangement(groups, spec, grouped, sources)
 
 
+def has_nothing_else(params: Any, tree: Any) -> bool:
+    """Whether the parameters of a group are in dicts, lists and tuples that have the items of
+    ``tree`` and no others."""
+    if isinstance(tree, dict):
+        kept = type(params) is dict and len(params) == len(tree)
+        return kept and all(has_nothing_else(params[key], tree[key]) for key in tree)
+    if isinstance(tree, list):
+        kept = type(params) in (list, tuple) and len(params) == len(tree)
+        return kept and all(map(has_nothing_else, params, tree))
+    return True
+
+
 def _is_grouped(params: Any) -> bool:
     """Whether ``params`` is a list of groups: of dicts that have "params".
 
