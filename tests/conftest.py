@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import FORCED, ISAS, Tensor
+from stalls import Clock
 
 from fused_adamw import _core
 
@@ -32,6 +33,16 @@ def isa(request):
     _core._force_isa(request.param)
     yield request.param
     _core._force_isa(FORCED)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Steps look at this clock, after which no step has stalled."""
+    clock = Clock()
+    monkeypatch.setattr(_core, "perf_counter", clock)
+    _core._forget_stalls()
+    yield clock
+    _core._forget_stalls()
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

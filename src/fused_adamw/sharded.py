@@ -40,7 +40,7 @@ from ._optim.arrays import (
     reshape_like,
 )
 from ._optim.base import BaseOptimizer
-from ._optim.param_groups import DecayMask, argument_name
+from ._optim.param_groups import DecayMask
 from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, supported_dtypes
 from .schedules import Schedule
 
@@ -121,7 +121,7 @@ class ShardedAdamW(BaseOptimizer):
                 check_bucket_bytes(bucket_bytes)
                 self._bind(bucket_bytes)
                 self._finish(decay_mask)
-                names = [argument_name("params", path) for path in self._spec.paths()]
+                names = self._spec.argument_names("params")
                 fingerprint |= of_construction(self, names, self._decays, self._flat)
                 fingerprint |= {"bucket_bytes": bucket_bytes}
             self._operations.num_optimizers = self._number
@@ -251,11 +251,10 @@ class ShardedAdamW(BaseOptimizer):
 
     def _require_own_arithmetic(self) -> None:
         """Raise TypeError for 16-bit parameters, whose gradients MPI cannot add up."""
-        for path, array in zip(self._spec.paths(), self._arrays, strict=True):
+        for name, array in zip(self._spec.argument_names("params"), self._arrays, strict=True):
             if ELEMENT_TYPES[array.dtype.name].compute != array.dtype.name:
                 raise TypeError(
-                    f"{argument_name('params', path)} must have dtype "
-                    f"{supported_dtypes(None)}; got {array.dtype}"
+                    f"{name} must have dtype {supported_dtypes(None)}; got {array.dtype}"
                 )
 
     def _bind(self, bucket_bytes: int) -> None:

@@ -154,10 +154,8 @@ class AdamW(torch.optim.AdamW):
         def after(_: Any) -> None:
             restore_dtypes(self, saved)
 
-        with (
-            self.exclusive(),
-            DeferredSignals(),
-        ):  # PyTorch replaces groups and state in several places
+        # PyTorch replaces groups and state in several places.
+        with self.exclusive(), DeferredSignals():
             hooks = (
                 self.register_load_state_dict_pre_hook(before),
                 self.register_load_state_dict_post_hook(after, prepend=True),

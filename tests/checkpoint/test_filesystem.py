@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import contents, gradients, mapping, nothing_changes, trained
+from processes import start_children
 
 from fused_adamw._io import checkpoint_load
 from fused_adamw._io.atomic_write import atomic_write
@@ -301,21 +302,12 @@ def test_processes_that_save_to_one_file(path):
         for _ in range(30):
             save_checkpoint(path, optimizer, extra={"n": n})
 
-    children = []
-    for n in range(3):
-        if not (child := os.fork()):
-            status = 1
-            try:
-                save_often(n)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
+    statuses = start_children(save_often, range(3))
     while not path.exists():
         pass
     for _ in range(50):
         assert load_checkpoint(path, optimizer)["n"] in range(3)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert statuses() == [0, 0, 0]
     assert os.listdir(path.parent) == [path.name]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import trained
+from processes import bytes_read
 
 from fused_adamw.checkpoint import (
     CorruptCheckpointError,
@@ -68,18 +69,6 @@ def test_little_memory_leaves_everything_as_it_was(path, case):
     assert ["load", "MemoryError", True, False] in found
     assert ["load", "done", True, True] in found
     assert ["save", "done", True, False] in found
-
-
-def bytes_read(call):
-    """By system calls of this process."""
-
-    def total():
-        with open("/proc/self/io") as file:
-            return int(file.readline().split()[1])
-
-    before, between = total(), total()
-    call()
-    return total() - between - (between - before)
 
 
 @pytest.fixture

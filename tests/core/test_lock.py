@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,6 +15,25 @@ from fused_adamw._core import ReentrantLock
 
 class StopWaitingError(Exception):
     pass
+
+
+@contextmanager
+def taken_by_another_thread(lock):
+    entered, done = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            entered.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(30)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_one_thread_at_a_time():
@@ -38,28 +58,19 @@ def test_one_thread_at_a_time():
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers of signals")
 def test_a_signal_handler_may_end_the_waiting():
-    lock, entered, done = ReentrantLock(), threading.Event(), threading.Event()
-
-    def hold():
-        with lock:
-            entered.set()
-            done.wait(30)
+    lock = ReentrantLock()
 
     def stop(number, frame):
         raise StopWaitingError
 
-    thread = threading.Thread(target=hold)
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        thread.start()
-        entered.wait(30)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(StopWaitingError), lock:
-            pytest.fail("the lock was another thread's")
+        with taken_by_another_thread(lock):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(StopWaitingError), lock:
+                pytest.fail("the lock was another thread's")
     finally:
         signal.signal(signal.SIGALRM, before)
-        done.set()
-        thread.join()
     with lock:  # which is free again
         pass
 
@@ -82,27 +93,17 @@ def test_a_schedule_may_use_the_optimizer_that_steps():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
-    lock, entered, done = ReentrantLock(), threading.Event(), threading.Event()
-
-    def hold():
-        with lock:
-            entered.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    entered.wait(30)
-    child = os.fork()
-    if child == 0:
-        with lock, lock:
-            os._exit(7)
-    status, deadline = (0, 0), time.monotonic() + 20
-    while status == (0, 0) and time.monotonic() < deadline:
-        status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.01)
-    if status == (0, 0):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    done.set()
-    thread.join()
+    lock = ReentrantLock()
+    with taken_by_another_thread(lock):
+        child = os.fork()
+        if child == 0:
+            with lock, lock:
+                os._exit(7)
+        status, deadline = (0, 0), time.monotonic() + 20
+        while status == (0, 0) and time.monotonic() < deadline:
+            status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.01)
+        if status == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     assert status == (child, 7 << 8)

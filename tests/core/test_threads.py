@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from arrays import PER_THREAD
 from processes import run_python
+from stalls import FEWEST, MOST, SIZE, assert_serial_for_a_while, serial_steps
 from twin import adamw_twin
 
-from fused_adamw import AdamW, _core, fused_adamw, runtime_info
+from fused_adamw import AdamW, fused_adamw, runtime_info
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,32 +150,9 @@ def test_children_of_a_process_with_threads_of_its_own(tmp_path, compiler):
 
 # ---- threads that are not scheduled
 
-SLOWEST, FEWEST, MOST = 16e-9, 32, 4096  # seconds per element; steps on one thread
-
 several = pytest.mark.skipif(
     runtime_info()["num_threads"] < 2, reason="there is but one thread to choose"
 )
-
-
-class Clock:
-    """A clock by which a step on several threads takes ``seconds``."""
-
-    def __init__(self):
-        self.now, self.seconds, self.calls = 0.0, 0.0, 0
-
-    def __call__(self):
-        self.calls += 1
-        self.now += self.seconds * (self.calls % 2 == 0)
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(_core, "perf_counter", clock)
-    _core._forget_stalls()
-    yield clock
-    _core._forget_stalls()
 
 
 def small_step():
@@ -182,24 +160,7 @@ def small_step():
     fused_adamw(*ARRAYS, 1)
 
 
-SIZE = 2 * PER_THREAD
 ARRAYS = [np.full(SIZE, 0.5, np.float32) for _ in range(4)]
-
-
-def serial_steps(clock, step, most=3 * MOST):
-    """How many steps do not look at the clock, until one does."""
-    for count in range(most):
-        before = clock.calls
-        step()
-        if clock.calls > before:
-            return count
-    return most
-
-
-STEPPERS = {
-    "function": lambda: lambda: fused_adamw(*ARRAYS, 1),
-    "norm": lambda: norm_stepper(),
-}
 
 
 def norm_stepper():
@@ -209,16 +170,13 @@ def norm_stepper():
     return lambda: optimizer.step(ARRAYS[1])
 
 
+STEPPERS = {"function": lambda: small_step, "norm": norm_stepper}
+
+
 @several
 @pytest.mark.parametrize("name", STEPPERS)
 def test_after_a_stall_steps_run_on_one_thread_for_a_while(clock, name):
-    step = STEPPERS[name]()
-    assert serial_steps(clock, step) == 0
-    clock.seconds = SLOWEST * SIZE * 1.01
-    step()
-    clock.seconds = SLOWEST * SIZE * 0.99
-    assert serial_steps(clock, step) == FEWEST
-    assert serial_steps(clock, step) == 0
+    assert_serial_for_a_while(clock, STEPPERS[name]())
 
 
 @several

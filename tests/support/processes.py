@@ -6,6 +6,34 @@ import sys
 from pathlib import Path
 
 
+def bytes_read(call):
+    """By system calls of this process, on Linux."""
+
+    def total():
+        with open("/proc/self/io") as file:
+            return int(file.readline().split()[1])
+
+    before, between = total(), total()
+    call()
+    return total() - between - (between - before)
+
+
+def start_children(function, arguments):
+    """Fork a process for each argument; call the result to wait for them and have their statuses,
+    which are 0 where the function has returned."""
+    children = []
+    for argument in arguments:
+        if not (child := os.fork()):
+            status = 1
+            try:
+                function(argument)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return lambda: [os.waitpid(child, 0)[1] for child in children]
+
+
 def run_python(code, paths=(), **environment):
     """Run code in a process of its own, without the variables that choose kernels and threads.
     ``paths``: folders of tests whose modules it may import."""

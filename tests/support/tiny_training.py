@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from fused_adamw.tiny import SGD, TARGETS, TOKENS, ReferenceAdamW, TinyTransformer, train
-from fused_adamw.tiny.launch import SingleProcess
+from fused_adamw.tiny.launch import Processes
 
 SENTENCE = itertools.repeat((TOKENS, TARGETS))
 OPTIMIZERS = ("AdamW", "ReferenceAdamW", "SGD")
@@ -16,7 +16,7 @@ def make_optimizer(name, parameters, lr, weight_decay=0.01, **options):
         return SGD(parameters, lr)
     if name == "ReferenceAdamW":
         return ReferenceAdamW(parameters, lr, weight_decay)
-    return SingleProcess().make_adamw(parameters, lr, weight_decay=weight_decay, **options)
+    return Processes().make_adamw(parameters, lr, weight_decay=weight_decay, **options)
 
 
 def trained(name="AdamW", steps=20, lr=0.001, dtype=np.float64, **options):

@@ -1,9 +1,11 @@
 """Training with quantized state, for PyTorch."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from fused_adamw import AdamW as ForNumPy  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 SHAPES = [(40, 7), (300,), (), (0, 3), (1, 257), (2, 3, 4, 5)]
@@ -36,6 +38,24 @@ def trained(dtype=torch.float32, steps=3, **options):
     opt = AdamW(params, lr=1e-2, **options)
     train(params, opt, steps)
     return params, opt
+
+
+def trained_beside_numpy(dtype, **options):
+    """Parameters and their optimizer after five steps, in the third of which a parameter has no
+    gradient; and the one for NumPy that has taken the same steps, with the same bits."""
+    params = parameters(dtype)
+    arrays = [as_array(p) for p in params]
+    opt, other = AdamW(params, **options), ForNumPy(arrays, **options)
+    for step in range(1, 6):
+        set_gradients(params, step)
+        grads = [as_array(p.grad) for p in params]
+        if step == 3:
+            params[1].grad = grads[1] = None
+        opt.step()
+        other.step(grads)
+    for p, array in zip(params, arrays, strict=True):
+        np.testing.assert_array_equal(as_array(p), array)
+    return params, opt, other
 
 
 def as_array(tensor):

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from processes import bytes_read, start_children
 
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import save_checkpoint
@@ -50,18 +51,6 @@ def test_the_history_does_not_need_all_of_the_steps(tmp_path):
     other = TrainingCheckpoint(checkpoint.path, {"lr": 0.1}, 10, open_ended=False)
     with pytest.raises(ValueError, match=r"different options: --steps 9 \(now 10\)$"):
         other.read_history()
-
-
-def bytes_read(call):
-    """By system calls of this process."""
-
-    def total():
-        with open("/proc/self/io") as file:
-            return int(file.readline().split()[1])
-
-    before, between = total(), total()
-    call()
-    return total() - between - (between - before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux")
@@ -143,16 +132,7 @@ def test_no_two_processes_have_the_lock(tmp_path):
                 counter.write_text(str(int(counter.read_text()) + 1))
                 increments -= 1
 
-    children = []
-    for _ in range(4):
-        if not (child := os.fork()):
-            status = 1
-            try:
-                count(200)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    statuses = start_children(count, [200] * 4)
+    assert statuses() == [0] * 4
     assert counter.read_text() == "800"
     assert os.listdir(tmp_path) == ["counter"]

@@ -11,16 +11,14 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from torch_optimizers import STATE, assert_steps, draw_grads, parameter  # noqa: E402
 from torch_state import (  # noqa: E402
     DTYPES,
-    as_array,
     assert_equal_tensors,
     draw,
     parameters,
-    set_gradients,
     train,
     trained,
+    trained_beside_numpy,
 )
 
-from fused_adamw import AdamW as ForNumPy  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 DECAY = 0.9
@@ -57,18 +55,8 @@ def test_the_bits_of_the_class_for_numpy(dtype, state_dtype):
     if state_dtype is None and dtype != "float32":
         pytest.skip("needs a state_dtype")
     options = {"lr": 1e-2, "state_dtype": state_dtype, "seed": 3, "ema_decay": DECAY}
-    params = parameters(DTYPES[dtype])
-    arrays = [as_array(p) for p in params]
-    opt, other = AdamW(params, **options), ForNumPy(arrays, **options)
-    for step in range(1, 6):
-        set_gradients(params, step)
-        grads = [as_array(p.grad) for p in params]
-        if step == 3:
-            params[1].grad = grads[1] = None
-        opt.step()
-        other.step(grads)
-    for p, array, ema in zip(params, arrays, other.ema, strict=True):
-        np.testing.assert_array_equal(as_array(p), array)
+    params, opt, other = trained_beside_numpy(DTYPES[dtype], **options)
+    for p, ema in zip(params, other.ema, strict=True):
         own = opt.state[p]["ema"]
         assert own.dtype == torch.float32
         np.testing.assert_array_equal(own.numpy(), np.reshape(ema, own.shape))

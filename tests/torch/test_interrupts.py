@@ -25,10 +25,9 @@ def made(groups=20, **options):
         p.grad = torch.randn(30, generator=random).to(dtype)
         return p
 
-    kept = {k: v for k, v in options.items() if "ema_decay" not in options}
     first = 1 if "ema_decay" in options else 0
     layers = [{"params": [parameter(k)]} for k in range(first, groups)]
-    return AdamW(layers, lr=0.1, **(kept or options))
+    return AdamW(layers, lr=0.1, **options)
 
 
 def contents(opt):

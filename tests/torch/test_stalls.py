@@ -3,42 +3,19 @@
 import numpy as np
 import pytest
 from arrays import PER_THREAD
+from stalls import FEWEST, SIZE, assert_serial_for_a_while, serial_steps
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from torch_optimizers import assert_steps  # noqa: E402
 
-from fused_adamw import _core, fused_adamw, runtime_info  # noqa: E402
+from fused_adamw import fused_adamw, runtime_info  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
-
-SLOWEST, FEWEST, MOST = 16e-9, 32, 4096  # seconds per element; steps on one thread
-SIZE = 2 * PER_THREAD
 
 pytestmark = pytest.mark.skipif(
     min(runtime_info()["num_threads"], torch.get_num_threads()) < 2,
     reason="there is but one thread to choose",
 )
-
-
-class Clock:
-    """A clock by which a step on several threads takes ``seconds``."""
-
-    def __init__(self):
-        self.now, self.seconds, self.calls = 0.0, 0.0, 0
-
-    def __call__(self):
-        self.calls += 1
-        self.now += self.seconds * (self.calls % 2 == 0)
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(_core, "perf_counter", clock)
-    _core._forget_stalls()
-    yield clock
-    _core._forget_stalls()
 
 
 def stepper(**options):
@@ -48,25 +25,9 @@ def stepper(**options):
     return AdamW(halves, **options)
 
 
-def serial_steps(clock, step):
-    """How many steps do not look at the clock, until one does."""
-    for count in range(3 * MOST):
-        before = clock.calls
-        step()
-        if clock.calls > before:
-            return count
-    raise AssertionError("the clock is no longer looked at")
-
-
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}, {"ema_decay": 0.5}], ids=str)
 def test_after_a_stall_steps_run_on_one_thread_for_a_while(clock, options):
-    step = stepper(**options).step
-    assert serial_steps(clock, step) == 0
-    clock.seconds = SLOWEST * SIZE * 1.01
-    step()
-    clock.seconds = SLOWEST * SIZE * 0.99
-    assert serial_steps(clock, step) == FEWEST
-    assert serial_steps(clock, step) == 0
+    assert_serial_for_a_while(clock, stepper(**options).step)
 
 
 def test_stalls_that_go_on_cost_less_and_less(clock):

@@ -16,9 +16,9 @@ from torch_state import (  # noqa: E402
     assert_equal_tensors,
     draw,
     parameters,
-    set_gradients,
     train,
     trained,
+    trained_beside_numpy,
 )
 
 from fused_adamw import AdamW as ForNumPy  # noqa: E402
@@ -32,18 +32,7 @@ from fused_adamw.torch import AdamW  # noqa: E402
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bits_of_the_class_for_numpy(dtype, state_dtype, seed):
     options = {"lr": 1e-2, "maximize": True, "state_dtype": state_dtype, "seed": seed}
-    params = parameters(DTYPES[dtype])
-    arrays = [as_array(p) for p in params]
-    opt, other = AdamW(params, **options), ForNumPy(arrays, **options)
-    for step in range(1, 6):
-        set_gradients(params, step)
-        grads = [as_array(p.grad) for p in params]
-        if step == 3:
-            params[1].grad = grads[1] = None
-        opt.step()
-        other.step(grads)
-    for p, array in zip(params, arrays, strict=True):
-        np.testing.assert_array_equal(as_array(p), array)
+    params, opt, _ = trained_beside_numpy(DTYPES[dtype], **options)
     assert opt.state[params[1]]["step"] == 4
 
 

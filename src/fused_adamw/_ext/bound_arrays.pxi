@@ -219,11 +219,7 @@ cdef class BoundArrays:
                     continue
                 param = &self.params[i]
                 include_interval(&extents, self.extent_of_gradient(i, flat[i], overwritten))
-                derive(
-                    &derived, param.group, param.decays,
-                    fused_adamw_element_types[param.view.element_type].compute, param.steps + 1,
-                    hypers[param.group],
-                )
+                derive_for(&derived, param, param.steps, hypers)
                 if fused_adamw_finish_scalars(&derived.scalars, scale, 1, 0) != FUSED_ADAMW_OK:
                     raise_unusable_scale(derived.compute, grad_scale)
             if overwritten and sort_and_find_overlap(&extents):

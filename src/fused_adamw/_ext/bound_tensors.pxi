@@ -145,17 +145,11 @@ cdef class BoundTensors(BoundArrays):
         """Raise what a step with these numbers, after ``steps`` of each tensor, would raise."""
         cdef Derived derived
         cdef Py_ssize_t i
-        cdef Param *param
         self.require_hypers(hypers)
         positive_or_none("max_grad_norm", max_grad_norm)
         self.require_steps(steps)
         for i in range(self.num_params):
-            param = &self.params[i]
-            derive(
-                &derived, param.group, param.decays,
-                fused_adamw_element_types[param.view.element_type].compute, steps[i] + 1,
-                hypers[param.group],
-            )
+            derive_for(&derived, &self.params[i], steps[i], hypers)
 
     cpdef int count_step(self, tuple grads) except -1:
         """A step was taken, by the tensors that had a gradient: those that are not None."""

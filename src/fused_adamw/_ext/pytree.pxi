@@ -57,6 +57,10 @@ cdef class TreeSpec:
         """A dotted name for each array: "layers.0.w"; "params" for a single one."""
         return [".".join(map(str, path)) or "params" for path in self.paths()]
 
+    def argument_names(self, str argument not None):
+        """How messages name each array of an argument: "params[0]['w']"."""
+        return [argument + subscripts(path) for path in self.paths()]
+
     cdef Py_ssize_t groups(self) except -1:
         return len(self.tree) if self.grouped else 1
 

@@ -23,6 +23,17 @@ cdef struct BoundBuffer:
     Py_ssize_t param
 
 
+cdef int derive_for(
+    Derived *derived, const Param *param, long long steps, list hypers
+) except -1:
+    """The scalars of a parameter's step after ``steps``."""
+    return derive(
+        derived, param.group, param.decays,
+        fused_adamw_element_types[param.view.element_type].compute, steps + 1,
+        hypers[param.group],
+    )
+
+
 cdef list arrays_of_state(list state, Py_ssize_t slots):
     """The format of each ``TensorState``, and its arrays with their names."""
     if len(state) != slots:

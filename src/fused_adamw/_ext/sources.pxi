@@ -130,7 +130,10 @@ cdef class ParamSources:
         if written:
             for k in range(self.num_resettable):
                 if not is_writable(self.resettable[k]):
-                    self.refuse_readonly(self.resettable[k])
+                    refuse_readonly(
+                        self.spec, "params", self.index_of(self.resettable[k]),
+                        "it is updated in place",
+                    )
         return 0
 
     def hyperparams(self, groups, long long t, tuple rates not None):
@@ -138,22 +141,17 @@ cdef class ParamSources:
         self.check(groups, True)
         return hyperparams_at(groups, t, rates)
 
-    cdef int refuse_readonly(self, PyObject *array) except -1:
+    cdef Py_ssize_t index_of(self, PyObject *array) noexcept:
         cdef Py_ssize_t k = 0
         while self.expected[k] != array:
             k += 1
-        raise ValueError(
-            f"{self.spec.name('params', k)} must be writable, since it is updated in place; got a "
-            "read-only array"
-        )
+        return k
 
     cdef int refuse_group(self, Py_ssize_t g, group) except -1:
         if not isinstance(group, dict):
             raise TypeError(f"param_groups[{g}] must be a dict; got {type(group).__name__}")
+        require_known_keys(f"param_groups[{g}]", group, self.group_keys)
         allowed = ", ".join(self.group_keys)
-        for key in group:
-            if key not in self.group_keys:
-                raise ValueError(f"param_groups[{g}]: unknown key {key!r}; allowed: {allowed}")
         missing = [key for key in self.group_keys if key not in group]
         raise ValueError(f"param_groups[{g}] must have the keys {allowed}; got none for {missing}")
 
@@ -165,6 +163,14 @@ cdef class ParamSources:
             "constructed with; got a different object: assign to its elements, array[...] = "
             "values, or construct a new optimizer"
         )
+
+
+def require_known_keys(str where not None, group, tuple keys not None):
+    """Raise ValueError for a parameter group, called ``where``, with a key that is not among
+    ``keys``."""
+    for key in group:
+        if key not in keys:
+            raise ValueError(f"{where}: unknown key {key!r}; allowed: {', '.join(keys)}")
 
 
 cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:

@@ -74,11 +74,13 @@ cdef int require_like_params(
 cdef int require_writable(
     TreeSpec spec, str argument, Py_ssize_t i, const ArrayView *view, str why
 ) except -1:
-    if view.readonly:
-        raise ValueError(
-            f"{spec.name(argument, i)} must be writable, since {why}; got a read-only array"
-        )
-    return 0
+    return refuse_readonly(spec, argument, i, why) if view.readonly else 0
+
+
+cdef int refuse_readonly(TreeSpec spec, str argument, Py_ssize_t i, str why) except -1:
+    raise ValueError(
+        f"{spec.name(argument, i)} must be writable, since {why}; got a read-only array"
+    )
 
 
 cdef int require_contiguous(

@@ -88,7 +88,7 @@ def _match(
     try:
         numbers = restore_numbers(header.metadata, optimizer)
         matches = _match_tensors(header, numbers, optimizer, convert)
-        optimizer.check_numbers(numbers)
+        optimizer.check_values(numbers)
     except UNREADABLE as error:
         reason = str(error) if type(error) is not KeyError else f"missing {error}"
         raise MismatchedCheckpointError(

@@ -16,7 +16,7 @@ import numpy as np
 from .._optim.arrays import Array
 from .._optim.base import BaseOptimizer
 from .files import printable
-from .json_values import FLAGS, encode_extra, read_metadata, require_json_types, without_bools
+from .json_values import encode_extra, read_metadata, require_json_types
 from .safetensors_stream import (
     TAGS,
     TensorInfo,
@@ -102,7 +102,7 @@ def build_metadata(numbers: Mapping[str, Any], extra: Mapping[str, Any] | None) 
     return {
         "format": FORMAT,
         "version": str(VERSION),
-        "optimizer": json.dumps(_describe(numbers), default=_to_json_number),
+        "optimizer": json.dumps(_describe(numbers)),
         "extra": encode_extra(extra),
     }
 
@@ -110,7 +110,7 @@ def build_metadata(numbers: Mapping[str, Any], extra: Mapping[str, Any] | None) 
 def _describe(numbers: Mapping[str, Any]) -> dict[str, Any]:
     groups = [
         {
-            name: {"schedule": repr(value)} if callable(value) else without_bools(value)
+            name: {"schedule": repr(value)} if callable(value) else value
             for name, value in group.items()
         }
         for group in numbers["param_groups"]
@@ -118,11 +118,7 @@ def _describe(numbers: Mapping[str, Any]) -> dict[str, Any]:
     state = numbers["state"]
     steps = {name: entry["step"] for name, entry in state.items()}
     orders = {name: entry["order"] for name, entry in state.items() if "order" in entry}
-    options = {
-        name: value if name in FLAGS else without_bools(value)
-        for name, value in numbers.items()
-        if name not in ("state", "param_groups")
-    }
+    options = {name: x for name, x in numbers.items() if name not in ("state", "param_groups")}
     return options | {"param_groups": groups, "steps": steps, "orders": orders}
 
 
@@ -152,10 +148,6 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
     for name, order in saved.pop("orders").items():
         state[name]["order"] = order
     return {**saved, "param_groups": groups, "state": state}
-
-
-def _to_json_number(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else float(value)
 
 
 def _type(value: object) -> str:

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .._optim.options import OPTIONS, check_flag
 
 MAX_DEPTH = 100  # of containers in ``extra``: far from what json can read, whatever calls it
@@ -33,13 +31,6 @@ def encode_extra(extra: Mapping[str, Any] | None) -> str:
         hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"extra must be serializable as JSON: {error}{hint}") from error
-
-
-def without_bools(value: Any) -> Any:
-    """A number, or several, with 1.0 and 0.0 in place of True and False."""
-    if isinstance(value, (list, tuple)):
-        return [without_bools(item) for item in value]
-    return float(value) if isinstance(value, (bool, np.bool_)) else value
 
 
 def _check_nested(value: Any, parents: tuple[int, ...]) -> None:

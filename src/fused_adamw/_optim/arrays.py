@@ -38,18 +38,15 @@ class ShardSlice(NamedTuple):
 
 
 def persistent_views(arrays: Sequence[Any]) -> list[Array | None]:
-    """The memory of arrays as plain NumPy arrays, for ``views_of``; None for an ndarray subclass:
+    """The memory of arrays as plain NumPy arrays, for ``view_of``; None for an ndarray subclass:
     a view would keep it, and what it refers to, where the garbage collector cannot see it."""
     of_subclass = [isinstance(x, np.ndarray) and type(x) is not np.ndarray for x in arrays]
     return [None if sub else np.asarray(x) for x, sub in zip(arrays, of_subclass, strict=True)]
 
 
-def views_of(arrays: Sequence[Any], views: Sequence[Array | None]) -> list[Array]:
-    """The arrays as plain NumPy arrays: ``views`` where they are kept, else new views."""
-    return [
-        np.ndarray.view(array, np.ndarray) if view is None else view
-        for array, view in zip(arrays, views, strict=True)
-    ]
+def view_of(array: Any, view: Array | None) -> Array:
+    """An array as a plain NumPy array: ``view`` where it is kept, else a new one."""
+    return np.ndarray.view(array, np.ndarray) if view is None else view
 
 
 def order_of(array: Array) -> MemoryOrder:

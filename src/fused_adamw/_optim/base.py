@@ -12,7 +12,7 @@ from .arrays import (
     ShardSlice,
     order_of,
     persistent_views,
-    views_of,
+    view_of,
 )
 from .options import (
     HYPERPARAMETERS,
@@ -124,7 +124,7 @@ class BaseOptimizer(Options):
     @property
     def _arrays(self) -> list[Array]:
         """The parameters."""
-        return views_of(self._sources.arrays, self._views)
+        return list(map(view_of, self._sources.arrays, self._views))
 
     @property
     def names(self) -> list[str]:
@@ -133,9 +133,7 @@ class BaseOptimizer(Options):
 
     def param_array(self, tensor: int) -> Array:
         """One of ``param_arrays``, without a look at the others."""
-        return views_of(
-            self._sources.arrays[tensor : tensor + 1], self._views[tensor : tensor + 1]
-        )[0]
+        return view_of(self._sources.arrays[tensor], self._views[tensor])
 
     def param_arrays(self) -> list[Array]:
         """The parameters, in the order of ``names``; complete on every rank."""

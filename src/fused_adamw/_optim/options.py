@@ -95,7 +95,7 @@ Rates = tuple[float | None, ...]
 """The values of RATE_OPTIONS."""
 
 _ROLE_ITEMS = tuple(ROLES.items())
-_NO_RATES: Rates = (None,) * len(RATE_OPTIONS)
+NO_RATES: Rates = (None,) * len(RATE_OPTIONS)
 
 
 def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -111,5 +111,5 @@ def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
 def rates_of(values: Mapping[str, Any]) -> Rates:
     """The decay rates of the optional buffers; None for those without one."""
     if values.keys().isdisjoint(RATE_OPTIONS):
-        return _NO_RATES
+        return NO_RATES
     return tuple(map(values.get, RATE_OPTIONS))

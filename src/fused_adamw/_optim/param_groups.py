@@ -7,7 +7,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, ParamSources, TreeSpec, abbreviated, as_number, as_pair
+from .._core import (
+    BoundTensors,
+    ParamSources,
+    TreeSpec,
+    abbreviated,
+    as_number,
+    as_pair,
+    require_known_keys,
+)
 from .arrays import Array
 from .options import HYPERPARAMETERS, Rates, check_flag
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
@@ -97,18 +105,13 @@ def _is_grouped(params: Any) -> bool:
     return any(groups)
 
 
-def argument_name(argument: str, path: tuple[Any, ...]) -> str:
-    """How messages name an array of an argument: ``params[0]['w']``."""
-    return argument + "".join(f"[{key!r}]" for key in path)
-
-
 def check_state_support(spec: TreeSpec, arrays: Sequence[Array], state_dtype: str | None) -> None:
     """Raise TypeError for a parameter whose state cannot be kept in ``state_dtype``."""
-    for path, array in zip(spec.paths(), arrays, strict=True):
+    for name, array in zip(spec.argument_names("params"), arrays, strict=True):
         if state_dtype is not None and not is_compatible(array.dtype.name, state_dtype):
             raise TypeError(
-                f"{argument_name('params', path)} must have dtype {supported_dtypes(state_dtype)} "
-                f"with state_dtype={state_dtype!r}; got {array.dtype.name}"
+                f"{name} must have dtype {supported_dtypes(state_dtype)} with "
+                f" state_dtype={state_dtype!r}; got {array.dtype.name}"
             )
 
 
@@ -122,10 +125,8 @@ def resolve_decay_mask(spec: TreeSpec, mask: DecayMask, arrays: Sequence[Array])
     """
     if callable(mask):
         return [bool(mask(name, a)) for name, a in zip(spec.names(), arrays, strict=True)]
-    return [
-        check_flag(argument_name("decay_mask", path), decays)
-        for path, decays in zip(spec.paths(), spec.flatten("decay_mask", mask), strict=True)
-    ]
+    names, decays = spec.argument_names("decay_mask"), spec.flatten("decay_mask", mask)
+    return list(map(check_flag, names, decays))
 
 
 GROUP_KEYS = ("params", *HYPERPARAMETERS)
@@ -160,10 +161,7 @@ def _checked_groups(
 ) -> list[ParamGroup]:
     defaults = {name: hyperparams[name] for name in HYPERPARAMETERS}
     for g, group in enumerate(groups):
-        unknown = [key for key in group if key not in GROUP_KEYS]
-        if unknown:
-            allowed = ", ".join(GROUP_KEYS)
-            raise ValueError(f"params[{g}]: unknown key {unknown[0]!r}; allowed: {allowed}")
+        require_known_keys(f"params[{g}]", group, GROUP_KEYS)
     found = [{"params": group["params"], **defaults, **group} for group in groups]
     for group in found:
         group |= {name: as_numbers(name, group[name]) for name in HYPERPARAMETERS}

@@ -14,7 +14,7 @@ from .._core import (
     default_num_threads,
     gather_tensors,
 )
-from .._optim.options import Rates, rates_of, roles_of
+from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import supported_dtypes
 from .fallback import step_with_torch, unscale
@@ -29,7 +29,6 @@ except TypeError as error:
 NOTHING = GroupTensors([], [], [], {})
 TORCH_ROLES = {flag: roles_of({"amsgrad": flag}) for flag in (False, True)}
 """By amsgrad, the roles of a group without options that only the kernels implement."""
-NO_RATES = rates_of({})
 
 
 class GroupDispatch(NamedTuple):

@@ -12,7 +12,14 @@ import typer
 from .._io.files import printable
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
-INTERRUPTED = 128 + signal.SIGINT
+
+
+def status_after(number: int) -> int:
+    """Return the exit status after a signal, as shells have it."""
+    return 128 + number
+
+
+INTERRUPTED = status_after(signal.SIGINT)
 
 
 def report(message: object) -> None:
@@ -24,11 +31,6 @@ def fail(message: object) -> NoReturn:
     """Print the error and exit."""
     report(message)
     raise typer.Exit(BAD_INPUT)
-
-
-def status_after(number: int) -> int:
-    """Return the exit status after a signal, as shells have it."""
-    return 128 + number
 
 
 def describe(error: OSError | MemoryError) -> str:

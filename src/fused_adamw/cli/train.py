@@ -11,7 +11,7 @@ from typing import TypeVar
 import typer
 
 from ..tiny.baselines import SGD
-from ..tiny.launch import MPIProcesses, SingleProcess
+from ..tiny.launch import MPIProcesses, Processes
 from ..tiny.memory import require_memory, required_bytes
 from ..tiny.model import TinyTransformer
 from ..tiny.text_data import Task, read_text, sentence_task, text_task
@@ -42,7 +42,7 @@ T = TypeVar("T")
 @with_options
 def train(config: TrainConfig, options: TrainOptions) -> None:
     """Train the tiny transformer; show what it learns and where the time goes."""
-    processes = MPIProcesses() if options.mpi else SingleProcess()
+    processes = MPIProcesses() if options.mpi else Processes()
     with _checkpoint_locked(options, processes):
         with bad_input_reported(), processes.errors_on_all_ranks():
             training = _prepare(config, options, processes)
@@ -56,9 +56,7 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
 
 
 @contextmanager
-def _checkpoint_locked(
-    options: TrainOptions, processes: SingleProcess | MPIProcesses
-) -> Iterator[None]:
+def _checkpoint_locked(options: TrainOptions, processes: Processes) -> Iterator[None]:
     """Lock the file of the checkpoint, on the rank that writes it, for the whole training."""
     path = options.checkpoint
     with ExitStack() as stack:
@@ -75,7 +73,7 @@ class Training:
 
     config: TrainConfig
     options: TrainOptions
-    processes: SingleProcess | MPIProcesses
+    processes: Processes
     task: Task
     checkpoint: TrainingCheckpoint | None
     history: History  # of AdamW: empty, or from the checkpoint
@@ -162,9 +160,7 @@ def _unless_interrupted(history: History, compute: Callable[[], T]) -> T | None:
         return None
 
 
-def _prepare(
-    config: TrainConfig, options: TrainOptions, processes: SingleProcess | MPIProcesses
-) -> Training:
+def _prepare(config: TrainConfig, options: TrainOptions, processes: Processes) -> Training:
     """Check everything that can be checked before training."""
     if processes.is_main:
         named = {"--text": options.text, "--checkpoint": options.checkpoint}

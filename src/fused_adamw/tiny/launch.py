@@ -1,7 +1,6 @@
 """How a training runs: in a single process, or on all ranks of an mpiexec.
 
-`SingleProcess` and `MPIProcesses` have the same methods, so that the code that trains need not know
-which of the two it runs in.
+The code that trains need not know which of the two: it is given `Processes`, or `MPIProcesses`.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from ..optimizer import AdamW
 from .data_parallel import DataParallelModel, rows_of_rank
 from .model import Parameters, TinyTransformer
 from .text_data import Batch
-from .train_loop import History, Optimizer, train
+from .train_loop import History, Model, Optimizer, train
 
 if TYPE_CHECKING:
     from ..sharded import ShardedAdamW
@@ -34,8 +33,8 @@ def join_mpi() -> bool:
     return bool(world.rank == 0)
 
 
-class SingleProcess:
-    """A training in this process alone."""
+class Processes:
+    """The processes that train together: this one alone."""
 
     is_main = True  # whether this process prints and writes files
     size = 1  # the number of processes
@@ -55,7 +54,11 @@ class SingleProcess:
         **options: Any,
     ) -> "AdamW | ShardedAdamW":
         """Return an AdamW of the parameters; `options` are those of its class."""
-        return _make_adamw(AdamW, parameters, lr, schedule, options)
+        optimizer = self._optimizer_class()(parameters, lr, **options)
+        if schedule is not None:
+            # Set afterwards: of a schedule only the first rate would be checked; lr is the highest.
+            optimizer.param_groups[0]["lr"] = schedule
+        return optimizer
 
     def train(
         self,
@@ -68,11 +71,19 @@ class SingleProcess:
         on_repeated_signal: Callable[[], None],
     ) -> None:
         """Train as `train_loop.train` does."""
-        train(model, optimizer, batches, steps, on_step, history, int, on_repeated_signal)
+        over_all, over_ranks = self._divided(model)
+        train(over_all, optimizer, batches, steps, on_step, history, over_ranks, on_repeated_signal)
+
+    def _optimizer_class(self) -> "type[AdamW] | type[ShardedAdamW]":
+        return AdamW
+
+    def _divided(self, model: TinyTransformer) -> tuple[Model, Callable[[int], int]]:
+        """A model whose batches all processes share, and the maximum of a number of each."""
+        return model, int
 
 
-class MPIProcesses:
-    """A training on all ranks of an mpiexec, which divide each batch and the optimizer state."""
+class MPIProcesses(Processes):
+    """All ranks of an mpiexec, which divide each batch and the optimizer state."""
 
     def __init__(self) -> None:
         from .._distributed import mpi
@@ -81,50 +92,16 @@ class MPIProcesses:
         self.is_main, self.size = bool(self.comm.rank == 0), int(self.comm.size)
 
     def errors_on_all_ranks(self) -> AbstractContextManager[None]:
-        """Raise an error of one process in all of them."""
         return raise_on_all_ranks(self.comm)
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Raise ValueError unless a batch can be divided among the processes."""
         rows_of_rank(batch_size, self.comm.rank, self.comm.size)
 
-    def make_adamw(
-        self,
-        parameters: Parameters,
-        lr: float,
-        schedule: Callable[[int], float] | None = None,
-        **options: Any,
-    ) -> "AdamW | ShardedAdamW":
-        """Return an AdamW of the parameters; `options` are those of its class."""
+    def _optimizer_class(self) -> "type[AdamW] | type[ShardedAdamW]":
         from ..sharded import ShardedAdamW
 
-        return _make_adamw(ShardedAdamW, parameters, lr, schedule, options)
+        return ShardedAdamW
 
-    def train(
-        self,
-        model: TinyTransformer,
-        optimizer: Optimizer,
-        batches: Iterable[Batch],
-        steps: int,
-        on_step: OnStep,
-        history: History,
-        on_repeated_signal: Callable[[], None],
-    ) -> None:
-        """Train as `train_loop.train` does."""
+    def _divided(self, model: TinyTransformer) -> tuple[Model, Callable[[int], int]]:
         parallel = DataParallelModel(model, self.comm)
-        over_ranks = parallel.maximum
-        train(parallel, optimizer, batches, steps, on_step, history, over_ranks, on_repeated_signal)
-
-
-def _make_adamw(
-    kind: "type[AdamW] | type[ShardedAdamW]",
-    parameters: Parameters,
-    lr: float,
-    schedule: Callable[[int], float] | None,
-    options: dict[str, Any],
-) -> "AdamW | ShardedAdamW":
-    optimizer = kind(parameters, lr, **options)
-    if schedule is not None:
-        # Set afterwards: of a schedule only the first rate would be checked, and the highest is lr.
-        optimizer.param_groups[0]["lr"] = schedule
-    return optimizer
+        return parallel, parallel.maximum
