@@ -10,8 +10,13 @@ from stalls import Clock
 
 from fused_adamw import _core
 
-# Folders and files of tests that start processes, compile or train; -m "not slow" leaves them out.
-SLOW = ("bench/", "cli/", "distributed/", "test_examples.py")
+# Folders and files of tests that start processes or threads, compile or train; -m "not slow" leaves
+# them out.
+SLOW = (
+    *("bench/", "cli/", "distributed/"),
+    *("checkpoint/test_killed.py", "core/test_runtime.py", "torch/test_threads.py"),
+    *("test_examples.py", "test_readme.py"),
+)
 
 
 def pytest_configure():

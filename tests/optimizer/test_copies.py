@@ -163,6 +163,7 @@ CYCLES = [
 ]
 
 
+@pytest.mark.slow  # each goes through all objects of the process
 @pytest.mark.parametrize("make", CYCLES)
 def test_an_optimizer_in_a_cycle_is_collected(make):
     found = weakref.ref(make())
@@ -170,6 +171,7 @@ def test_an_optimizer_in_a_cycle_is_collected(make):
     assert found() is None
 
 
+@pytest.mark.slow  # each goes through all objects of the process
 @pytest.mark.parametrize("make", CYCLES)
 def test_an_optimizer_in_use_is_not_collected(make):
     opt = make()
