@@ -108,3 +108,7 @@ def test_an_interrupted_load_state_dict_loads_all_or_nothing(options):
     attack([lambda s=s: opt.load_state_dict(s) for s in states], check, 200)
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
+    file.seek(0)
+    loaded_again = made(**options)
+    loaded_again.load_state_dict(torch.load(file))
+    assert contents(loaded_again)[1:] == contents(opt)[1:]

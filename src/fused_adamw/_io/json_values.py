@@ -9,6 +9,7 @@ from typing import Any
 
 from .._optim.options import OPTIONS, check_flag
 
+KEY_TYPES = (str, int, float, type(None))  # json.dumps refuses others
 MAX_DEPTH = 100  # of containers in ``extra``: far from what json can read, whatever calls it
 FLAGS = [name for name, x in OPTIONS.items() if x.saved and x.check is check_flag]
 
@@ -22,12 +23,10 @@ def encode_extra(extra: Mapping[str, Any] | None) -> str:
     if not isinstance(extra, Mapping):
         raise TypeError(f"extra must be a mapping; got {type(extra).__name__}")
     values = dict(extra)
+    _check_nested(values, ())
     try:
-        _check_nested(values, ())
         return json.dumps(values)
     except (TypeError, ValueError, RecursionError) as error:
-        if str(error).startswith("extra must"):
-            raise
         hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"extra must be serializable as JSON: {error}{hint}") from error
@@ -51,6 +50,8 @@ def _check_nested(value: Any, parents: tuple[int, ...]) -> None:
 def _check_keys(mapping: dict[Any, Any]) -> None:
     found: dict[str, Any] = {}
     for key in mapping:
+        if not isinstance(key, KEY_TYPES):
+            continue
         text = str.__str__(key) if isinstance(key, str) else json.dumps(key)
         if text in found:
             raise ValueError(
