@@ -127,7 +127,8 @@ def load_checkpoint(
             be read again, as the message says.
         All of them on every rank.
 
-    Memory: at most 5 MiB beyond the state.
+    Memory: at most 5 MiB beyond the state; MemoryError, with nothing changed, where 7 MiB are not
+    free.
     """
     return load(path, _checked(optimizer), convert)
 

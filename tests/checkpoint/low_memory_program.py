@@ -72,7 +72,7 @@ saver, loader = make(order, saved), make(order, loaded)
 saver.step({"w": np.ones((512, 1024), np.float32, order=order)})
 save_checkpoint(path, saver, extra={"free": -1})
 last = -1
-for free in range(0, 6 << 20, STEP):
+for free in range(0, 9 << 20, STEP):
     outcome, has_changed = in_a_child("save", saver, free)
     last = free if outcome == "done" else last
     load_checkpoint(path, make(order, saved))  # verifies it

@@ -61,7 +61,7 @@ def test_little_memory_leaves_everything_as_it_was(path, case):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(found) == 48
+    assert len(found) == 72
     for action, outcome, is_whole, has_changed in found:
         assert outcome in ("done", "MemoryError")
         assert is_whole

@@ -37,7 +37,8 @@ from .json_values import read_metadata
 from .ranks import Ranks
 from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
 
-SCRATCH_ARRAYS = 10  # of PIECE_ELEMENTS with 8 bytes each: at most what reading allocates
+SCRATCH_ARRAYS = 14  # of PIECE_ELEMENTS with 8 bytes each
+"""At most what reading allocates, and 2 MiB for the allocators' own pages."""
 
 Target: TypeAlias = tuple[ShardSlice, Array]
 """A shard of this rank, and memory for its elements, in memory order."""
