@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -187,7 +188,9 @@ def test_the_examples_in_the_docstrings() -> None:
 def test_moments_have_the_bits_of_the_definition(
     gradient: float, m: float, v: float, beta1: float, beta2: float
 ) -> None:
-    """As the top of the file has it: the square of the gradient, times 1 - beta2."""
+    """As the top of the file has it: the square of the gradient, times 1 - beta2. ``**`` of floats
+    is not always the float nearest to the square."""
+    square = float(Fraction(gradient) ** 2)
     _, new_m, new_v = adamw_update(0.0, gradient, m, v, t=1, beta1=beta1, beta2=beta2)
     assert new_m == beta1 * m + (1 - beta1) * gradient
-    assert new_v == beta2 * v + (1 - beta2) * gradient**2
+    assert new_v == beta2 * v + (1 - beta2) * square
