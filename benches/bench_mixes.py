@@ -13,8 +13,8 @@ and writes as many bytes in as many streams: the share of bandwidth is its time 
 the step. It is left out below 2^16 parameters, where memory is not the bottleneck.
 
 The final loss is that of the tiny transformer on the characters of the README: on all of the text,
-in nats, after 300 steps; the mean over the seeds. The model is float32; gradients are rounded to the
-dtype of the parameters, and the parameters that the model uses are those of the optimizer.
+in nats, after 300 steps; the mean over the seeds. The model is float32; gradients are rounded to
+the dtype of the parameters, and the parameters that the model uses are those of the optimizer.
 """
 
 import argparse

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fused_adamw.bench.implementations.bandwidth_bound import Stream, bind_streams
 from fused_adamw.bench.mixes import Workload, available_mixes, state_arrays, tiled
+from fused_adamw.bench.streams import Stream, bind_streams
 
 BENCHES = Path(__file__).parents[2] / "benches"
 BLOCK = 256
@@ -59,22 +59,28 @@ def test_the_loop_keeps_all_values(size):
         assert [array.tobytes() for array in arrays] == before
 
 
-def test_the_loop_reaches_every_byte_that_is_written():
-    """With bits that are not masked, so that what is read changes what is written."""
-    for size in (1, 31, 256, 700):
-        blocks = -(-size // BLOCK)
-        read = np.ones(blocks * BLOCK, np.uint8)
-        wide, scale = np.zeros(size, np.uint32), np.zeros(blocks, np.uint32)
-        streams = [
-            Stream(read, BLOCK, False),
-            Stream(wide, 4 * BLOCK, True),
-            Stream(scale, 4, True),
-        ]
-        call = bind_streams(size, streams, 2)
-        call.func(*call.args[:-1], 0xFF)
-        assert np.all(wide == 0x01010101)
-        assert np.all(scale == 0x01010101)
-        assert np.all(read == 1)
+@pytest.mark.parametrize("size", [1, 31, 256, 700])
+def test_the_loop_reads_and_writes_every_byte_once(size):
+    blocks, half = -(-size // BLOCK), -(-size // 2)
+    read = np.zeros(size, np.uint16)
+    written = [np.zeros(size, dtype) for dtype in (np.uint8, np.uint16, np.uint32, np.uint64)]
+    parts = [np.zeros(blocks, np.uint32), np.zeros(half, np.uint8)]  # scales, 4 bits
+    streams = [
+        Stream(read, 2 * BLOCK, False),
+        *(Stream(array, array.itemsize * BLOCK, True) for array in written),
+        *(
+            Stream(array, nbytes, True)
+            for array, nbytes in zip(parts, (4, BLOCK // 2), strict=True)
+        ),
+    ]
+    assert bind_streams(size, streams, 2, 0xA5)() == 0
+    for array in (*written, *parts):
+        assert array.tobytes() == b"\xa5" * array.nbytes
+    assert not read.any()
+    for place in {0, size // 2, size - 1}:
+        read[:] = 0
+        read[place] = 1
+        assert bind_streams(size, streams, 2)() == 1
 
 
 def test_random_numbers_are_repeated_over_the_whole_array():

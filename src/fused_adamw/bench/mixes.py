@@ -15,7 +15,7 @@ from .._core import BLOCK
 from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateDtype, format_of
 from ..optimizer import AdamW
 from .harness import Step
-from .implementations.bandwidth_bound import Stream, bind_streams
+from .streams import Stream, bind_streams
 from .workloads import RANGES, Array, Arrays, Shapes, aligned_copy
 
 # ---------------------------------------------------------------------------- the mixes

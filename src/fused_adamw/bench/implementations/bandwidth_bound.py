@@ -4,12 +4,9 @@ import ctypes
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
-from ..._core import BLOCK
 from ..harness import Prepare, Step
 from ..workloads import Array, Arrays
 from .base import Implementation, num_threads
@@ -24,19 +21,19 @@ def compiler_command() -> list[str]:
 
 
 @cache
-def compile_library() -> ctypes.CDLL:
-    """bandwidth_bound.c, compiled for this machine."""
+def compile_library(source: str) -> ctypes.CDLL:
+    """A library of this C source, for this machine."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "bandwidth_bound.so")
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-        command = [*compiler_command(), *flags, str(SOURCE), "-o", str(path)]
-        subprocess.run(command, check=True)
+        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-x", "c", "-"]
+        command = [*compiler_command(), *flags, "-o", str(path)]
+        subprocess.run(command, check=True, input=source, text=True)
         return ctypes.CDLL(str(path))
 
 
 def load_loop() -> Prepare:
-    """The loop with the loads and stores of a step on float32 or float64."""
-    library = compile_library()
+    """Compiles bandwidth_bound.c for this machine."""
+    library = compile_library(SOURCE.read_text())
 
     def prepare(*roles: Arrays) -> Step:
         calls = [_bind(library, *tensor) for tensor in zip(*roles, strict=True)]
@@ -56,38 +53,6 @@ def _bind(library: ctypes.CDLL, *arrays: Array) -> Step:
     pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in arrays]
     loop = getattr(library, f"bandwidth_bound_{dtype}")
     return partial(loop, *pointers, ctypes.c_ssize_t(size), num_threads(), C_TYPES[dtype](0))
-
-
-class Stream(NamedTuple):
-    """An array that a step reads, or reads and writes; of any dtype.
-
-    ``bytes_per_block``: those that belong to a block of BLOCK elements of the tensor.
-    """
-
-    array: Array
-    bytes_per_block: int
-    is_written: bool
-
-
-class _Stream(ctypes.Structure):
-    """``struct stream`` of bandwidth_bound.c."""
-
-    _fields_ = (
-        ("bytes", ctypes.c_void_p),
-        ("nbytes", ctypes.c_ssize_t),
-        ("bytes_per_block", ctypes.c_ssize_t),
-        ("is_written", ctypes.c_int32),
-    )
-
-
-def bind_streams(size: int, streams: Sequence[Stream], threads: int) -> Step:
-    """The call of the loop for the arrays of one tensor of ``size`` elements, which keep their
-    values."""
-    structs = [_Stream(s.array.ctypes.data, s.array.nbytes, *s[1:]) for s in streams]
-    pointers = (_Stream * len(streams))(*structs)
-    blocks, zero = ctypes.c_ssize_t(-(-size // BLOCK)), ctypes.c_ubyte(0)
-    loop = compile_library().bandwidth_bound_streams
-    return partial(loop, pointers, len(streams), blocks, threads, zero)
 
 
 BANDWIDTH_BOUND = Implementation(
