@@ -26,6 +26,13 @@ typedef uint16_t MAY_BE_UNALIGNED uint16_t_unaligned;
 typedef uint32_t MAY_BE_UNALIGNED uint32_t_unaligned;
 #define UNALIGNED(type) JOIN(type, _unaligned)
 
+/* What is called with constants and has to be compiled for them. */
+#if defined(_MSC_VER)
+#define ALWAYS_INLINE __forceinline
+#else
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
+
 /* The baseline: what the compiler may use anyway. */
 #define ISA baseline
 #define TARGET

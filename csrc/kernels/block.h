@@ -32,6 +32,11 @@ static inline uint32_t dither_at(struct rounding rounding, ptrdiff_t i)
     return rotate_left(rounding.random[i], rounding.rotation) + rounding.dither;
 }
 
+static inline int rotation_of(int role)
+{
+    return role == DITHER_V ? 0 : role == DITHER_M ? 16 : 8;
+}
+
 /* Whether a tensor has an optional buffer that is stored like v. */
 static inline int has_like_v(const fused_adamw_tensor *tensor, int buffer)
 {
@@ -42,8 +47,7 @@ static inline int has_like_v(const fused_adamw_tensor *tensor, int buffer)
 static inline struct rounding rounding_of(int role, const fused_adamw_scalars *scalars,
                                           const uint32_t *random)
 {
-    static const int ROTATION[NUM_DITHERS] = {[DITHER_V] = 0, [DITHER_M] = 16, [DITHER_PARAMS] = 8};
-    return (struct rounding){scalars->stochastic ? random : NULL, ROTATION[role],
+    return (struct rounding){scalars->stochastic ? random : NULL, rotation_of(role),
                              scalars->dither[role]};
 }
 

@@ -17,9 +17,17 @@ static inline float load_bfloat16(uint16_t half)
  * `stochastic` to the nearest, ties to even. */
 static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
 {
-    const uint32_t bits = bits_of(x), nan = bits >> 16 | 0x40;
+    const uint32_t bits = bits_of(x);
     const uint32_t up = stochastic ? dither >> 16 : 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)((bits & 0x7fffffff) > INF_BITS ? nan : (bits + up) >> 16);
+    return (uint16_t)((x != x ? bits | 0x400000 : bits + up) >> 16);
+}
+
+/* A v above 0 must not become 0, where m / (sqrt(v) + eps) would explode: it is raised to the
+ * smallest bfloat16 above 0, which has the bits 0x10000 as float32. */
+static inline float above_0_bfloat16(float v)
+{
+    const int32_t bits = (int32_t)bits_of(v), raised = bits > 0x10000 ? bits : 0x10000;
+    return float_of((uint32_t)(bits > 0 ? raised : bits));
 }
 
 /* ---- float16 */
