@@ -20,6 +20,12 @@ static inline float float_of(uint32_t bits)
     return x;
 }
 
+/* Selects in 32 bits. Of a plain ?: that is then cut to 16 bits, GCC cuts and packs both sides. */
+static inline uint32_t select_bits(int condition, uint32_t yes, uint32_t no)
+{
+    return bits_of(condition ? float_of(yes) : float_of(no));
+}
+
 /* The bits of infinity. Finite values that are 0 or more have smaller ones, in the same order. */
 #define INF_BITS 0x7f800000u
 

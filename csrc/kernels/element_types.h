@@ -19,15 +19,15 @@ static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
 {
     const uint32_t bits = bits_of(x);
     const uint32_t up = stochastic ? dither >> 16 : 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)((x != x ? bits | 0x400000 : bits + up) >> 16);
+    return (uint16_t)(select_bits(x != x, bits | 0x400000, bits + up) >> 16);
 }
 
 /* A v above 0 must not become 0, where m / (sqrt(v) + eps) would explode: it is raised to the
- * smallest bfloat16 above 0, which has the bits 0x10000 as float32. */
+ * smallest bfloat16 above 0. */
 static inline float above_0_bfloat16(float v)
 {
-    const int32_t bits = (int32_t)bits_of(v), raised = bits > 0x10000 ? bits : 0x10000;
-    return float_of((uint32_t)(bits > 0 ? raised : bits));
+    const float smallest = 0x1p-133f, raised = v > smallest ? v : smallest;
+    return v > 0 ? raised : v;
 }
 
 /* ---- float16 */
@@ -47,9 +47,10 @@ static inline uint16_t store_float16(float x, uint32_t dither, int stochastic)
     const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
     /* One ulp of 0.5 is 2^-24, which is the unit of the subnormal numbers of float16. */
     const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-    const uint32_t finite = magnitude < 113u << 23 ? subnormal : normal < 0x7c00 ? normal : 0x7c00;
+    const uint32_t large = (int32_t)normal < 0x7c00 ? normal : 0x7c00;
+    const uint32_t finite = select_bits((int32_t)magnitude < 113 << 23, subnormal, large);
     (void)dither, (void)stochastic;
-    return (uint16_t)((bits >> 16 & 0x8000) | (magnitude > INF_BITS ? 0x7e00 : finite));
+    return (uint16_t)((bits >> 16 & 0x8000) | select_bits(x != x, 0x7e00, finite));
 }
 
 #endif
