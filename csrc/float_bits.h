@@ -20,7 +20,7 @@ static inline float float_of(uint32_t bits)
     return x;
 }
 
-/* Selects in 32 bits. Of a plain ?: that is then cut to 16 bits, GCC cuts and packs both sides. */
+/* Selects in 32 bits: of a plain ?: that is then converted to 16, GCC converts both sides. */
 static inline uint32_t select_bits(int condition, uint32_t yes, uint32_t no)
 {
     return bits_of(condition ? float_of(yes) : float_of(no));
