@@ -2,9 +2,14 @@
 
 Three tasks, each with several seeds, which determine parameters and batches: the tiny transformer
 on its sentence and on the characters of this repository's README, and the digits of examples/. A
-storage format should change the loss less than the seed does."""
+storage format should change the loss less than the seed does.
+
+The mixes of bfloat16 parameters with moments and master weights train the tiny transformer: the
+model computes in float32 with what the parameters are, and its gradients are rounded to
+bfloat16."""
 
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -62,6 +67,56 @@ def digits(seed, state_dtype):
     return example.loss_and_gradients(parameters, images, labels)[0]
 
 
+def mixed_run(task, seed, steps, lr, options):
+    """``transformer_run`` with parameters of bfloat16; also the bytes of state a parameter."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    model = TinyTransformer(seed, "float32", **task.sizes)
+    params = {name: p.astype(bfloat16) for name, p in model.parameters.items()}
+    optimizer = AdamW(params, lr, num_threads=1, **options)
+
+    class Rounded:
+        """The optimizer, for the loop: it leaves the parameters of the model at ``params``."""
+
+        def step(self, grads):
+            optimizer.step({name: g.astype(bfloat16) for name, g in grads.items()})
+            self.copy()
+
+        def copy(self):
+            for name, p in model.parameters.items():
+                p[...] = params[name]
+
+    rounded = Rounded()
+    rounded.copy()
+    losses = train(model, rounded, task.batches(), steps).losses
+    return model, losses, optimizer.state_nbytes / sum(p.size for p in params.values())
+
+
+def mixed_sentence(seed, options):
+    _, losses, nbytes = mixed_run(sentence_task(), seed, 300, 1e-3, options)
+    return losses[-1], nbytes
+
+
+def mixed_text(seed, options):
+    corpus = read_text(ROOT / "README.md", context=32)
+    task = text_task(corpus, 32, 16, seed, d_model=32, n_heads=2, d_ff=128)
+    model, _, nbytes = mixed_run(task, seed, 300, 3e-3, options)
+    return mean_loss(model, corpus.train), nbytes
+
+
+MIXED_TASKS = {"sentence": mixed_sentence, "text": mixed_text}
+MIXES = {
+    f"{moments}{', master weights' if masters else ''}{', to nearest' if seed is None else ''}": {
+        "state_dtype": moments,
+        "master_weights": masters,
+        "seed": seed,
+    }
+    for moments, masters, seed in [
+        *product(("float32", "bfloat16", "8bit"), (True, False), (0,)),
+        ("bfloat16", False, None),
+    ]
+}
+
+
 TASKS = {"sentence": sentence, "text": text, "digits": digits}
 
 
@@ -86,5 +141,26 @@ def bench_state_training(results, name):
                 "in standard deviations": f"{mean(differences) / stdev(own):+.2f}",
                 "largest, same seed": f"{max(map(abs, differences)):.5f}",
                 "within the range of float32": "yes" if within else "no",
+            },
+        )
+
+
+@pytest.mark.parametrize("name", MIXED_TASKS)
+def bench_mixes_training(results, name):
+    task = MIXED_TASKS[name]
+    own = [float(TASKS[name](seed, None)) for seed in SEEDS]
+    for mix, options in {"float32 parameters": None, **MIXES}.items():
+        found, nbytes = own, [8.0]
+        if options is not None:
+            found, nbytes = zip(*[task(seed, options) for seed in SEEDS], strict=True)
+        differences = [a - b for a, b in zip(found, own, strict=True)]
+        results.add_row(
+            f"Final losses of {len(SEEDS)} seeds with bfloat16 parameters, by moments",
+            **{
+                "": f"{name}, {mix}",
+                "bytes of state a parameter": f"{nbytes[0]:.2f}",
+                "mean": f"{mean(found):.5f}",
+                "least to most": f"{min(found):.5f} to {max(found):.5f}",
+                "mean difference": f"{mean(differences):+.5f}",
             },
         )

@@ -22,6 +22,7 @@
 typedef float MAY_BE_UNALIGNED float_unaligned;
 typedef double MAY_BE_UNALIGNED double_unaligned;
 typedef uint8_t uint8_t_unaligned;
+typedef int16_t MAY_BE_UNALIGNED int16_t_unaligned;
 typedef uint16_t MAY_BE_UNALIGNED uint16_t_unaligned;
 typedef uint32_t MAY_BE_UNALIGNED uint32_t_unaligned;
 #define UNALIGNED(type) JOIN(type, _unaligned)

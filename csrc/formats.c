@@ -3,14 +3,16 @@
 
 const fused_adamw_element_type fused_adamw_element_types[] = {
 #define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits)                               \
-    {#name, sizeof(type), buffer_format, dlpack_code, dlpack_bits, FUSED_ADAMW_##id},
+    {#name, sizeof(type), buffer_format, dlpack_code, dlpack_bits, FUSED_ADAMW_##id,       \
+     NULL, 0},
     FUSED_ADAMW_COMPUTE_TYPES(ROW)
 #undef ROW
-#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits)                               \
-    {#name, sizeof(type), buffer_format, dlpack_code, dlpack_bits, FUSED_ADAMW_FLOAT32},
+#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits, master_type, master_name)     \
+    {#name,       sizeof(type),        buffer_format, dlpack_code,                                 \
+     dlpack_bits, FUSED_ADAMW_FLOAT32, master_name,   sizeof(master_type)},
     FUSED_ADAMW_STORAGE_TYPES(ROW)
 #undef ROW
-    {NULL, 0, 0, 0, 0, 0},
+    {NULL, 0, 0, 0, 0, 0, NULL, 0},
 };
 
 const fused_adamw_state_format fused_adamw_state_formats[] = {

@@ -1,8 +1,8 @@
 /* The tables of element types, state formats and optional buffers, and the names that are made from
  * them.
  *
- * A new element type is three edits: a row below, and how single values are loaded and stored, in
- * kernels/element_types.h. A new state format is two: a file in kernels/formats/, which has its row
+ * A new element type is four edits: a row below, and how single values are loaded and stored, and
+ * master weights split and joined, in kernels/element_types.h. A new state format is two: a file in kernels/formats/, which has its row
  * and its codec, and its line in kernels/formats/list.inc. */
 #ifndef FUSED_ADAMW_FORMATS_H
 #define FUSED_ADAMW_FORMATS_H
@@ -15,14 +15,15 @@
     ROW(FLOAT32, float32, float, 'f', 2, 32)                                                       \
     ROW(FLOAT64, float64, double, 'd', 2, 64)
 
-/* Types that are stored only: they are converted to float32 and back. */
+/* Types that are stored only: they are converted to float32 and back. Two more columns: how what
+ * master weights have beyond the parameters is stored, as a C type and by name. */
 #define FUSED_ADAMW_STORAGE_TYPES(ROW)                                                             \
-    ROW(BFLOAT16, bfloat16, uint16_t, 0, 4, 16)                                                    \
-    ROW(FLOAT16, float16, uint16_t, 'e', 2, 16)
+    ROW(BFLOAT16, bfloat16, uint16_t, 0, 4, 16, int16_t, "int16")                                  \
+    ROW(FLOAT16, float16, uint16_t, 'e', 2, 16, float, "float32")
 
 /* FUSED_ADAMW_FLOAT32, ... */
 enum {
-#define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits) FUSED_ADAMW_##id,
+#define ROW(id, name, ...) FUSED_ADAMW_##id,
     FUSED_ADAMW_COMPUTE_TYPES(ROW) FUSED_ADAMW_STORAGE_TYPES(ROW)
 #undef ROW
         FUSED_ADAMW_NUM_ELEMENT_TYPES

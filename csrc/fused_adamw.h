@@ -47,6 +47,8 @@ typedef struct {
     char buffer_format; /* in Python's buffer protocol; 0 where it has none */
     int dlpack_code, dlpack_bits;
     int compute; /* the element type of the arithmetic: FUSED_ADAMW_FLOAT32 or _FLOAT64 */
+    const char *master_type; /* what master weights are stored in; NULL where there are none */
+    int master_size;         /* in bytes */
 } fused_adamw_element_type;
 
 /* Indexed by FUSED_ADAMW_FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16; a row without a name ends it. */
@@ -153,8 +155,9 @@ typedef struct {
     const void *grads;       /* read */
     void *m, *v;             /* updated: the moments, as the state format stores them */
     void *m_scale, *v_scale; /* updated: one per block of the state format; or NULL */
-    float *master; /* updated: master weights, which params is rounded from; or NULL. Not for
-                      element types that the arithmetic is done in */
+    void *master; /* updated: what gives, with params, the float32 that params is rounded from
+                     (kernels/element_types.h); or NULL. Not for element types that the
+                     arithmetic is done in */
     void *buffers[FUSED_ADAMW_NUM_BUFFERS]; /* updated: the optional buffers; or NULL */
     ptrdiff_t size;
     int element_type; /* of params and grads */

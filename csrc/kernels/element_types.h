@@ -1,5 +1,6 @@
 /* How single values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a
- * row named x, load_x and store_x, which the loops of kernels/convert.inc call. Integers and
+ * row named x, load_x and store_x; and how master weights are stored: param_x and rest_x are the two
+ * parts of one, and join_x is the float32 that they are of. Integers and
  * exact float operations alone, so that every instruction set gives the same bits. */
 #ifndef FUSED_ADAMW_ELEMENT_TYPES_H
 #define FUSED_ADAMW_ELEMENT_TYPES_H
@@ -30,6 +31,32 @@ static inline float above_0_bfloat16(float v)
     return v > 0 ? raised : v;
 }
 
+/* Master weights: the parameter is the nearest bfloat16, ties away from zero, and the rest is the
+ * master minus the parameter in units of the last place of float32, from -2^15 to 2^15 - 1. Read as
+ * integers, each bfloat16 has 2^16 nearest float32, and so each rest one of them. (Ties to even
+ * would give 2^16 + 1 to the even ones, which 16 bits cannot tell apart.) This holds for infinity,
+ * and for a finite master that rounds to it. NaN keeps the bits of its upper half. */
+static inline uint16_t param_bfloat16(float master)
+{
+    const uint32_t bits = bits_of(master);
+    return (uint16_t)((master != master ? bits | 0x400000 : bits + 0x8000) >> 16);
+}
+
+static inline int16_t rest_bfloat16(float master)
+{
+    return (int16_t)(master != master ? 0 : bits_of(master));
+}
+
+/* Where a parameter was written by others, any rest gives a master that rounds to it, but for a rest
+ * below 0 beside a zero and one above 0 beside infinity, whose sums have the bits of NaN. Then the
+ * master is the parameter. */
+static inline float join_bfloat16(uint16_t param, int16_t rest)
+{
+    const uint32_t upper = (uint32_t)param << 16;
+    const float master = float_of(upper + (uint32_t)(int32_t)rest);
+    return master == master ? master : float_of(upper);
+}
+
 /* ---- float16 */
 
 static inline float load_float16(uint16_t half)
@@ -51,6 +78,24 @@ static inline uint16_t store_float16(float x, uint32_t dither, int stochastic)
     const uint32_t finite = select_bits((int32_t)magnitude < 113 << 23, subnormal, large);
     (void)dither, (void)stochastic;
     return (uint16_t)((bits >> 16 & 0x8000) | select_bits(x != x, 0x7e00, finite));
+}
+
+/* Master weights are kept whole: a subnormal float16 is the nearest of up to 2^30 float32, and 0
+ * and infinity of more, so that 16 bits cannot tell them apart. */
+static inline uint16_t param_float16(float master)
+{
+    return store_float16(master, 0, 0);
+}
+
+static inline float rest_float16(float master)
+{
+    return master;
+}
+
+static inline float join_float16(uint16_t param, float rest)
+{
+    (void)param;
+    return rest;
 }
 
 #endif

@@ -111,8 +111,13 @@ void problem_fill(problem *p)
         const double gradient = random_below(100) == 0 ? special[random_below(8)] : random_value(1);
         put(element, p->arrays[GRADS], i, gradient);
         put(element, p->arrays[PARAMS], i, random_value(1));
-        if (p->master)
+        if (p->unit[MASTER] == sizeof(float))
             put("float32", p->arrays[MASTER], i, random_value(1));
+        if (p->unit[MASTER] == sizeof(int16_t)) { /* any beside any, as others write parameters */
+            ((int16_t *)p->arrays[MASTER])[i] = (int16_t)((int)random_below(65536) - 32768);
+            if (random_below(50) == 0)
+                put(element, p->arrays[PARAMS], i, special[random_below(8)]);
+        }
         if (p->ema)
             put(p->unit[EMA] == 8 ? "float64" : "float32", p->arrays[EMA], i, random_value(1));
         if (p->unit[V_SCALE] == 0) {
@@ -149,7 +154,8 @@ static int is_nan(const problem *p, int role, const void *array, size_t i)
     const char *type = is_element ? fused_adamw_element_types[p->element_type].name
                                   : fused_adamw_state_formats[p->state_format].m_type;
     double x;
-    if (role == M_SCALE || role == V_SCALE || p->unit[role] == 1)
+    if (role == M_SCALE || role == V_SCALE || p->unit[role] == 1 ||
+        (role == MASTER && p->unit[role] == sizeof(int16_t)))
         return 0;
     if (p->unit[role] == 2)
         return isnan(oracle_load(type, array, (ptrdiff_t)i));

@@ -20,7 +20,7 @@ static size_t storage_size(const char *type)
         const char *name;
         size_t size;
     } SIZES[] = {{"float32", 4}, {"float64", 8}, {"bfloat16", 2},
-                 {"int8", 1},    {"uint8", 1},   {"uint32", 4}};
+                 {"int8", 1},    {"uint8", 1},   {"uint32", 4},  {"int16", 2}};
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++)
         if (is_named(type, SIZES[i].name))
             return SIZES[i].size;
@@ -44,7 +44,7 @@ int oracle_layout(problem *p)
     p->unit[V_MAX] = p->amsgrad ? p->unit[V] : 0;
     p->unit[M_SCALE] = state->m_scale_type ? storage_size(state->m_scale_type) : 0;
     p->unit[V_SCALE] = state->v_scale_type ? storage_size(state->v_scale_type) : 0;
-    p->unit[MASTER] = p->master ? sizeof(float) : 0;
+    p->unit[MASTER] = p->master ? storage_size(element->master_type) : 0;
     p->unit[EMA] = p->ema ? (is_double ? sizeof(double) : sizeof(float)) : 0;
     for (int role = 0; role < NUM_ROLES; role++)
         p->num_bytes[role] = p->unit[role] * (role == M_SCALE || role == V_SCALE ? blocks : size);
@@ -99,15 +99,17 @@ static void step_in_float(problem *p, const oracle_scalars *s, int64_t t, uint32
     oracle_decode(p, m, v, v_max);
     for (ptrdiff_t i = 0; i < p->size; i++) {
         params[i] =
-            p->master ? ((float *)p->arrays[MASTER])[i] : oracle_load(type, p->arrays[PARAMS], i);
+            p->master ? oracle_load_master(p, i) : oracle_load(type, p->arrays[PARAMS], i);
         step_float(i, s, params, oracle_load(type, p->arrays[GRADS], i), m, v, v_max,
                    p->arrays[EMA]);
-        if (p->master)
-            ((float *)p->arrays[MASTER])[i] = params[i];
+        if (p->master) {
+            oracle_store_master(p, i, params[i]);
+            continue;
+        }
         const uint64_t index = (uint64_t)(element_offset + i);
         const uint32_t dither = oracle_dither(2, rng_key, index, t) / 65536;
         oracle_store(type, p->arrays[PARAMS], i, params[i],
-                     p->stochastic && !p->master ? (int32_t)dither : -1);
+                     p->stochastic ? (int32_t)dither : -1);
     }
     oracle_encode(p, m, v, v_max, rng_key, element_offset, t);
     free(m), free(v), free(params), free(v_max);

@@ -34,6 +34,10 @@ void oracle_decode(const problem *p, float *m, float *v, float *v_max);
 void oracle_encode(problem *p, const float *m, const float *v, const float *v_max, uint32_t key,
                    ptrdiff_t offset, int64_t t);
 
+/* A master weight from its two parts, and back. */
+float oracle_load_master(const problem *p, ptrdiff_t i);
+void oracle_store_master(problem *p, ptrdiff_t i, float x);
+
 /* One value of a storage type. `dither`: 16 bits, or below 0 to round to the nearest. */
 float oracle_load(const char *type, const void *array, ptrdiff_t i);
 void oracle_store(const char *type, void *array, ptrdiff_t i, float x, int32_t dither);

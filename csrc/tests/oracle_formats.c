@@ -241,3 +241,29 @@ void oracle_encode(problem *p, const float *m, const float *v, const float *v_ma
         }
     }
 }
+
+/* ---- master weights: bfloat16, with the signed distance from it in units of float32's last place */
+
+float oracle_load_master(const problem *p, ptrdiff_t i)
+{
+    const char *type = fused_adamw_element_types[p->element_type].name;
+    if (!is_named(type, "bfloat16"))
+        return ((float *)p->arrays[MASTER])[i];
+    const float param = oracle_load(type, p->arrays[PARAMS], i);
+    const int64_t bits = bits_as_int(param) + ((int16_t *)p->arrays[MASTER])[i];
+    const float master = bits < 0 ? NAN : int_as_bits(bits);
+    return isnan(master) ? param : master;
+}
+
+void oracle_store_master(problem *p, ptrdiff_t i, float x)
+{
+    const char *type = fused_adamw_element_types[p->element_type].name;
+    if (!is_named(type, "bfloat16")) {
+        ((float *)p->arrays[MASTER])[i] = x;
+        oracle_store(type, p->arrays[PARAMS], i, x, -1);
+        return;
+    }
+    const int64_t bits = bits_as_int(x), param = (bits + 32768) / 65536 * 65536;
+    oracle_store(type, p->arrays[PARAMS], i, isnan(x) ? x : int_as_bits(param), -1);
+    ((int16_t *)p->arrays[MASTER])[i] = isnan(x) ? 0 : (int16_t)(bits - param);
+}

@@ -46,6 +46,7 @@ static ptrdiff_t divide(const problem *p, const fused_adamw_tensor *whole, int n
                                     [V_MAX] = &tensor->buffers[FUSED_ADAMW_V_MAX],
                                     [M_SCALE] = &tensor->m_scale,
                                     [V_SCALE] = &tensor->v_scale,
+                                    [MASTER] = &tensor->master,
                                     [EMA] = &tensor->buffers[FUSED_ADAMW_EMA]};
         for (int role = 0; role < NUM_ROLES; role++)
             if (fields[role] && *fields[role]) {
@@ -53,8 +54,6 @@ static ptrdiff_t divide(const problem *p, const fused_adamw_tensor *whole, int n
                 *fields[role] = (char *)*fields[role] + item * (ptrdiff_t)p->unit[role];
             }
         tensor->grads = (const char *)whole->grads + begin * (ptrdiff_t)p->unit[GRADS];
-        if (whole->master)
-            tensor->master = (float *)((char *)whole->master + begin * (ptrdiff_t)sizeof(float));
         begin = end;
     }
     return count;

@@ -18,6 +18,7 @@ class ElementType(NamedTuple):
     name: str
     itemsize: int
     compute: str
+    master: str
 
 class StateFormat(NamedTuple):
     name: str

@@ -6,17 +6,17 @@ from typing import Any
 
 from ._core import BoundTensors, DeferredSignals, ReentrantLock
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
-from ._optim.base import BaseOptimizer
+from ._optim.decoded_state import DecodedState
 from ._optim.options import HYPERPARAMETERS
 from ._optim.param_groups import DecayMask, matrices_only
 from ._optim.state_dict import SavedState, recognized_entry
-from ._optim.state_formats import StateDtype, allocate_state, convert_state, moment
+from ._optim.state_formats import StateDtype, allocate_state, convert_state
 from .schedules import Schedule
 
 __all__ = ["AdamW", "DecayMask", "matrices_only"]
 
 
-class AdamW(BaseOptimizer):
+class AdamW(DecodedState):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) for NumPy arrays.
 
     The interface is that of ``torch.optim.AdamW``, but gradients are passed to ``step``. Each step
@@ -52,16 +52,20 @@ class AdamW(BaseOptimizer):
         skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
             float64, changes nothing.
         state_dtype: storage format of the moments. None: the dtype of the parameters (float32 for
-            float16 parameters). "bfloat16": 4 bytes a parameter. "8bit": 2 bytes a parameter and 8
-            bytes a block of 256; not with amsgrad. docs/state-formats.md describes both. The
-            arithmetic is float32 all the same. Not for float64 parameters.
+            float16 parameters). "float32": 8 bytes a parameter. "bfloat16": 4. "8bit": 2, and 8 a
+            block of 256; not with amsgrad. docs/state-formats.md describes them. The arithmetic is
+            float32 all the same. Not for float64 parameters.
         num_threads: the largest number of threads. None: the first steps, and a few in each
             thousand, are timed with one and with all threads, and the faster setting is kept.
             (NumPy's own threads spin after a matrix product and can delay others.)
         decay_mask: which tensors weight decay applies to: a predicate of a name and an array, such
             as ``matrices_only``, or booleans in the structure of ``params``. None: all.
         master_weights: keep 16-bit parameters in float32 too, as part of the state, and update
-            those; the parameters are their values, rounded to the nearest.
+            those; the parameters are their values, rounded to the nearest. ``master`` reads them.
+            bfloat16: 2 bytes a parameter, the low 16 bits, which the parameter completes; ties
+            round away from zero. A step starts from a parameter that others have written, to
+            within half a unit in its last place, as the low bits remain.
+            float16: 4 bytes; the next step overwrites parameters that others have written.
         seed: 0 to 2^32 - 1, of the stochastic rounding of 8-bit and 16-bit moments, and of bfloat16
             parameters without master weights: a number rounds up with probability equal to the
             discarded fraction, so that updates below one quantum accumulate. The random numbers
@@ -149,28 +153,6 @@ class AdamW(BaseOptimizer):
         )
 
     # ---- state
-
-    @property
-    def m(self) -> ArrayTree:
-        """The first moments, in the structure of ``params``: copies in float32 where they are
-        stored in 16 or 8 bits, and for 16-bit parameters."""
-        return self._moments("m")
-
-    @property
-    def v(self) -> ArrayTree:
-        """The second moments, as ``m``."""
-        return self._moments("v")
-
-    @property
-    def v_max(self) -> ArrayTree | None:
-        """The largest second moments, as ``m``; None without amsgrad."""
-        return self._optional("v_max")
-
-    @property
-    def ema(self) -> ArrayTree | None:
-        """The averages of the weights, in the structure of ``params``: in their dtype, or in
-        float32 for 16-bit parameters; None without ema_decay."""
-        return self._optional("ema")
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of everything but the parameters, which shares no memory with the optimizer.
@@ -286,14 +268,6 @@ class AdamW(BaseOptimizer):
             seed=self.seed,
             roles=self._state_options.roles,
         )
-
-    def _moments(self, role: str) -> ArrayTree:
-        arrays = zip(self._state, self._arrays, strict=True)
-        tree: ArrayTree = self._spec.unflatten(moment(state, role, p) for state, p in arrays)
-        return tree
-
-    def _optional(self, role: str) -> ArrayTree | None:
-        return self._moments(role) if role in self._state_options.roles else None
 
 
 _REBUILT = {"_spec", "_sources", "_views", "_bound", "_lock"}

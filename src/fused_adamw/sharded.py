@@ -29,6 +29,7 @@ from ._distributed.partition import (
     check_bucket_bytes,
     partition,
     slices_by_tensor,
+    sum_itemsize,
 )
 from ._optim.arrays import (
     Array,
@@ -41,7 +42,7 @@ from ._optim.arrays import (
 )
 from ._optim.base import BaseOptimizer
 from ._optim.param_groups import DecayMask
-from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, supported_dtypes
+from ._optim.state_formats import StateDtype, allocate_state, storage_dtype
 from .schedules import Schedule
 
 __all__ = ["ShardedAdamW"]
@@ -58,8 +59,8 @@ class ShardedAdamW(BaseOptimizer):
     optimizers of a communicator; another one gets a RuntimeError.
 
     Args:
-        params: as in ``AdamW``, of float32 and float64; the same values on all ranks. Each step
-            updates all of them on all ranks, in place.
+        params: as in ``AdamW``; the same values on all ranks. Each step updates all of them on all
+            ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
             duplicate, on which an error of MPI ends the job.
         bucket_bytes: twice the most bytes that one collective moves; at least 262,144, and what
@@ -105,6 +106,7 @@ class ShardedAdamW(BaseOptimizer):
         state_dtype: StateDtype | None = None,
         num_threads: int | None = None,
         decay_mask: DecayMask | None = None,
+        master_weights: bool = False,
         seed: int | None = 0,
         ema_decay: float | None = None,
     ) -> None:
@@ -117,7 +119,6 @@ class ShardedAdamW(BaseOptimizer):
                 self._number = self._operations.num_optimizers + 1
                 fingerprint |= self.collective_call("ShardedAdamW")
                 self._arrange(params, arguments)
-                self._require_own_arithmetic()
                 check_bucket_bytes(bucket_bytes)
                 self._bind(bucket_bytes)
                 self._finish(decay_mask)
@@ -148,8 +149,8 @@ class ShardedAdamW(BaseOptimizer):
             KeyboardInterrupt, and what other signal handlers raise: after the current step has
                 completed on this rank.
 
-        The sum of the gradients is formed in their dtype, in an order that MPI chooses, and divided
-        by the number of ranks.
+        The sum of the gradients is formed in their dtype (of 16-bit gradients in float32), in an
+        order that MPI chooses, divided by the number of ranks, and rounded to their dtype.
         """
         fingerprint: dict[str, Any] = {}
         with self.exclusive("step"):
@@ -185,8 +186,8 @@ class ShardedAdamW(BaseOptimizer):
         """Gather the averages of the weights from the ranks that keep them. Collective.
 
         Returns:
-            New arrays in the structure of ``params``, each of the shape, dtype (float32 or float64)
-            and memory order ("C" or "F") of its parameter; None without ema_decay.
+            New arrays in the structure of ``params``, each of the shape, memory order ("C" or "F")
+            and dtype of its parameter, or float32 where that has 16 bits; None without ema_decay.
         """
         return self._gather_role("ema")
 
@@ -207,7 +208,9 @@ class ShardedAdamW(BaseOptimizer):
         """New arrays that have this rank's parts of a state array in their places."""
         if role not in self._state_options.roles:
             return None
-        whole = [np.empty_like(flat) for flat in self._flat]
+        entries = (self.state_entries(array)[role] for array in self._arrays)
+        dtypes = [storage_dtype(storage) for storage, _ in entries]
+        whole = [np.empty(x.shape, d) for x, d in zip(self._flat, dtypes, strict=True)]
         for s, state in zip(self._own, self._state, strict=True):
             whole[s.tensor][s.begin : s.end] = state.arrays[role]
         return whole
@@ -249,20 +252,13 @@ class ShardedAdamW(BaseOptimizer):
 
     # ---- construction
 
-    def _require_own_arithmetic(self) -> None:
-        """Raise TypeError for 16-bit parameters, whose gradients MPI cannot add up."""
-        for name, array in zip(self._spec.argument_names("params"), self._arrays, strict=True):
-            if ELEMENT_TYPES[array.dtype.name].compute != array.dtype.name:
-                raise TypeError(
-                    f"{name} must have dtype {supported_dtypes(None)}; got {array.dtype}"
-                )
-
     def _bind(self, bucket_bytes: int) -> None:
         """Partition the tensors, and allocate and bind this rank's part of the state."""
         self._flat = [ravel_like(array, order_of(array)) for array in self._arrays]
         capacity = min(bucket_bytes // 2, MAX_COLLECTIVE_BYTES)
         if self.comm.size == 1:  # nothing is moved
-            capacity = max(MIN_BUCKET_BYTES, sum(flat.nbytes for flat in self._flat))
+            nbytes = sum(flat.size * sum_itemsize(flat.dtype.name) for flat in self._flat)
+            capacity = max(MIN_BUCKET_BYTES, nbytes)
         sizes = [flat.size for flat in self._flat]
         dtypes = [flat.dtype.name for flat in self._flat]
         self.buckets = partition(sizes, dtypes, self.comm.size, capacity)

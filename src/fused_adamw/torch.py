@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from ._core import DeferredSignals, ReentrantLock
 from ._optim.state_formats import StateDtype
 from ._torch import options
-from ._torch.dispatch import dispatch, run_all
+from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
 from ._torch.state import restore_dtypes
 
@@ -58,13 +58,17 @@ class AdamW(torch.optim.AdamW):
         differentiable: As in PyTorch, whose update is used.
         fused: False selects PyTorch's update. True selects PyTorch's fused update for what the
             kernels do not support.
-        state_dtype: Storage format of the moments. None: the dtype of the parameter. "bfloat16" and
-            "8bit" take 4 and 2 bytes per parameter, for dense float32, bfloat16 and float16 CPU
-            parameters; the arithmetic is float32. The state of "8bit" is ``exp_avg_code`` and
-            ``exp_avg_scale``, and the same of ``exp_avg_sq``. It does not support amsgrad, and
-            PyTorch's class cannot use it.
-        seed: Of stochastic rounding, which ``state_dtype`` uses for its moments and for 16-bit
-            parameters; None rounds to nearest.
+        state_dtype: Storage format of the moments. None: the dtype of the parameter. "float32",
+            "bfloat16" and "8bit" take 8, 4 and 2 bytes per parameter, for dense float32, bfloat16
+            and float16 CPU parameters; the arithmetic is float32. The state of "8bit" is
+            ``exp_avg_code`` and ``exp_avg_scale``, and the same of ``exp_avg_sq``. It does not
+            support amsgrad, and PyTorch's class cannot use it.
+        master_weights: Keep 16-bit parameters in float32 too, in the state as ``master``, and
+            update those; the parameters are their values, rounded to nearest. It starts as the
+            parameter before its first step. Without ``state_dtype`` the moments of float16
+            parameters are float32.
+        seed: Of stochastic rounding, for moments of 16 and 8 bits, and for bfloat16 parameters
+            with ``state_dtype`` and without master weights; None rounds to nearest.
         ema_decay: Decay rate of an exponential moving average of the weights, at least 0 and less
             than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
@@ -75,8 +79,9 @@ class AdamW(torch.optim.AdamW):
     and pickles refer to tensors that later steps change: ``exclusive`` keeps these off while they
     are written. ``copy.copy`` shares everything, as in PyTorch.
 
-    With ``state_dtype`` or the decay rate of an average nothing falls back to PyTorch: ``step``
-    raises TypeError, with nothing changed, for a parameter that the kernels do not support.
+    With ``state_dtype``, ``master_weights`` or the decay rate of an average nothing falls back to
+    PyTorch: ``step`` raises TypeError, with nothing changed, for a parameter that the kernels do
+    not support.
 
     Raises:
         TypeError, ValueError: As ``torch.optim.AdamW``; and from ``step``, with nothing in the
@@ -99,6 +104,7 @@ class AdamW(torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         state_dtype: StateDtype | None = None,
+        master_weights: bool = False,
         seed: int | None = 0,
         ema_decay: float | None = None,
     ) -> None:
@@ -135,11 +141,14 @@ class AdamW(torch.optim.AdamW):
                 raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.AdamW``; ``state_dtype`` and ``seed`` are those of the saved groups too.
+        """As ``torch.optim.AdamW``; ``state_dtype``, ``master_weights`` and ``seed`` are those of
+        the saved groups too.
 
-        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed``, the
-        decay rate of an average, and, where the state is stored so, ``state_dtype`` as they are in
-        this optimizer. An average that was not saved starts from the parameters at the next step.
+        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed``,
+        ``master_weights``, the decay rate of an average, and, where the state is stored so,
+        ``state_dtype`` as they are in this optimizer. Master weights and averages that were not
+        saved, and master weights that PyTorch's class has loaded and saved, start from the
+        parameters at the next step.
         Signal handlers of Python are deferred to the end.
         """
         saved: dict[str, Any] = {}  # after the hooks of the user
@@ -214,9 +223,10 @@ class AdamW(torch.optim.AdamW):
         if found_inf is None or not found_inf.item():
             # Compiled code cannot take a lock.
             with nullcontext() if torch.compiler.is_compiling() else self.exclusive():
-                dispatches, first = [], 0
+                dispatches: list[GroupDispatch] = []
+                first = 0
                 for group in self.param_groups:
-                    dispatches.append(dispatch(self, group, first))
+                    dispatches += dispatch(self, group, first)
                     first += len(group["params"])
                 run_all(self, dispatches)
         return loss

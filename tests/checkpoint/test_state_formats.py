@@ -22,7 +22,7 @@ from fused_adamw.checkpoint import (
 )
 
 SHAPES = [(7, 90), (300,), (), (0, 3), (3, 40, 50)]
-KINDS = [None, "bfloat16", "8bit"]
+KINDS = [None, "float32", "bfloat16", "8bit"]
 
 
 def trained(dtype="float32", order="C", steps=3, shapes=SHAPES, **options):
@@ -62,6 +62,7 @@ def test_a_file_resumes_to_the_bit(dtype, state_dtype, master_weights, order, pa
 
 TAGS = {  # of float32 parameters; without amsgrad
     None: {"params": "F32", "m": "F32", "v": "F32"},
+    "float32": {"params": "F32", "m": "F32", "v": "F32"},
     "bfloat16": {"params": "F32", "m": "BF16", "v": "BF16"},
     "8bit": {"params": "F32", "m": "I8", "v": "U8", "m_scale": "F32", "v_scale": "U32"},
 }
@@ -72,7 +73,7 @@ TAGS = {  # of float32 parameters; without amsgrad
     ("dtype", "changes"),
     [
         ("float32", {}),
-        ("bfloat16", {"params": "BF16", "master": "F32"}),
+        ("bfloat16", {"params": "BF16", "master": "I16"}),
         ("float16", {"params": "F16", "master": "F32"}),
     ],
 )
@@ -104,7 +105,7 @@ def as_it_is(dtype, before, after, orders):
     """Whether a state loads without ``convert``: moments of the shape of their parameters do from
     any memory order."""
     own = "bfloat16" if dtype == "bfloat16" else "float32"
-    same_order = orders[0] == orders[1] or (dtype, before) == ("float32", None)
+    same_order = orders[0] == orders[1] or (dtype, before or own) == ("float32", "float32")
     return (before or own) == (after or own) and same_order
 
 
@@ -139,18 +140,20 @@ def test_master_weights_that_a_file_lacks_are_made_from_its_parameters(dtype, or
     with pytest.raises(MismatchedCheckpointError, match=r"convert=True"):
         load_checkpoint(path, other)
     load_checkpoint(path, other, convert=True)
-    entries = other.state_dict()["state"].values()
-    for p, q, entry in zip(params_of(opt), params_of(other), entries, strict=True):
+    for p, q, master in zip(params_of(opt), params_of(other), other.master, strict=True):
         np.testing.assert_array_equal(q, p)
-        np.testing.assert_array_equal(entry["master"], p.astype(np.float32).ravel())
+        np.testing.assert_array_equal(master, p.astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_master_weights_are_converted_or_dropped(order, path, piece):
-    opt = trained("float16", "C", state_dtype="8bit", master_weights=True)
+def test_master_weights_are_converted_or_dropped(order, dtype, path, piece):
+    opt = trained(dtype, "C", state_dtype="8bit", master_weights=True)
     save_checkpoint(path, opt)
-    other = trained("float16", order, steps=1, master_weights=True)
+    other = trained(dtype, order, steps=1, master_weights=True)
     load_checkpoint(path, other, convert=True)
+    for own, expected in zip(other.master, opt.master, strict=True):
+        np.testing.assert_array_equal(own, expected)
     for p, array, entry in zip(
         params_of(opt),
         opt.state_dict()["state"].values(),
@@ -159,7 +162,7 @@ def test_master_weights_are_converted_or_dropped(order, path, piece):
     ):
         master = array["master"].reshape(p.shape)
         np.testing.assert_array_equal(entry["master"].reshape(p.shape, order=order), master)
-    without = trained("float16", order, state_dtype="8bit", steps=1)
+    without = trained(dtype, order, state_dtype="8bit", steps=1)
     load_checkpoint(path, without, convert=True)
     assert "master" not in without.state_dict()["state"]["0"]
 

@@ -46,7 +46,7 @@ from cli_process import MAIN, in_a_process
         ("--max-grad-norm 0", "max_grad_norm"),
         (
             "--dtype float32 --state-dtype 4bit",
-            "'--state-dtype': must be one of bfloat16, 8bit; got 4bit",
+            "'--state-dtype': must be one of float32, bfloat16, 8bit; got 4bit",
         ),
         ("--state-dtype 8bit", "--state-dtype requires --dtype float32"),
         ("--schedule step", "--schedule"),

@@ -11,7 +11,7 @@ from fused_adamw._distributed.partition import partition, slices_by_tensor
 TENSORS = st.lists(
     st.tuples(
         st.one_of(st.integers(0, 300), st.integers(CHUNK - 1, CHUNK + 1), st.integers(0, 10**6)),
-        st.sampled_from(["float32", "float64"]),
+        st.sampled_from(["float16", "float32", "float64"]),
     ),
     min_size=1,
     max_size=12,

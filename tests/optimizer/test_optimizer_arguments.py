@@ -194,7 +194,7 @@ BAD_ARGUMENTS = [
     (vector, {"max_grad_norm": 0}, ValueError, ["max_grad_norm"]),
     (vector, {"max_grad_norm": -1.0}, ValueError, ["max_grad_norm"]),
     (vector, {"max_grad_norm": "1"}, TypeError, ["max_grad_norm"]),
-    (vector, {"state_dtype": "float32"}, ValueError, ["state_dtype", "float32"]),
+    (vector, {"state_dtype": "float64"}, ValueError, ["state_dtype", "float64"]),
     (vector, {"num_threads": 0}, ValueError, ["num_threads"]),
     (vector, {"maximize": "no"}, TypeError, ["maximize must be a bool; got 'no'"]),
     (vector, {"ema_decay": 1.0}, ValueError, ["ema_decay", "got 1.0"]),

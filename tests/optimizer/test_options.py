@@ -28,7 +28,7 @@ def test_the_constructor_of_sharded_adamw_has_the_same():
     from fused_adamw.sharded import ShardedAdamW
 
     alone, sharded = defaults_of(AdamW), defaults_of(ShardedAdamW)
-    assert alone.items() - sharded.items() == {("master_weights", False)}
+    assert alone.items() <= sharded.items()
     assert set(sharded) - set(alone) == {"comm", "bucket_bytes"}
 
 

@@ -65,6 +65,20 @@ def to_bfloat16(values, dither, keep_positive=False):
     return code.astype(np.uint16)
 
 
+def join_master(codes, rest):
+    """The float32 that a bfloat16 and the 16 bits beyond it are of."""
+    exact = from_bfloat16(codes)
+    masters = floats(bits(exact) + rest.astype(np.int64))
+    return np.where(np.isnan(masters), exact, masters)
+
+
+def split_master(values):
+    """Rounded to the nearest, ties away from zero; and the rest in units of the last place."""
+    nan, exact = np.isnan(values), bits(values)
+    upper = np.where(nan, exact >> 16 | 0x40, (exact + 0x8000) >> 16)
+    return upper.astype(np.uint16), np.where(nan, 0, exact - (upper << 16)).astype(np.int16)
+
+
 def decode(codes, dtype):
     """Arrays of "float32", "float16" (as they are) or "bfloat16" (as uint16) in float32."""
     return from_bfloat16(codes) if dtype == "bfloat16" else codes.astype(np.float32)
@@ -179,7 +193,11 @@ class TensorTwin:
         if self.kept == "8bit":
             self.state["v_scale"][:] = 0  # before the first step
         if narrow and master_weights:
-            self.state["master"] = decode(self.params, self.dtype)
+            self.state["master"] = (
+                np.zeros(size, np.int16)
+                if self.dtype == "bfloat16"
+                else decode(self.params, self.dtype)
+            )
         if ema_decay is not None:
             wide = self.dtype == "float64"
             self.state["ema"] = (self.params if wide else decode(self.params, self.dtype)).copy()
@@ -209,16 +227,24 @@ class TensorTwin:
             p, g = self.params, raw(gradient)
         else:
             g = decode(raw(gradient), self.dtype)
-            p = decode(self.params, self.dtype) if master is None else master
+            p = decode(self.params, self.dtype) if master is None else self.master()
         p, m, v, *v_max = adamw_twin(p, g, m, v, self.t, **hyper, scale=scale, v_max=v_max)
         dither = dithers(self.seed, self.tensor, p.size, self.t)
         self.state = self.encoded(m, v, v_max[0] if v_max else None, dither)
-        if master is not None:
-            self.state["master"] = p
         if ema is not None:
             self.state["ema"] = ema_twin(ema, p, self.ema_decay)
+        if master is not None and self.dtype == "bfloat16":
+            self.params, self.state["master"] = split_master(p)
+            return
+        if master is not None:
+            self.state["master"] = p
         of_params = None if master is not None else dither["params"]
         self.params = p if self.kept == "float64" else encode(p, self.dtype, of_params)
+
+    def master(self):
+        """The master weights in float32."""
+        stored = self.state["master"]
+        return join_master(self.params, stored) if self.dtype == "bfloat16" else stored
 
 
 def norm_of(gradients):

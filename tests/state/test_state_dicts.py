@@ -23,14 +23,14 @@ from fused_adamw import AdamW, fused_adamw
 # ---- bad arguments
 
 
-@pytest.mark.parametrize("name", ["", "8BIT", "8-bit", "float32", "int8", 8, True, np.float32])
+@pytest.mark.parametrize("name", ["", "8BIT", "8-bit", "float64", "int8", 8, True, np.float32])
 def test_unknown_state_dtypes(name):
-    expected = r"state_dtype must be None, 'bfloat16' or '8bit'; got"
+    expected = r"state_dtype must be None, 'float32', 'bfloat16' or '8bit'; got"
     with pytest.raises(ValueError, match=expected):
         AdamW(np.ones(3, np.float32), state_dtype=name)
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("view", [np.asarray, memoryview], ids=["array", "memoryview"])
 def test_float64_keeps_its_own_moments(state_dtype, view):
     expected = rf"params\[1\] must have dtype float32, .*'{state_dtype}'; got float64"

@@ -18,7 +18,7 @@ from states import (
     state_of,
     twins_of,
 )
-from twin_state import TensorTwin, dithers, norm_of
+from twin_state import TensorTwin, dithers, norm_of, split_master
 
 from fused_adamw import AdamW
 
@@ -292,21 +292,23 @@ def test_steps_below_the_rounding_of_bfloat16_add_up():
     np.testing.assert_allclose(moved[0], 600 * 128 * step, atol=4)
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_master_weights_are_those_of_float32(dtype):
+def test_master_weights_are_those_of_float32(dtype, state_dtype, isa):
     """A run on float32 parameters, of gradients that 16 bits hold; the parameters are it,
     rounded to the nearest."""
     dtype = dtype_named(dtype)
     (p,) = draw([(700,)], dtype)
     q = p.astype(np.float32)
-    options = {"state_dtype": "bfloat16", "seed": 5}
+    options = {"state_dtype": state_dtype, "seed": 5}
     narrow, wide = AdamW(p, **options, master_weights=True), AdamW(q, **options)
     for t in range(20):
         (g,) = draw([(700,)], dtype, seed=t)
         narrow.step(g)
         wide.step(g.astype(np.float32))
-    np.testing.assert_array_equal(state_of(narrow)[0]["master"], q)
-    np.testing.assert_array_equal(p, q.astype(dtype))
+        np.testing.assert_array_equal(narrow.master, q, strict=True)
+        expected = split_master(q)[0].view(dtype) if dtype.name == "bfloat16" else q.astype(dtype)
+        np.testing.assert_array_equal(p, expected)
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])

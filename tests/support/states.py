@@ -15,8 +15,8 @@ SIZES = [(), (1,), (2,), (255,), (256,), (257,), (0,), (511,), (0, 3), (513,), (
 LOW_PRECISION = [
     (dtype, state_dtype)
     for dtype in ("float32", "float16", "bfloat16")
-    for state_dtype in (None, "bfloat16", "8bit")
-    if (dtype, state_dtype) != ("float32", None)
+    for state_dtype in (None, "float32", "bfloat16", "8bit")
+    if (dtype, state_dtype) not in (("float32", None), ("float32", "float32"))
 ]
 
 
@@ -135,11 +135,11 @@ def stored(opt):
 
 # ---- conversion
 
-STATE_DTYPES = [None, "bfloat16", "8bit"]
+STATE_DTYPES = [None, "float32", "bfloat16", "8bit"]
 
 
 def loads_unconverted(dtype, before, after, orders):
     """Whether a state loads as it is: float32 parameters' own moments do from any memory order."""
     own = "bfloat16" if dtype == "bfloat16" else "float32"
-    same_order = orders[0] == orders[1] or (dtype, before) == ("float32", None)
+    same_order = orders[0] == orders[1] or (dtype, before or own) == ("float32", "float32")
     return (before or own) == (after or own) and same_order

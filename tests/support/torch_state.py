@@ -10,7 +10,7 @@ from fused_adamw.torch import AdamW  # noqa: E402
 
 SHAPES = [(40, 7), (300,), (), (0, 3), (1, 257), (2, 3, 4, 5)]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-STATE_DTYPES = ["bfloat16", "8bit"]
+STATE_DTYPES = ["float32", "bfloat16", "8bit"]
 
 
 def draw(seed, dtype=torch.float32, scale=1.0):

@@ -31,7 +31,7 @@ def test_signature():
     missing = {name for name, *_ in theirs} - {name for name, *_ in ours}
     assert not missing, f"PyTorch {torch.__version__} has new arguments: {sorted(missing)}"
     assert ours[: len(theirs)] == theirs
-    own = [("state_dtype", None), ("seed", 0), ("ema_decay", None)]
+    own = [("state_dtype", None), ("master_weights", False), ("seed", 0), ("ema_decay", None)]
     assert [(name, default) for name, _, default in ours[len(theirs) :]] == own
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for _, kind, _ in ours[len(theirs) :])
 

@@ -19,7 +19,10 @@ from fused_adamw.torch import AdamW  # noqa: E402
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state_dtype": "int4"}, "state_dtype must be None, 'bfloat16' or '8bit'; got 'int4'"),
+        (
+            {"state_dtype": "int4"},
+            "state_dtype must be None, 'float32', 'bfloat16' or '8bit'; got 'int4'",
+        ),
         (
             {"state_dtype": "8bit", "amsgrad": True},
             "amsgrad=True is not supported with state_dtype='8bit'",

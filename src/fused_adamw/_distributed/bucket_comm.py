@@ -1,6 +1,7 @@
 """Collectives on buckets, overlapped with computation."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,14 @@ class StagingBuffer:
         self.request: Request | None = None
         self.unpack_to: tuple[Bucket, Sequence[Array]] | None = None  # after an all-gather
 
-    def view(self, bucket: Bucket) -> Array:
-        """The memory as the elements of a bucket."""
-        elements: Array = self._packed[: bucket.nbytes].view(bucket.dtype)
+    def view(self, bucket: Bucket, dtype: np.dtype[Any]) -> Array:
+        """The memory as the elements of a bucket, of a dtype that is no wider than the sum's."""
+        elements: Array = self._packed[: sum(bucket.counts) * dtype.itemsize].view(dtype)
         return elements
 
     def part(self, bucket: Bucket, rank: int) -> Array:
-        """Memory for the elements of a bucket that a rank owns."""
-        elements: Array = self._part[: bucket.part_nbytes(rank)].view(bucket.dtype)
+        """Memory for the sum of the elements of a bucket that a rank owns."""
+        elements: Array = self._part[: bucket.part_nbytes(rank)].view(bucket.sum_dtype)
         return elements
 
     def wait(self) -> None:
@@ -38,7 +39,7 @@ class StagingBuffer:
             self.request = None
         if self.unpack_to is not None:
             bucket, targets = self.unpack_to
-            unpack(self.view(bucket), bucket.slices, targets)
+            unpack(self.view(bucket, dtype_of(bucket, targets)), bucket.slices, targets)
             self.unpack_to = None
 
 
@@ -77,8 +78,9 @@ class BucketCommunicator:
             grads: the elements of each tensor, as from ``ravel_like``; None counts as zeros.
 
         Yields:
-            The position of a bucket in ``buckets``, and this rank's part of the sum. That lies in a
-            staging buffer, and may be changed, until the next one is asked for.
+            The position of a bucket in ``buckets``, and this rank's part of the sum, in
+            ``sum_dtype``. That lies in a staging buffer, and may be changed, until the next one is
+            asked for.
         """
         received: list[Array] = []
         for k, bucket in enumerate(buckets):
@@ -94,8 +96,8 @@ class BucketCommunicator:
         buffer = self._buffers[k % 2]
         buffer.wait()
         sent = self._contiguous(bucket, grads)
-        if sent is None:
-            sent = buffer.view(bucket)
+        if sent is None or sent.dtype != bucket.sum_dtype:  # MPI cannot add up 16-bit numbers
+            sent = buffer.view(bucket, bucket.sum_dtype)
             pack(sent, bucket.slices, grads)
         received = buffer.part(bucket, self.comm.rank)
         buffer.request = start_reduce_scatter(self.comm, sent, received, bucket.counts)
@@ -117,7 +119,7 @@ class BucketCommunicator:
         else:
             buffer = self._buffers[k % 2]
             buffer.wait()
-            packed = buffer.view(bucket)
+            packed = buffer.view(bucket, dtype_of(bucket, arrays))
             pack(packed[bucket.starts[self.comm.rank] :], self.own(bucket), arrays)
             buffer.request = start_allgather(self.comm, packed, bucket.counts, bucket.starts)
             buffer.unpack_to = bucket, arrays
@@ -139,6 +141,23 @@ class BucketCommunicator:
         tensor, begin, end = bucket.contiguous_range
         array = arrays[tensor]
         return array[begin:end] if isinstance(array, np.ndarray) else None
+
+
+def dtype_of(bucket: Bucket, arrays: Sequence[Array]) -> np.dtype[Any]:
+    """The dtype of those arrays that a bucket has elements of."""
+    dtype: np.dtype[Any] = arrays[bucket.tensors[0]].dtype
+    return dtype
+
+
+def narrow(elements: Array, dtype: np.dtype[Any]) -> Array:
+    """Convert contiguous elements to a dtype that is no wider, in their own memory."""
+    if elements.dtype == dtype:
+        return elements
+    narrowed: Array = elements.view(np.uint8)[: elements.size * dtype.itemsize].view(dtype)
+    for begin in range(0, elements.size, COPIED_AT_ONCE):  # what is written was read before
+        end = min(begin + COPIED_AT_ONCE, elements.size)
+        narrowed[begin:end] = elements[begin:end].astype(dtype)
+    return narrowed
 
 
 def pack(target: Array, slices: Sequence[ShardSlice], sources: Sequence[Array | None]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._core import BoundTensors, clip_factor, norm_of_chunks
 from .._optim.arrays import Array, ShardSlice
 from .._optim.param_groups import Hyperparams
-from .bucket_comm import BucketCommunicator
+from .bucket_comm import BucketCommunicator, dtype_of, narrow
 from .mpi import gather_vectors
 from .partition import Bucket
 
@@ -100,10 +100,13 @@ class CollectiveStep:
         """Reduce, update and gather one bucket after another."""
         ranks = self.comm.comm.size
         # A power of two divides as well as a factor of the kernel, unless that is rounded with it.
-        in_kernel = options["grad_scale"] == 1 and ranks & (ranks - 1) == 0
+        exact = options["grad_scale"] == 1 and ranks & (ranks - 1) == 0
         for k, part in self.comm.reduce([self._buckets[i] for i in active], grads):
+            dtype = dtype_of(self._buckets[active[k]], self._params)
+            in_kernel = exact and part.dtype == dtype
             if not in_kernel:
                 np.divide(part, ranks, out=part)
+                part = narrow(part, dtype)
             means = [
                 None if grads[s.tensor] is None else mean
                 for s, mean in _split(part, self._own[active[k]])
@@ -148,7 +151,7 @@ class CollectiveStep:
     ) -> None:
         for s, total in _split(part, own):
             grad = grads[s.tensor]
-            if isinstance(grad, np.ndarray):
+            if isinstance(grad, np.ndarray) and grad.dtype == total.dtype:
                 np.divide(total, self.comm.comm.size, out=grad[s.begin : s.end])
             elif grad is not None:
                 np.divide(total, self.comm.comm.size, out=total)

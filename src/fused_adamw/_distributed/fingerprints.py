@@ -4,6 +4,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .._optim.arrays import Array, order_of
 from .._optim.base import BaseOptimizer
 from .._optim.options import HYPERPARAMETERS
@@ -33,7 +35,7 @@ def of_construction(
             value = group[name]
             fingerprint[f"{name} of group {g}"] = "a schedule" if callable(value) else value
     for name, elements in zip(params, flat, strict=True):
-        fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(elements.data)
+        fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(elements.view(np.uint8).data)
     return fingerprint
 
 

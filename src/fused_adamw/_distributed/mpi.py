@@ -26,7 +26,7 @@ from .operations import CollectiveOperations
 Comm: TypeAlias = Any  # mpi4py.MPI.Intracomm; mpi4py is not there when types are checked
 Request: TypeAlias = Any  # mpi4py.MPI.Request
 
-DATATYPES = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
+UNSIGNED = {2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
 _DUPLICATE = MPI.Comm.Create_keyval()
 _OPERATIONS = MPI.Comm.Create_keyval()
 
@@ -104,8 +104,8 @@ def start_allgather(
     comm: Comm, elements: Array, counts: Sequence[int], starts: Sequence[int]
 ) -> Request:
     """Start to fill an array in which each rank has its own part already."""
-    datatype = DATATYPES[elements.dtype.name]
-    return comm.Iallgatherv(MPI.IN_PLACE, [elements, counts, starts, datatype])
+    bits = elements.view(f"u{elements.itemsize}")  # MPI has no bfloat16
+    return comm.Iallgatherv(MPI.IN_PLACE, [bits, counts, starts, UNSIGNED[elements.itemsize]])
 
 
 def make_progress(requests: Sequence[Request]) -> None:

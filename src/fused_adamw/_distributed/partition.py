@@ -32,7 +32,7 @@ TensorRange: TypeAlias = tuple[int, int, int]
 class Bucket:
     """The elements that one reduce-scatter and one all-gather move."""
 
-    dtype: str
+    dtype: str  # of the parameters
     parts: tuple[tuple[ShardSlice, ...], ...]  # of each rank; end to end they are the bucket
 
     @cached_property
@@ -55,12 +55,19 @@ class Bucket:
         """The tensors that the bucket has elements of."""
         return list(dict.fromkeys(s.tensor for s in self.slices))
 
+    @property
+    def sum_dtype(self) -> np.dtype[Any]:
+        """The dtype that gradients are added up in: that of the arithmetic."""
+        return np.dtype(ELEMENT_TYPES[self.dtype].compute)
+
     @cached_property
     def nbytes(self) -> int:
-        return sum(self.counts) * np.dtype(self.dtype).itemsize
+        """The most that a collective moves."""
+        return sum(self.counts) * self.sum_dtype.itemsize
 
     def part_nbytes(self, rank: int) -> int:
-        return self.counts[rank] * np.dtype(self.dtype).itemsize
+        """The most that a rank receives of a reduce-scatter."""
+        return self.counts[rank] * self.sum_dtype.itemsize
 
     @cached_property
     def contiguous_range(self) -> TensorRange | None:
@@ -81,14 +88,19 @@ def partition(
     owned = [0] * num_ranks  # bytes
     buckets = []
     for dtype in dict.fromkeys(dtypes):
-        itemsize = np.dtype(dtype).itemsize
+        itemsize, moved = ELEMENT_TYPES[dtype].itemsize, sum_itemsize(dtype)
         of_dtype = {i: sizes[i] for i, other in enumerate(dtypes) if other == dtype and sizes[i]}
-        for ranges in _fill_buckets(of_dtype, max_bucket_bytes // itemsize):
+        for ranges in _fill_buckets(of_dtype, max_bucket_bytes // moved):
             parts = _divide(ranges, owned, itemsize)
             for rank, part in enumerate(parts):
                 owned[rank] += itemsize * sum(s.size for s in part)
             buckets.append(Bucket(dtype, tuple(parts)))
     return buckets
+
+
+def sum_itemsize(dtype: str) -> int:
+    """The bytes of an element of the sum of gradients of this dtype."""
+    return ELEMENT_TYPES[ELEMENT_TYPES[dtype].compute].itemsize
 
 
 def check_bucket_bytes(bucket_bytes: Any) -> None:

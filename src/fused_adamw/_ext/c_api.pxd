@@ -41,6 +41,8 @@ cdef extern from "fused_adamw.h" nogil:
         int dlpack_code
         int dlpack_bits
         int compute
+        const char *master_type
+        int master_size
 
     const fused_adamw_element_type *fused_adamw_element_types
 
@@ -84,7 +86,7 @@ cdef extern from "fused_adamw.h" nogil:
         void *v
         void *m_scale
         void *v_scale
-        float *master
+        void *master
         void *buffers[FUSED_ADAMW_NUM_BUFFERS]
         ptrdiff_t size
         int element_type

@@ -119,7 +119,8 @@ cdef class PreparedStep:
             found_roles |= 1 << self.roles[self.num_roles]
             self.num_roles += 1
             self.state.append(found)
-        require_roles(FUSED_ADAMW_FLOAT32, max(self.state_format, 0), found_roles)
+        # Which parameters can have master weights is checked one by one.
+        require_roles(FUSED_ADAMW_FLOAT32, max(self.state_format, 0), found_roles & ~(1 << MASTER))
         for found in (self.params, self.grads, self.steps, *self.state):
             if type(found) is not list:
                 raise TypeError(f"tensors must have lists; got {type(found).__name__}")
@@ -167,7 +168,7 @@ cdef class PreparedStep:
         cdef ArrayView view
         for k in range(self.num_roles):
             role = self.roles[k]
-            storage = STATE_STORAGE[tensor.state_format][role]
+            storage = stored_type(tensor, role)
             if storage.bits == 0:
                 return False
             nbytes = storage_nbytes(tensor, role)

@@ -17,6 +17,7 @@ class ElementType(NamedTuple):
     name: str
     itemsize: int
     compute: str  # the element type of the arithmetic
+    master: str   # storage type of master weights; "" where there are none
 
 
 class StateFormat(NamedTuple):
@@ -53,7 +54,7 @@ def element_types():
     cdef const fused_adamw_element_type *row = fused_adamw_element_types
     while row.name != NULL:
         compute = text(fused_adamw_element_types[row.compute].name)
-        rows.append(ElementType(text(row.name), row.size, compute))
+        rows.append(ElementType(text(row.name), row.size, compute, text(row.master_type)))
         row += 1
     return rows
 
@@ -143,7 +144,7 @@ cdef inline void **role_pointer(fused_adamw_tensor *tensor, int role) noexcept:
     if role == V_SCALE:
         return &tensor.v_scale
     if role == MASTER:
-        return <void **>&tensor.master
+        return &tensor.master
     return &tensor.buffers[role - <int>OPTIONAL]
 
 
@@ -165,6 +166,8 @@ cdef const char *storage_type(int role, int element_type, int state_format) noex
         return row.m_scale_type
     if role == V_SCALE:
         return row.v_scale_type
+    if role == MASTER:
+        return fused_adamw_element_types[element_type].master_type
     if role != PARAMS:
         element_type = fused_adamw_element_types[element_type].compute
     return fused_adamw_element_types[element_type].name
@@ -224,14 +227,15 @@ cdef int require_roles(int element_type, int state_format, unsigned int found) e
             raise ValueError(
                 f"state in format {text(row.name)!r} must have no array {ROLE_NAMES[role]!r}"
             )
-    if found >> MASTER & 1 and plain_format(element_type) >= 0:
+    if found >> MASTER & 1 and fused_adamw_element_types[element_type].master_type == NULL:
         raise ValueError(f"state of {ELEMENT_TYPES[element_type]} must have no array 'master'")
     return 0
 
 
 # The storage types of the roles of state by state format, which the type of the arithmetic follows
-# from. No bits: the format has no such array.
+# from. No bits: the format has no such array. Master weights go by element type instead.
 cdef StorageType[FUSED_ADAMW_NUM_STATE_FORMATS][ROLES] STATE_STORAGE
+cdef StorageType[FUSED_ADAMW_NUM_ELEMENT_TYPES] MASTER_STORAGE
 
 
 cdef int read_storage_types() except -1:
@@ -242,9 +246,19 @@ cdef int read_storage_types() except -1:
         for role in range(<int>ROLES):
             name = storage_type(role, compute, index)
             STATE_STORAGE[index][role] = StorageType(0, 0) if name == NULL else storage_of(name)
+    for index in range(FUSED_ADAMW_NUM_ELEMENT_TYPES):
+        name = fused_adamw_element_types[index].master_type
+        MASTER_STORAGE[index] = StorageType(0, 0) if name == NULL else storage_of(name)
     return 0
 
 read_storage_types()
+
+
+cdef inline StorageType stored_type(const fused_adamw_tensor *tensor, int role) noexcept:
+    """The storage type of a role's array of a tensor of this element type and state format."""
+    if role == MASTER:
+        return MASTER_STORAGE[tensor.element_type]
+    return STATE_STORAGE[tensor.state_format][role]
 
 
 cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexcept:
@@ -260,6 +274,8 @@ cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexc
         return (size + row.block - 1) // row.block * (
             STATE_STORAGE[tensor.state_format][role].bits // 8
         )
+    if role == MASTER:
+        return size * fused_adamw_element_types[element_type].master_size
     if role != PARAMS:
         element_type = fused_adamw_element_types[element_type].compute
     return size * fused_adamw_element_types[element_type].size

@@ -75,7 +75,7 @@ class Options:
     state_dtype: Annotated[
         StateDtype | None, Option(None, check_state_dtype, saved=False, fixed=True, torch=True)
     ]
-    master_weights: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
+    master_weights: Annotated[bool, Option(False, check_flag, saved=False, fixed=True, torch=True)]
     seed: Annotated[int | None, Option(0, _checked_seed, fixed=True, torch=True)]
     ema_decay: Annotated[float | None, Option(None, _checked_decay, torch=True)]
     num_threads: Annotated[int | None, Option(None, _checked_threads, saved=False)]

@@ -128,6 +128,9 @@ def match_state(
             found, stored = f"holds {format_!r} moments", f"{own_format!r}"
         elif set(saved) != set(own):
             found, stored = f"has {sorted(saved)}", f"{sorted(own)}"
+        elif order == own_order:
+            found = f"holds master weights as {saved['master'][0]}"
+            stored = f"{expected['master'][0]}"
         raise ValueError(
             f"{where} {found}, this optimizer stores {stored}; pass convert=True to convert"
         )

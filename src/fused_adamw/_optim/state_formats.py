@@ -20,19 +20,19 @@ from .._core import (
     state_formats,
 )
 from .arrays import Array, MemoryOrder, Shape, order_of, ravel_like, reshape_like
+from .master_weights import read_master, rest_of, start_of, with_whole_master
 
-StateDtype: TypeAlias = Literal["bfloat16", "8bit"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
 ELEMENT_TYPES = {row.name: row for row in element_types()}
 FORMATS = {row.name: row for row in state_formats()}
-STATE_DTYPES = tuple(
-    name for name in FORMATS if name not in {row.compute for row in ELEMENT_TYPES.values()}
-)
+STATE_DTYPES = tuple(name for name, row in FORMATS.items() if row.m != "float64")
+"""The formats that can be asked for; float64 parameters have no other than their own."""
 BUFFERS = {row.name: row for row in optional_buffers()}
 FROM_PARAMS = ("master", *(name for name, row in BUFFERS.items() if row.from_params))
 """The roles that start as a copy of the parameters."""
 AS_COMPUTED = ("master", *(name for name, row in BUFFERS.items() if not row.like_v))
-"""The roles that are stored in the type of the arithmetic, whatever the format of the moments."""
+"""The roles that are stored in one way, whatever the format of the moments."""
 
 
 @dataclass
@@ -103,14 +103,23 @@ def has_param_layout(param_dtype: str, format_: str) -> bool:
     return param_dtype == format_ == ELEMENT_TYPES[param_dtype].compute
 
 
-def supported_dtypes(state_dtype: str | None) -> str:
+def supported_dtypes(options: StateOptions) -> str:
     """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, those that
-    are also the type of the arithmetic."""
+    are also the type of the arithmetic, and all with master weights."""
+    state_dtype, roles = options
     return either(
         name
-        for name, row in ELEMENT_TYPES.items()
-        if (name == row.compute if state_dtype is None else is_compatible(name, state_dtype))
+        for name in ELEMENT_TYPES
+        if is_compatible(name, format_of(name, state_dtype))
+        and (state_dtype is not None or "master" in roles or not ELEMENT_TYPES[name].master)
     )
+
+
+def kept_roles(param_dtype: str, roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the roles that such a parameter has an array for: what is in the type of the
+    arithmetic is its own master."""
+    has_master = ELEMENT_TYPES[param_dtype].master
+    return tuple(role for role in roles if role != "master" or has_master)
 
 
 def either(names: Iterable[str]) -> str:
@@ -131,6 +140,7 @@ def state_layout(
     """
     format_ = format_of(param_dtype, options.state_dtype)
     element, row, size = ELEMENT_TYPES[param_dtype], FORMATS[format_], prod(shape)
+    roles = kept_roles(param_dtype, options.roles)
     like_param = has_param_layout(param_dtype, format_)
 
     def stored(storage: str, bits: int) -> tuple[str, Shape]:
@@ -143,9 +153,9 @@ def state_layout(
     layout |= {buffer.name: layout["v"] for buffer in _like_v(options)}
     if row.block > 1:
         layout |= {"m_scale": (row.m_scale, blocks), "v_scale": (row.v_scale, blocks)}
-    for role in AS_COMPUTED:
-        if role in options.roles and (role != "master" or element.name != element.compute):
-            layout[role] = (element.compute, own)
+    for role in roles:
+        if role in AS_COMPUTED:
+            layout[role] = (element.master if role == "master" else element.compute, own)
     return layout
 
 
@@ -170,7 +180,7 @@ def allocate_state(param: Array, options: StateOptions) -> TensorState:
         for role, (storage, shape) in layout.items()
     }
     for role in arrays.keys() & FROM_PARAMS:
-        arrays[role].ravel("K")[...] = param.ravel("K")
+        arrays[role].ravel("K")[...] = start_of(arrays[role].dtype, param.ravel("K"))
     return TensorState(format_of(param.dtype.name, options.state_dtype), arrays)
 
 
@@ -178,15 +188,19 @@ def allocate_state(param: Array, options: StateOptions) -> TensorState:
 
 
 def moment(state: TensorState, role: str, param: Array) -> Array:
-    """A moment, or an optional buffer, in the shape of the parameter.
+    """A moment, the master weights, or an optional buffer, in the shape of the parameter.
 
     What the parameter's shape and dtype are kept in is returned itself; else what the format stores
     is decoded into a new float32 array, and the rest is a view.
     """
+    if role == "master" and role not in state.arrays:
+        return param
     array = state.arrays[role]
     if has_param_layout(param.dtype.name, state.format):
         return array
-    if role not in AS_COMPUTED:
+    if role == "master":
+        array = read_master(array, ravel_like(param, order_of(param)))
+    elif role not in AS_COMPUTED:
         array = decode_state(state.format, state.arrays, param.size)[role]
     return reshape_like(array, param)
 
@@ -210,7 +224,8 @@ def recognize(
         options = StateOptions(name, tuple(found))
         if not is_compatible(param_dtype, name) or (_like_v(options) and not row.amsgrad):
             continue
-        if found == stored_as(state_layout(param_dtype, param_shape, options)):
+        expected = stored_as(state_layout(param_dtype, param_shape, options))
+        if found in (expected, with_whole_master(expected)):
             return name
     listed = {role: f"{dtype} {shape}" for role, (dtype, shape) in found.items()}
     raise ValueError(
@@ -232,7 +247,9 @@ def convert_range(source: TensorState, target: TensorState, params: Array) -> No
     for role, array in target.arrays.items():
         if role in AS_COMPUTED or source.format == target.format:
             saved = source.arrays.get(role)
-            array[...] = _widened(params) if saved is None else saved
+            if saved is not None and saved.dtype != array.dtype:
+                saved = rest_of(saved, params)
+            array[...] = start_of(array.dtype, params) if saved is None else saved
     if source.format != target.format:
         moments = decode_state(source.format, source.arrays, params.size)
         encode_state(target.format, target.arrays, **moments)
@@ -278,10 +295,3 @@ def without_blocks(state: TensorState, size: int) -> TensorState:
     kept = {role: x for role, x in state.arrays.items() if role in AS_COMPUTED}
     moments = decode_state(state.format, state.arrays, size)
     return TensorState("float32", moments | kept)  # what moments are decoded to
-
-
-def _widened(params: Array) -> Array:
-    """Parameters in the type of the arithmetic."""
-    if params.dtype == np.uint16:  # bfloat16
-        return (params.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return params

@@ -1,6 +1,6 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -16,10 +16,10 @@ from .._core import (
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import supported_dtypes
+from .._optim.state_formats import StateOptions, supported_dtypes
 from .fallback import step_with_torch, unscale
-from .options import Group, check_group, kernel_only
-from .state import GroupTensors, State, missing_state, state_names
+from .options import Group, check_group, kernel_only, unscales_in_kernel
+from .state import GroupTensors, Kind, State, kind_of, missing_state, state_names
 
 try:
     EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg)
@@ -31,8 +31,16 @@ TORCH_ROLES = {flag: roles_of({"amsgrad": flag}) for flag in (False, True)}
 """By amsgrad, the roles of a group without options that only the kernels implement."""
 
 
+class Part(NamedTuple):
+    """The parameters of a group whose state is of one kind."""
+
+    params: list[Tensor]
+    kind: Kind
+    indices: list[int]  # of those with a gradient, among all parameters of the optimizer
+
+
 class GroupDispatch(NamedTuple):
-    """The step of one group, checked, with nothing changed yet."""
+    """The step of a group, or of a part, checked, with nothing changed yet."""
 
     group: Group
     kernel: GroupTensors
@@ -52,7 +60,7 @@ class GroupDispatch(NamedTuple):
             step_with_torch(optimizer, self.group, self.fallback)
         if self.prepared is None:
             return
-        in_kernel = self.group.get("state_dtype") is not None  # it unscales, in float32
+        in_kernel = unscales_in_kernel(self.group)
         if not in_kernel:
             unscale(optimizer, self.kernel.grads)
         self.prepared.step()
@@ -74,19 +82,37 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
                 group_dispatch.run(optimizer)
 
 
-def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> GroupDispatch:
+def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[GroupDispatch]:
     """Prepare the step of a group, whose parameters are numbered from ``first`` on; nothing changes
     yet but state that PyTorch initializes."""
     option = kernel_only(group)
-    if option is not None:
-        return _dispatch_to_kernels(optimizer, group, first, option)
-    return _dispatch_with_fallback(optimizer, group)
+    if option is None:
+        return [_dispatch_with_fallback(optimizer, group)]
+    check_group(group)
+    if torch.compiler.is_compiling():
+        raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
+    return [_dispatch_to_kernels(optimizer, group, x, option) for x in _parts(group, first)]
+
+
+def _parts(group: Group, first: int) -> Iterator[Part]:
+    """The parameters by the kind of their state: with master weights that depends on the dtype."""
+    state_dtype, roles = group.get("state_dtype"), roles_of(group)
+    if "master" not in roles:
+        yield Part(group["params"], Kind(state_dtype, roles), _indices(group["params"], first))
+        return
+    kinds: dict[Kind, dict[int, Tensor]] = {}
+    for i, p in enumerate(group["params"], first):
+        if p.grad is not None:
+            kinds.setdefault(kind_of(p.dtype, state_dtype, roles), {})[i] = p
+    for kind, params in kinds.items():
+        yield Part(list(params.values()), kind, list(params))
 
 
 def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
     if torch.compiler.is_compiling():  # which could not trace _gather
         return GroupDispatch(group, NOTHING, _init(optimizer, group), None, {})
-    tensors = _gather(group, optimizer.state, TORCH_ROLES[bool(group["amsgrad"])])
+    names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
+    tensors = _gather(group["params"], optimizer.state, names)
     if tensors is None:  # the first step of a parameter
         tensors = _init(optimizer, group)
     if not _uses_kernels(group):
@@ -108,45 +134,38 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
 
 
 def _dispatch_to_kernels(
-    optimizer: torch.optim.AdamW, group: Group, first: int, option: str
+    optimizer: torch.optim.AdamW, group: Group, part: Part, option: str
 ) -> GroupDispatch:
-    """Prepare the step of a group with an option that only the kernels implement.
+    """Prepare the step of a part of a group with an option that only the kernels implement.
 
     Raises:
         TypeError: a tensor is not supported.
-        ValueError: an option of the group is invalid.
-        RuntimeError: the step is being compiled.
     """
-    check_group(group)
-    if torch.compiler.is_compiling():
-        raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
-    indices = _param_indices(group, first)
+    indices, names = part.indices, state_names(*part.kind)
     new_state: dict[Tensor, State] = {}
-    roles = roles_of(group)
-    tensors = _gather(group, optimizer.state, roles)
+    tensors = _gather(part.params, optimizer.state, names)
     if tensors is None:  # the first step of a parameter, or of an option
-        params = [p for p in group["params"] if p.grad is not None]
+        params = [p for p in part.params if p.grad is not None]
         expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
         if expanded:  # their state could be larger than the memory
             _refuse(group, option, expanded)
         new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
         state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in params}
-        tensors = _gather(group, state, roles)
+        tensors = _gather(part.params, state, names)
     if tensors is None:
-        names = ", ".join(state_names(group.get("state_dtype"), roles).values())
         raise KeyError(
-            f"the state of a parameter must have {names} with {option}={group[option]!r}"
+            f"the state of a parameter must have {', '.join(names.values())} with "
+            f"{option}={group[option]!r}"
         )
-    grad_scale = getattr(optimizer, "grad_scale", None)
-    state_dtype = group.get("state_dtype")
+    grad_scale = getattr(optimizer, "grad_scale", None) if unscales_in_kernel(group) else None
     prepared = PreparedStep(
         EXCHANGE,
         tensors,
         hyper=_hyper(group, rates_of(group)),
         maximize=group["maximize"],
         num_threads=_num_threads(),
-        state_format=state_dtype,
-        grad_scale=1.0 if state_dtype is None or grad_scale is None else 1 / grad_scale.item(),
+        state_format=part.kind.format,
+        grad_scale=1.0 if grad_scale is None else 1 / grad_scale.item(),
         param_indices=indices,
         seed=group.get("seed", optimizer.defaults.get("seed", 0)),
     )
@@ -161,10 +180,10 @@ def _is_expanded(p: Tensor) -> bool:
 
 
 def _refuse(group: Group, option: str, unsupported: set[int]) -> NoReturn:
+    dtypes = supported_dtypes(StateOptions(group.get("state_dtype"), roles_of(group)))
     raise TypeError(
-        f"{option}={group[option]!r} requires dense {supported_dtypes(group.get('state_dtype'))} "
-        "CPU parameters with matching gradients; unsupported: parameters "
-        f"{abbreviated(sorted(unsupported), most=10)}"
+        f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with matching "
+        f"gradients; unsupported: parameters {abbreviated(sorted(unsupported), most=10)}"
     )
 
 
@@ -184,16 +203,15 @@ def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
 
 
 def _gather(
-    group: Group, state: Mapping[Tensor, State], roles: tuple[str, ...]
+    params: list[Tensor], state: Mapping[Tensor, State], names: dict[str, str]
 ) -> GroupTensors | None:
     """Collect the tensors of a step; None where a parameter lacks state.
 
     Args:
-        roles: those that the options of the group need.
+        names: of ``state_names``.
     """
-    names = state_names(group.get("state_dtype"), roles)
     try:
-        gathered = gather_tensors(group["params"], state, names)
+        gathered = gather_tensors(params, state, names)
     except KeyError:
         return None
     return None if gathered is None else GroupTensors(*gathered)
@@ -206,9 +224,9 @@ def _uses_kernels(group: Group) -> bool:
     return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]
 
 
-def _param_indices(group: Group, first: int) -> list[int]:
+def _indices(params: list[Tensor], first: int) -> list[int]:
     """The indices of the parameters that have a gradient, among all those of the optimizer."""
-    return [i for i, p in enumerate(group["params"], first) if p.grad is not None]
+    return [i for i, p in enumerate(params, first) if p.grad is not None]
 
 
 def _hyper(group: Group, rates: Rates) -> Hyperparams:

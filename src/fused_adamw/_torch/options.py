@@ -11,7 +11,8 @@ Group = dict[str, Any]  # of param_groups
 
 DEFAULTS: Group = {name: option.default for name, option in OPTIONS.items() if option.torch}
 RATES = DEFAULTS.keys() & RATE_OPTIONS
-KERNEL_ONLY = tuple(name for name, default in DEFAULTS.items() if default is None)
+FLAGS = tuple(name for name, default in DEFAULTS.items() if default is False)
+KERNEL_ONLY = tuple(name for name, x in DEFAULTS.items() if x is None or name in FLAGS)
 
 
 def select(arguments: Group) -> Group:
@@ -23,9 +24,16 @@ def kernel_only(group: Group) -> str | None:
     """The name of an option of the group that only the kernels implement: a group that has one
     never falls back to PyTorch."""
     for name in KERNEL_ONLY:  # each step asks: a loop takes half as long as a generator
-        if group.get(name) is not None:
+        value = group.get(name)
+        if value is not None and (value or name not in FLAGS):
             return name
     return None
+
+
+def unscales_in_kernel(group: Group) -> bool:
+    """Whether the kernels multiply the gradients, in float32, by what GradScaler leaves to the
+    optimizer: an unscaled gradient can be 0 in float16."""
+    return group.get("state_dtype") is not None or bool(group.get("master_weights"))
 
 
 def check_group(group: Group) -> None:
@@ -45,7 +53,7 @@ def check_group(group: Group) -> None:
 def check(group: Group) -> None:
     """Raise TypeError or ValueError for an invalid value."""
     for name in DEFAULTS:
-        OPTIONS[name].check(name, group.get(name))
+        OPTIONS[name].check(name, group.get(name, DEFAULTS[name]))
     check_roles(StateOptions(group.get("state_dtype"), roles_of(group)))
 
 

@@ -21,6 +21,8 @@ from .._optim.state_formats import (
     FORMATS,
     FROM_PARAMS,
     StateOptions,
+    format_of,
+    kept_roles,
     state_layout,
 )
 
@@ -73,7 +75,7 @@ def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, st
 def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
     """The state that a parameter lacks: all of it before its first step; later, what an option
     needs that starts as the parameter."""
-    options = StateOptions(group.get("state_dtype"), roles_of(group))
+    options = _options_of(p, group)
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -81,7 +83,7 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     for role, name in state_names(*options).items():
         if not state or (role in FROM_PARAMS and name not in state):
             missing[name] = _zeros(p, role, *layout[role])
-            if role in FROM_PARAMS:
+            if role in FROM_PARAMS and missing[name].is_floating_point():
                 missing[name].copy_(p.detach())
     return missing
 
@@ -99,16 +101,59 @@ def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
     parameter's."""
     indices = (i for group in saved["param_groups"] for i in group["params"])
     for group in optimizer.param_groups:
+        has_own = group.get("state_dtype") is not None or "master" in roles_of(group)
         for p, i in zip(group["params"], indices, strict=False):
-            if group.get("state_dtype") is not None:
-                for name, value in saved["state"].get(i, {}).items():
-                    if isinstance(value, Tensor) and name != "step":
-                        optimizer.state[p][name] = value.to(p.device, copy=True)
+            if has_own:
+                _restore(optimizer.state[p], saved["state"].get(i, {}), p, _options_of(p, group))
+
+
+def _restore(state: State, saved: State, p: Tensor, options: StateOptions) -> None:
+    layout = _layout(p, options)
+    expected = {name: torch_dtype(layout[role][0]) for role, name in state_names(*options).items()}
+    for name, value in saved.items():
+        if not isinstance(value, Tensor) or name == "step":
+            continue
+        dtype = expected.get(name, value.dtype)
+        if name == "master" and value.dtype != dtype:
+            # PyTorch's class had loaded it, and stepped the parameters without it.
+            del state[name]
+            continue
+        widened = value.is_floating_point() and dtype.itemsize > value.dtype.itemsize
+        state[name] = value.to(p.device, dtype if widened else value.dtype, copy=True)
+
+
+class Kind(NamedTuple):
+    """How the kernels store the state of parameters of one dtype."""
+
+    format: str | None  # None: in the dtype of the parameter
+    roles: tuple[str, ...]  # that options need
+
+
+@cache
+def kind_of(dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...]) -> Kind:
+    """The kind of parameters of this dtype in a group with these options."""
+    name = _name(dtype)
+    if name in ELEMENT_TYPES and "master" in roles:
+        roles = kept_roles(name, roles)
+        if "master" in roles:
+            return Kind(format_of(name, state_dtype), roles)
+    return Kind(state_dtype, roles)
+
+
+def _options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
+    """The options of a group, as far as they concern a parameter of this dtype."""
+    name, roles = _name(p.dtype), roles_of(group)
+    kept = kept_roles(name, roles) if name in ELEMENT_TYPES else roles
+    return StateOptions(group.get("state_dtype"), kept)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
     """The storage type and shape of each array."""
-    dtype, shape = str(p.dtype).removeprefix("torch."), tuple(p.shape)
+    dtype, shape = _name(p.dtype), tuple(p.shape)
     if dtype in ELEMENT_TYPES:
         return state_layout(dtype, shape, options)
     # For a parameter that the kernels do not support.

@@ -1,5 +1,8 @@
 """The sharded optimizer against a single process that has the mean gradients, step by step."""
 
+from contextlib import suppress
+from itertools import product
+
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, draw, local_gradients, mean, run, same_bits
 
@@ -7,6 +10,12 @@ from fused_adamw import AdamW
 from fused_adamw._core import BLOCK
 from fused_adamw.schedules import LinearWarmup
 from fused_adamw.sharded import ShardedAdamW
+
+HALF = [np.float16]
+with suppress(ImportError):
+    from ml_dtypes import bfloat16
+
+    HALF.append(bfloat16)
 
 UNEVEN = [(100_001,), (7, 9), (), (0, 3), (200, 201), (16_384,), (5,)]
 EVEN = [(1 << 17,)]
@@ -107,6 +116,32 @@ def low_precision():
     for shapes in (UNEVEN, SMALL):
         for options in LOW_PRECISION:
             compare(shapes, [np.float32] * len(shapes), steps=3, **options)
+
+
+def half_precision():
+    """Parameters of 16 bits, with all moments, with and without master weights."""
+    kinds = (None, "float32", "bfloat16", "8bit")
+    for dtype, state_dtype, masters in product(HALF, kinds, (False, True)):
+        options = {"state_dtype": state_dtype, "master_weights": masters, "ema_decay": 0.9}
+        compare(UNEVEN, [dtype] * len(UNEVEN), **options)
+    for dtype, options in product(HALF, ({"max_grad_norm": 0.5}, {"skip_nonfinite": True})):
+        compare(SMALL[:40], [dtype] * 40, master_weights=True, **options)
+        compare(UNEVEN, [dtype, np.float32] * 3 + [np.float64], master_weights=True, **options)
+        made = pair(
+            [np.asarray(p, order="F") for p in draw([(300, 400), (6, 7)], dtype)],
+            master_weights=True,
+            **options,
+        )
+        for step in range(2):
+            step_both(made, local_gradients([(300, 400), (6, 7)], [dtype] * 2, step), 0.3)
+
+
+def large_float16():
+    """Their sum would be infinite in float16; their mean is not."""
+    made = pair(draw([(50_000,), (7,)], np.float16), lr=0.1, master_weights=True)
+    large = [np.full(50_000, 60_000, np.float16), np.full(7, -60_000, np.float16)]
+    step_both(made, [large] * RANKS)
+    assert all(np.isfinite(p).all() for p in made[2])
 
 
 def grad_scale():
@@ -254,8 +289,17 @@ def gradients_are_only_read_without_a_norm():
 
 
 PROGRAMS = (
-    *(float32, float64, mixed_dtypes, low_precision, grad_scale, tiny_gradients, random_gradients),
+    *(
+        float32,
+        float64,
+        mixed_dtypes,
+        low_precision,
+        half_precision,
+        grad_scale,
+        tiny_gradients,
+        random_gradients,
+    ),
     *(groups, nested, missing_gradients, memory_orders, nonfinite, ranks_without_a_shard),
-    gradients_are_only_read_without_a_norm,
+    *(gradients_are_only_read_without_a_norm, large_float16),
 )
 run({program.__name__: program for program in PROGRAMS})

@@ -19,6 +19,10 @@ OPTIONS = (
     {"amsgrad": True},
     {"ema_decay": 0.9},
 )
+HALF = (  # of float16 parameters
+    {"state_dtype": "float32", "master_weights": True},
+    {"state_dtype": "float32", "master_weights": True, "max_grad_norm": 1.0},
+)
 
 
 class Counting:
@@ -50,22 +54,25 @@ class Counting:
 def communicated_bytes():
     if RANKS == 1:
         return
-    for options in OPTIONS:
-        params, grads = draw(SHAPES), draw(SHAPES)
+    for options in (*OPTIONS, *HALF):
+        dtype = np.float16 if options in HALF else np.float32
+        params, grads = draw(SHAPES, dtype), draw(SHAPES, dtype)
         opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
         opt.comm = opt._bucket_comm.comm = counting = Counting(opt.comm)
         opt.step(grads)
         nbytes = sum(p.nbytes for p in params)
-        assert (counting.sent, counting.received) == (nbytes, nbytes)
+        in_float32 = 4 * sum(p.size for p in params)
+        assert (counting.sent, counting.received) == (in_float32, nbytes)
         sums = sum(-(-p.size // CHUNK) for p in params) if "max_grad_norm" in options else 0
         assert counting.other == 24 + 8 * sums
 
 
 def state():
     """Of each rank, at most an equal part and a chunk of each array of it."""
-    for options in OPTIONS:
-        whole = AdamW(draw(SHAPES), **options).state_nbytes
-        opt = ShardedAdamW(draw(SHAPES), bucket_bytes=BUCKET, **options)
+    for options in (*OPTIONS, *HALF):
+        dtype = np.float16 if options in HALF else np.float32
+        whole = AdamW(draw(SHAPES, dtype), **options).state_nbytes
+        opt = ShardedAdamW(draw(SHAPES, dtype), bucket_bytes=BUCKET, **options)
         size = sum(np.prod(shape, dtype=int) for shape in SHAPES)
         excess = CHUNK * whole / size + 8 * len(SHAPES)
         assert opt.state_nbytes <= whole / RANKS + excess
@@ -75,8 +82,9 @@ def state():
 
 def memory():
     """Beside its part of the state, a rank needs two buckets, and none in a step."""
-    for options in OPTIONS:
-        params, grads = draw(SHAPES), draw(SHAPES)
+    for options in (*OPTIONS, *HALF):
+        dtype = np.float16 if options in HALF else np.float32
+        params, grads = draw(SHAPES, dtype), draw(SHAPES, dtype)
         tracemalloc.start()
         opt = ShardedAdamW(params, bucket_bytes=BUCKET, **options)
         kept, peak = tracemalloc.get_traced_memory()

@@ -31,6 +31,14 @@ OPTIONS = {
     "bfloat16": {"state_dtype": "bfloat16", "amsgrad": True},
 }
 
+MIXES = {  # of float16 parameters
+    "float32 and master": {"state_dtype": "float32", "master_weights": True},
+    "float32": {"state_dtype": "float32"},
+    "bfloat16 and master": {"state_dtype": "bfloat16", "master_weights": True},
+    "8bit": {"state_dtype": "8bit"},
+    "8bit and master": {"state_dtype": "8bit", "master_weights": True},
+}
+
 
 def params(seed=0, dtype=np.float32):
     arrays = [x.astype(dtype) for x in draw(SHAPES, np.float64, seed)]
@@ -68,6 +76,8 @@ def any_number_of_ranks():
     for name, options in OPTIONS.items():
         any_number_of_ranks_with(options, name)
     any_number_of_ranks_with({}, "float64", np.float64)
+    for name, options in MIXES.items():
+        any_number_of_ranks_with(options, f"16 bits, {name}", np.float16)
 
 
 def any_number_of_ranks_with(options, name, dtype=np.float32):
@@ -184,20 +194,27 @@ def conversion():
         "bfloat16": {"state_dtype": "bfloat16"},
         "8bit": {"state_dtype": "8bit"},
     }
+    convert_each(options, np.float32)
+    convert_each(MIXES, np.float16)
+
+
+def convert_each(options, dtype):
     for saved in options:
         if RANK == 0:
-            single = AdamW(params(), **options[saved])
-            take(single, range(2))
+            single = AdamW(params(dtype=dtype), **options[saved])
+            take(single, range(2), dtype)
             save_checkpoint(path(saved), single)
         COMM.Barrier()
         for loaded in (name for name in options if name != saved):
             for order in "CF":
-                convert(path(saved), order, options[loaded])
+                convert(path(saved), order, options[loaded], dtype)
 
 
-def convert(file, order, options):
+def convert(file, order, options, dtype):
     """To parameters that are all in this memory order."""
-    both = [{name: np.asarray(x, order=order) for name, x in params(9).items()} for _ in range(2)]
+    both = [
+        {name: np.asarray(x, order=order) for name, x in params(9, dtype).items()} for _ in range(2)
+    ]
     opt = ShardedAdamW(both[0], bucket_bytes=SMALL_BUCKETS, **options)
     refused(MismatchedCheckpointError, "pass convert=True", lambda: load_checkpoint(file, opt))
     load_checkpoint(file, opt, convert=True)

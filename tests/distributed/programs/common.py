@@ -21,10 +21,12 @@ def draw(shapes, dtype=np.float32, seed=0):
 
 def local_gradients(shapes, dtypes, step, scale=2.0**-20):
     """Of each rank: multiples of one small number, whose sum is exact in any order; that of their
-    squares is not."""
+    squares is not. Those of 16 bits have few digits, and their mean is rounded."""
     rng = np.random.default_rng(step)
 
     def one(shape, dtype):
+        if np.dtype(dtype).itemsize == 2:
+            return np.array(rng.integers(-99, 99, shape) * 2.0**-6, dtype)
         return np.array(rng.integers(-(2**21), 2**21, shape) * scale, dtype)
 
     return [list(map(one, shapes, dtypes)) for _ in range(RANKS)]
@@ -33,8 +35,14 @@ def local_gradients(shapes, dtypes, step, scale=2.0**-20):
 def mean(gradients):
     """What a single process is given: the sum divided by the number of ranks, rounded once."""
     tensors = zip(*gradients, strict=True)
-    sums = [np.sum(tensor, axis=0, dtype=tensor[0].dtype) for tensor in tensors]
-    return [np.asarray(total / total.dtype.type(RANKS)) for total in sums]
+    return list(map(_mean, tensors))
+
+
+def _mean(tensor):
+    dtype = tensor[0].dtype
+    real = np.float32 if dtype.itemsize == 2 else dtype.type
+    total = np.sum([np.asarray(x, real) for x in tensor], axis=0, dtype=real)
+    return np.asarray(total / real(RANKS)).astype(dtype)
 
 
 def same_bits(a, b):

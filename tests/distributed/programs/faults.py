@@ -160,12 +160,12 @@ def construction():
     )
     refused(
         TypeError,
-        "params['a'] must have dtype float32 or float64",
-        sharded({"a": np.ones(3, np.float16)}),
+        "params['a'] must have dtype float32, bfloat16 or float16 with state_dtype='float32'",
+        sharded({"a": np.ones(3)}, state_dtype="float32"),
     )
     refused(
         ValueError,
-        on_rank("state_dtype must be None, 'bfloat16' or '8bit'; got '4bit'"),
+        on_rank("state_dtype must be None, 'float32', 'bfloat16' or '8bit'; got '4bit'"),
         sharded(params(), state_dtype=on_last("4bit", "8bit")),
     )
     refused(
@@ -194,6 +194,8 @@ def construction_that_differs():
     differs("betas of group 0", betas=on_last((0.9, 0.99), (0.9, 0.999)))
     differs("lr of group 0", lr=on_last(lambda t: 0.1, 0.1))
     differs("amsgrad", amsgrad=on_last(True, False))
+    differs("master_weights", master_weights=on_last(True, False))
+    differs("state_dtype", state_dtype=on_last("float32", "bfloat16"))
     differs("seed", seed=on_last(3, 0), state_dtype="8bit")
     differs("state_dtype", state_dtype=on_last("8bit", None))
     differs("ema_decay", ema_decay=on_last(0.5, 0.75))
