@@ -29,8 +29,13 @@ STATES = {"float32": None, "bfloat16": "bfloat16", "8bit": "8bit"}
 def transformer_run(task, seed, steps, lr, state_dtype):
     model = TinyTransformer(seed, "float32", **task.sizes)
     optimizer = AdamW(model.parameters, lr, num_threads=1, state_dtype=state_dtype)
-    losses = train(model, optimizer, task.batches(), steps).losses
-    return model, losses
+    return model, complete(train(model, optimizer, task.batches(), steps))
+
+
+def complete(history):
+    """The losses of a training that no signal has ended early."""
+    assert not history.interrupted, f"signal {history.stop_signal} ended a training"
+    return history.losses
 
 
 def sentence(seed, state_dtype):
@@ -87,7 +92,7 @@ def mixed_run(task, seed, steps, lr, options):
 
     rounded = Rounded()
     rounded.copy()
-    losses = train(model, rounded, task.batches(), steps).losses
+    losses = complete(train(model, rounded, task.batches(), steps))
     return model, losses, optimizer.state_nbytes / sum(p.size for p in params.values())
 
 
