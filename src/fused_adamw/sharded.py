@@ -42,7 +42,7 @@ from ._optim.arrays import (
 )
 from ._optim.base import BaseOptimizer
 from ._optim.param_groups import DecayMask
-from ._optim.state_formats import StateDtype, allocate_state, storage_dtype
+from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, moment
 from .schedules import Schedule
 
 __all__ = ["ShardedAdamW"]
@@ -191,6 +191,12 @@ class ShardedAdamW(BaseOptimizer):
         """
         return self._gather_role("ema")
 
+    def gather_master(self) -> ArrayTree | None:
+        """Gather the master weights, as ``gather_ema``; float32 and float64 parameters are copied.
+        None without master_weights. Collective.
+        """
+        return self._gather_role("master")
+
     def _gather_role(self, role: str) -> ArrayTree | None:
         fingerprint: dict[str, Any] = {}
         with self.exclusive(f"gather_{role}"):
@@ -205,14 +211,13 @@ class ShardedAdamW(BaseOptimizer):
         return tree
 
     def _own_parts(self, role: str) -> list[Array] | None:
-        """New arrays that have this rank's parts of a state array in their places."""
+        """New arrays that have this rank's parts of a role, decoded, in their places."""
         if role not in self._state_options.roles:
             return None
-        entries = (self.state_entries(array)[role] for array in self._arrays)
-        dtypes = [storage_dtype(storage) for storage, _ in entries]
-        whole = [np.empty(x.shape, d) for x, d in zip(self._flat, dtypes, strict=True)]
+        whole = [np.empty(x.shape, ELEMENT_TYPES[x.dtype.name].compute) for x in self._flat]
         for s, state in zip(self._own, self._state, strict=True):
-            whole[s.tensor][s.begin : s.end] = state.arrays[role]
+            own = slice(s.begin, s.end)
+            whole[s.tensor][own] = moment(state, role, self._flat[s.tensor][own])
         return whole
 
     def __repr__(self) -> str:

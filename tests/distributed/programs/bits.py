@@ -65,9 +65,15 @@ def same_state(single, sharded):
                 if own.tobytes() != whole[first : first + own.size].tobytes():
                     return False
         assert list(sharded.state_entries(sharded.param_arrays()[tensor])) == list(state.arrays)
-    if single.ema is None:
-        return sharded.gather_ema() is None
-    return same_bits(leaves(single.ema), leaves(sharded.gather_ema()))
+    gathered = sharded.gather_ema(), sharded.gather_master()
+    for whole, found in zip((single.ema, single.master), gathered, strict=True):
+        if whole is None or found is None:
+            same = whole is found
+        else:
+            same = same_bits(leaves(whole), leaves(found))
+        if not same:
+            return False
+    return True
 
 
 def leaves(tree):

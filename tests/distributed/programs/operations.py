@@ -26,6 +26,7 @@ def made():
 OPERATIONS = {
     "step": lambda opt: opt.step(draw(SHAPES)),
     "gather_ema": lambda opt: opt.gather_ema(),
+    "gather_master": lambda opt: opt.gather_master(),
     "save_checkpoint": lambda opt: save_checkpoint(PATH, opt),
     "load_checkpoint": lambda opt: load_checkpoint(PATH, opt),
     "ShardedAdamW": lambda opt: made(),
