@@ -172,7 +172,8 @@ def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dty
 
 
 def allocate_state(param: Array, options: StateOptions) -> TensorState:
-    """The state before the first step: 0, or as the parameters."""
+    """The state before the first step: 0, or as the parameters. Memory that is 0 has not been
+    written to: the threads of the first step place its pages (on their NUMA nodes)."""
     order = order_of(param)
     layout = state_layout(param.dtype.name, param.shape, options)
     arrays: dict[str, Array] = {
@@ -180,7 +181,9 @@ def allocate_state(param: Array, options: StateOptions) -> TensorState:
         for role, (storage, shape) in layout.items()
     }
     for role in arrays.keys() & FROM_PARAMS:
-        arrays[role].ravel("K")[...] = start_of(arrays[role].dtype, param.ravel("K"))
+        start = start_of(arrays[role].dtype, param.ravel("K"))
+        if isinstance(start, np.ndarray):
+            arrays[role].ravel("K")[...] = start
     return TensorState(format_of(param.dtype.name, options.state_dtype), arrays)
 
 
