@@ -115,7 +115,7 @@ def explain_scale(on_progress: Progress = lambda *_: None) -> Scale:
     """Compute the section; it times steps for a minute or so.
 
     The bandwidth of each mix is measured first, on one array, then the models that fit in memory,
-    mix by mix, as long as `MEASURING_SECONDS` have not passed. What is not timed is computed from
+    the smallest first, until `MEASURING_SECONDS` have passed. What is not timed is computed from
     the bandwidth of its mix, that of the largest model that has been timed.
     """
     traffic = available_mixes()
@@ -148,8 +148,8 @@ class _Timer:
         fits = _fits()
         jobs = [
             (mix, model)
-            for mix, traffic in self.mixes.items()
             for model in MODELS
+            for mix, traffic in self.mixes.items()
             if fits(traffic.bytes_kept * model.parameters)
         ]
         total = len(self.mixes) + len(jobs)

@@ -19,6 +19,7 @@ from ..console import heading, number_table, paragraph
 from .numbers import cell, factor, in_parentheses, narrow, number, signed, times
 
 MOST_ROWS = 20
+SIGNED, UNSIGNED = 9, 8  # widths of columns: eight of them have to fit
 
 
 def adamw_text(found: Adamw) -> Iterator[RenderableType]:
@@ -125,11 +126,20 @@ def after_first(found: Adamw) -> str:
 
 def updates_table(updates: Sequence[Update]) -> Table:
     """Return the numbers of several steps."""
-    table = number_table("t", "g", "m", "v", "m̂", "v̂", "rate / α", "θ")
-    table.padding = 0, 1, 0, 0
+    table = number_table(" t", "g", "m", "v", "m̂", "v̂", "rate / α", "θ")
+    table.padding = (0, 1 if updates[-1].t < 1000 else 0, 0, 0)
     for u in shown(updates):
-        numbers = (narrow(x) for x in (u.gradient, u.m, u.v, u.m_hat, u.v_hat))
-        table.add_row(f" {u.t:,}", *numbers, times(u.multiplier), narrow(u.theta))
+        multiplier = times(u.multiplier)
+        table.add_row(
+            f" {u.t}",
+            narrow(u.gradient, SIGNED),
+            narrow(u.m, SIGNED),
+            narrow(u.v, UNSIGNED),
+            narrow(u.m_hat, SIGNED),
+            narrow(u.v_hat, UNSIGNED),
+            multiplier if len(multiplier) <= UNSIGNED else narrow(u.multiplier, UNSIGNED),
+            narrow(u.theta, SIGNED),
+        )
     return table
 
 
@@ -206,8 +216,8 @@ def comparison_table(rows: Sequence[Comparison], steps: int) -> Table:
         headers += [f"after step {steps:,}", "due to λ"]
     table = number_table(*headers)
     for row in rows:
-        cells = [narrow(row.after_first, 9), narrow(row.decay_first, 9)]
+        cells = [narrow(row.after_first, 12, places=9), narrow(row.decay_first, 12, places=9)]
         if steps > 1:
-            cells += [narrow(row.after_last, 9), narrow(row.decay_last, 9)]
+            cells += [narrow(row.after_last, 12, places=9), narrow(row.decay_last, 12, places=9)]
         table.add_row(row.optimizer, *cells)
     return table

@@ -25,10 +25,11 @@ def cell(value: float, places: int = 6) -> str:
     return number(value, places, digits=3)
 
 
-def narrow(value: float, places: int = 6) -> str:
-    """Return the same for a table of many columns."""
-    text = cell(value, places)
-    return text if len(text) <= places + len("-0.") else f"{value:.4g}"
+def narrow(value: float, width: int, places: int = 6) -> str:
+    """Return the same with fewer digits where it is longer than a column is wide."""
+    shorter = (f"{value:{style}}" for style in (".4g", ".2e", ".1e", ".0e"))
+    texts = [cell(value, places), *shorter]
+    return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 def in_parentheses(number: str) -> str:

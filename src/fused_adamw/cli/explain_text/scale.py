@@ -22,7 +22,7 @@ def scale_text(found: Scale) -> Iterator[RenderableType]:
         f"This process can have {found.memory_bytes / 1e9:,.1f} GB of memory."
     )
     yield costs_table(found, lambda cost: gigabytes(cost.state_bytes))
-    yield heading(f"Seconds a step on this machine, {found.num_threads} thread(s)")
+    yield heading(f"Seconds a step on this machine, on {threads(found.num_threads)}")
     yield costs_table(found, seconds)
     yield paragraph(
         "≈: computed, from the bytes that the step reads and writes and the bandwidth that was "
@@ -40,12 +40,18 @@ def scale_text(found: Scale) -> Iterator[RenderableType]:
 def costs_table(found: Scale, cell: Callable[[Cost], str]) -> Table:
     """Return a table of mixes and models."""
     table = number_table("", *(model.name for model in found.models))
+    table.padding = 0, 1, 0, 0
     rows: dict[str, list[str]] = {}
     for cost in found.costs:  # by model
         rows.setdefault(cost.mix, []).append(cell(cost))
     for mix, cells in rows.items():
-        table.add_row(mix, *cells)
+        table.add_row(f" {mix}", *cells)
     return table
+
+
+def threads(number: int) -> str:
+    """Return a number of threads in words."""
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def gigabytes(nbytes: int) -> str:
