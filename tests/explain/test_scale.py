@@ -1,5 +1,7 @@
 """Named models: parameters, state, and what is measured or computed. No step is timed."""
 
+import sys
+
 import pytest
 
 from fused_adamw.explain import scale
@@ -85,6 +87,13 @@ def test_a_mix_that_this_machine_lacks(monkeypatch):
     assert cost.seconds == pytest.approx(512 * 22 / float32.bytes_per_second)
 
 
+def test_what_fits_where_psutil_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fused_adamw.bench.environment", None)
+    monkeypatch.setattr(scale, "memory_bound", lambda: 1000)
+    fits = scale._fits()
+    assert (fits(499), fits(500)) == (True, False)
+
+
 @pytest.mark.usefixtures("small")
 def test_progress():
     calls = []
@@ -92,3 +101,10 @@ def test_progress():
     totals = {total for _, _, total in calls}
     assert len(totals) == 1
     assert [done for _, done, _ in calls] == list(range(totals.pop() + 1))
+    # Every model that fits is timed once before any is timed a second time.
+    models = [label for label, _, _ in calls if ", " in label]
+    assert models[:3] == [
+        "small, float32/float32",
+        "medium, float32/float32",
+        "small, float32/bfloat16",
+    ]

@@ -115,8 +115,9 @@ def explain_scale(on_progress: Progress = lambda *_: None) -> Scale:
     """Compute the section; it times steps for a minute or so.
 
     The bandwidth of each mix is measured first, on one array, then the models that fit in memory,
-    the smallest first, until `MEASURING_SECONDS` have passed. What is not timed is computed from
-    the bandwidth of its mix, that of the largest model that has been timed.
+    all of them in float32 and then the smallest first, until `MEASURING_SECONDS` have passed. What
+    is not timed is computed from the bandwidth of its mix, that of the largest model that has been
+    timed.
     """
     traffic = available_mixes()
     mixes = [_mix(row) for row in storage_of([]) if _computes_in_float32(row)]
@@ -145,13 +146,7 @@ class _Timer:
         self.threads = runtime_info()["num_threads"]
 
     def run(self) -> tuple[dict[Mix, Bandwidth], Measured]:
-        fits = _fits()
-        jobs = [
-            (mix, model)
-            for model in MODELS
-            for mix, traffic in self.mixes.items()
-            if fits(traffic.bytes_kept * model.parameters)
-        ]
+        jobs = self._jobs()
         total = len(self.mixes) + len(jobs)
         bandwidths: dict[Mix, Bandwidth] = {}
         for done, mix in enumerate(self.mixes):
@@ -166,6 +161,17 @@ class _Timer:
             measured[mix, model.name], bandwidths[mix] = self._time(mix, model.shapes)
         self.on_progress("", total, total)
         return bandwidths, measured
+
+    def _jobs(self) -> list[tuple[Mix, Model]]:
+        """Return what fits in memory: each model in float32, then the other mixes."""
+        fits, float32 = _fits(), next(iter(self.mixes))
+        jobs = [
+            (mix, model)
+            for model in MODELS
+            for mix, traffic in self.mixes.items()
+            if fits(traffic.bytes_kept * model.parameters)
+        ]
+        return sorted(jobs, key=lambda job: job[0] != float32)
 
     def _time(self, mix: Mix, shapes: Shapes) -> tuple[float, Bandwidth]:
         traffic, parameters = self.mixes[mix], count_parameters(shapes)

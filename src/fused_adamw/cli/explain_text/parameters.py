@@ -26,14 +26,15 @@ def parameters_text(found: Parameters) -> Iterator[RenderableType]:
 
 def tensors_table(found: Parameters) -> Table:
     """Return the parameters with the arithmetic of their counts."""
-    table = text_table("", "in the code")
+    table = text_table("")
     table.add_column("count", justify="right")
+    table.add_column("in the code")
     for tensor in found.tensors:
         sizes = " × ".join(map(str, tensor.shape))
         product = f"{sizes} = {tensor.count:,}" if len(tensor.shape) > 1 else f"{tensor.count:,}"
-        table.add_row(tensor.title, tensor.name, product)
+        table.add_row(tensor.title, product, tensor.name)
     table.add_section()
-    table.add_row("total", "", f"{found.total:,}", style="bold")
+    table.add_row("total", f"{found.total:,}", style="bold")
     return table
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
-from ...explain.scale import Cost, Scale
+from ...explain.scale import MEASURING_SECONDS, Cost, Scale
 from ..console import heading, number_table, paragraph
 
 
@@ -26,8 +26,9 @@ def scale_text(found: Scale) -> Iterator[RenderableType]:
     yield costs_table(found, seconds)
     yield paragraph(
         "≈: computed, from the bytes that the step reads and writes and the bandwidth that was "
-        "measured here with the same mix. All others were timed. The gradients have the dtype of "
-        "the parameters."
+        "measured here with the same mix: what does not fit in memory, and what would have begun "
+        f"after {MEASURING_SECONDS:g} seconds of measuring. All others were timed. The gradients "
+        "have the dtype of the parameters."
     )
     missing = [row.mix for row in found.bandwidths if not row.measured]
     if missing:
