@@ -115,9 +115,9 @@ def explain_scale(on_progress: Progress = lambda *_: None) -> Scale:
     """Compute the section; it times steps for a minute or so.
 
     The bandwidth of each mix is measured first, on one array, then the models that fit in memory,
-    all of them in float32 and then the smallest first, until `MEASURING_SECONDS` have passed. What
-    is not timed is computed from the bandwidth of its mix, that of the largest model that has been
-    timed.
+    the smallest first, until `MEASURING_SECONDS` have passed: memory that is written for the first
+    time can take longer than the steps. What is not timed is computed from the bandwidth of its
+    mix, that of the largest model that has been timed.
     """
     traffic = available_mixes()
     mixes = [_mix(row) for row in storage_of([]) if _computes_in_float32(row)]
@@ -163,15 +163,14 @@ class _Timer:
         return bandwidths, measured
 
     def _jobs(self) -> list[tuple[Mix, Model]]:
-        """Return what fits in memory: each model in float32, then the other mixes."""
-        fits, float32 = _fits(), next(iter(self.mixes))
-        jobs = [
+        """Return what fits in memory; the models are in the order of their size."""
+        fits = _fits()
+        return [
             (mix, model)
             for model in MODELS
             for mix, traffic in self.mixes.items()
             if fits(traffic.bytes_kept * model.parameters)
         ]
-        return sorted(jobs, key=lambda job: job[0] != float32)
 
     def _time(self, mix: Mix, shapes: Shapes) -> tuple[float, Bandwidth]:
         traffic, parameters = self.mixes[mix], count_parameters(shapes)
