@@ -14,6 +14,7 @@ from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
+from ._torch.shard_scales import with_global_scales, with_local_scales
 from ._torch.state import restore_dtypes
 
 __all__ = ["AdamW"]
@@ -157,7 +158,8 @@ class AdamW(torch.optim.AdamW):
             groups = options.complete(state_dict, self.param_groups)
             for group in groups:
                 options.check_group(group)
-            saved.update(state_dict, param_groups=groups)
+            completed = {**state_dict, "param_groups": groups}
+            saved.update(with_local_scales(self.param_groups, completed))
             return saved
 
         def after(_: Any) -> None:
@@ -179,8 +181,7 @@ class AdamW(torch.optim.AdamW):
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
         threads go on to change. To save or copy them, use ``exclusive``."""
         with self.exclusive():
-            state: dict[str, Any] = super().state_dict()
-            return state
+            return with_global_scales(self.param_groups, super().state_dict())
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """A block in which no other thread steps or loads this optimizer.

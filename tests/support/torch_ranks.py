@@ -1,0 +1,34 @@
+"""Ranks of a gloo group: processes on this machine, which meet in a file."""
+
+import traceback
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+
+
+def run_ranks(function, ranks, folder, *arguments):
+    """What ``function(mesh, folder, *arguments)`` returns on each rank, in processes of their own.
+
+    ``folder``: a pathlib.Path, empty but for what the functions of earlier calls have saved."""
+    number = len(list(folder.glob("store*")))
+    meeting = folder / f"store{number}"
+    mp.spawn(_rank, (ranks, function, folder, meeting, arguments), nprocs=ranks)
+    return [torch.load(f"{meeting}.{rank}", weights_only=False) for rank in range(ranks)]
+
+
+def _rank(rank, ranks, function, folder, meeting, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(meeting), ranks), rank=rank, world_size=ranks
+    )
+    try:
+        found = function(init_device_mesh("cpu", (ranks,)), folder, *arguments)
+        torch.save(found, f"{meeting}.{rank}")
+        dist.barrier()
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        dist.destroy_process_group()
