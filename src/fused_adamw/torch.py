@@ -14,7 +14,7 @@ from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
-from ._torch.shard_scales import with_global_scales, with_local_scales
+from ._torch.portable_state import portable_state, state_to_load
 from ._torch.state import restore_dtypes
 
 __all__ = ["AdamW"]
@@ -159,7 +159,7 @@ class AdamW(torch.optim.AdamW):
             for group in groups:
                 options.check_group(group)
             completed = {**state_dict, "param_groups": groups}
-            saved.update(with_local_scales(self.param_groups, completed))
+            saved.update(state_to_load(self.param_groups, completed))
             return saved
 
         def after(_: Any) -> None:
@@ -181,7 +181,7 @@ class AdamW(torch.optim.AdamW):
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
         threads go on to change. To save or copy them, use ``exclusive``."""
         with self.exclusive():
-            return with_global_scales(self.param_groups, super().state_dict())
+            return portable_state(self.param_groups, super().state_dict())
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """A block in which no other thread steps or loads this optimizer.

@@ -8,23 +8,22 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 
-def run_ranks(function, ranks, folder, *arguments):
-    """What ``function(mesh, folder, *arguments)`` returns on each rank, in processes of their own.
+def run_ranks(ranks, folder, function, *arguments):
+    """What ``function(mesh, *arguments)`` returns on each rank, in processes of their own.
 
-    ``folder``: a pathlib.Path, empty but for what the functions of earlier calls have saved."""
-    number = len(list(folder.glob("store*")))
-    meeting = folder / f"store{number}"
-    mp.spawn(_rank, (ranks, function, folder, meeting, arguments), nprocs=ranks)
+    ``folder``: a pathlib.Path, in which nothing else is called store."""
+    meeting = folder / f"store{len(list(folder.glob('store*')))}"
+    mp.spawn(_rank, (ranks, meeting, function, arguments), nprocs=ranks)
     return [torch.load(f"{meeting}.{rank}", weights_only=False) for rank in range(ranks)]
 
 
-def _rank(rank, ranks, function, folder, meeting, arguments):
+def _rank(rank, ranks, meeting, function, arguments):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(meeting), ranks), rank=rank, world_size=ranks
     )
     try:
-        found = function(init_device_mesh("cpu", (ranks,)), folder, *arguments)
+        found = function(init_device_mesh("cpu", (ranks,)), *arguments)
         torch.save(found, f"{meeting}.{rank}")
         dist.barrier()
     except BaseException:

@@ -6,8 +6,8 @@ PyTorch's module of DTensors takes long to import. It is only used where the pro
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from math import prod
-from typing import Any
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 from torch import Size, Tensor
 
@@ -65,38 +65,48 @@ def offset_of(tensor: Any) -> int:
 def _offset(spec: Any) -> int:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    shape = tuple(spec.shape)
+    shape: tuple[int, ...] = tuple(spec.shape)
     _, offsets = compute_local_shape_and_global_offset(shape, spec.mesh, spec.placements)
     index: int = sum(offset * prod(shape[k + 1 :]) for k, offset in enumerate(offsets))
     return min(index, prod(shape))  # of an empty shard: the end
 
 
-@lru_cache(maxsize=4096)
-def block_grid(spec: Any, block: int) -> tuple[int, ...] | None:
-    """The shape of a tensor with one element per block of a DTensor, such that each rank
-    has the elements of its own blocks where both are placed in the same way; None where a block may
-    be on two ranks.
+class Grid(NamedTuple):
+    """A division of the elements of a DTensor, row by row, into cells of consecutive ones."""
 
-    The blocks are consecutive parts of rows: of the smallest trailing dimensions whose elements are
-    a multiple of ``block``, the first of all dimensions not being one of them. The result depends
-    on the number of ranks only where one of the trailing dimensions is sharded.
+    shape: tuple[int, ...]  # of a tensor with one element per cell
+    cell: int  # elements
+    is_by_element: bool = False  # in whichever order they are in memory
+
+    def local_shape(self, elements: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the cells of this rank, from the shape of its elements."""
+        k = len(self.shape) - 1
+        return (*elements[:k], prod(elements[k:]) // self.cell)
+
+
+@lru_cache(maxsize=4096)
+def grid_of(spec: Any, block: int) -> Grid:
+    """The largest cells such that every rank has whole ones, and so has each block of its shard;
+    and such that a tensor of cells is divided between the ranks as its elements are.
+
+    The number of ranks makes no difference, unless other dimensions than the first are sharded.
     """
     shape = tuple(spec.shape)
-    first = max((k for k in range(1, len(shape)) if prod(shape[k:]) % block == 0), default=0)
-    if first == 0 or tuple(spec.stride) != _strides_by_row(shape):
-        return None
-    grid = (*shape[:first], prod(shape[first:]) // block)
-    within = [k for k, x in enumerate(spec.placements) if getattr(x, "dim", -1) >= first]
-    if not within:
-        return grid
-    ranks = spec.mesh.shape[within[0]]
-    elements = _largest_part(shape[first], ranks) * prod(shape[first + 1 :])
-    is_one = len(within) == 1 and spec.placements[within[0]].is_shard(first)
-    return grid if is_one and _largest_part(grid[-1], ranks) * block == elements else None
-
-
-def _largest_part(size: int, ranks: int) -> int:
-    return -(-size // ranks)
+    if tuple(spec.stride) != _strides_by_row(shape):
+        return Grid(shape, 1, is_by_element=True)
+    sharded = [x.dim if hasattr(x, "dim") else 0 for x in spec.placements]
+    last = max(sharded)
+    row = prod(shape[last + 1 :])
+    if last > 0 and sharded.count(last) == 1:
+        k = sharded.index(last)
+        ranks = spec.mesh.shape[k]
+        part = -(-shape[last] // ranks) * row
+        cell = gcd(block, part, shape[last] * row)
+        cells = shape[last] * row // cell
+        if spec.placements[k].is_shard() and -(-cells // ranks) * cell == part:
+            return Grid((*shape[:last], cells), cell)
+    cell = gcd(block, row)
+    return Grid((*shape[: last + 1], row // cell), cell)
 
 
 def _strides_by_row(shape: tuple[int, ...]) -> tuple[int, ...]:
