@@ -58,6 +58,10 @@ def train(kind, steps, place=lambda name, x: x, place_grad=None):
     return params, opt
 
 
+def place_on(mesh, *placements):
+    return lambda x: distribute_tensor(x, mesh, placements)
+
+
 def whole(x):
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 

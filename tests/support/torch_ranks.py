@@ -1,6 +1,7 @@
 """Ranks of a gloo group: processes on this machine, which meet in a file."""
 
 import traceback
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -29,5 +30,16 @@ def _rank(rank, ranks, meeting, function, arguments):
     except BaseException:
         traceback.print_exc()
         raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def only_rank(folder):
+    """A group of this process alone."""
+    store = dist.FileStore(str(folder / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
     finally:
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .._core import (
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import StateOptions, supported_dtypes
+from .._optim.state_formats import FORMATS, StateOptions, supported_dtypes
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import step_with_torch, unscale
 from .local_shards import local_shards, offsets_of
@@ -99,7 +99,8 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
 def _parts(group: Group, first: int) -> Iterator[Part]:
     """The parameters by the kind of their state: with master weights that depends on the dtype."""
     state_dtype, roles = group.get("state_dtype"), roles_of(group)
-    if "master" not in roles and not has_dtensors(group["params"]):
+    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
+    if "master" not in roles and not (has_scales and has_dtensors(group["params"])):
         yield Part(group["params"], Kind(state_dtype, roles), _indices(group["params"], first))
         return
     kinds: dict[Kind, dict[int, Tensor]] = {}
@@ -119,10 +120,8 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
         tensors = _init(optimizer, group)
     if not _uses_kernels(group):
         return GroupDispatch(group, NOTHING, tensors, None, {})
-    local = local_shards(tensors)
-    prepared = PreparedStep(
-        EXCHANGE,
-        local,
+    prepared, local = _prepare(
+        tensors,
         hyper=_hyper(group, NO_RATES),
         maximize=group["maximize"],
         num_threads=_num_threads(),
@@ -161,23 +160,29 @@ def _dispatch_to_kernels(
             f"the state of a parameter must have {', '.join(names.values())} with "
             f"{option}={group[option]!r}"
         )
-    local = local_shards(tensors)
     grad_scale = getattr(optimizer, "grad_scale", None) if unscales_in_kernel(group) else None
-    prepared = PreparedStep(
-        EXCHANGE,
-        local,
+    prepared, local = _prepare(
+        tensors,
         hyper=_hyper(group, rates_of(group)),
         maximize=group["maximize"],
         num_threads=_num_threads(),
         state_format=part.kind.format,
         grad_scale=1.0 if grad_scale is None else 1 / grad_scale.item(),
         param_indices=indices,
-        offsets=offsets_of(tensors.params),
         seed=group.get("seed", optimizer.defaults.get("seed", 0)),
     )
     if prepared.unsupported:
         _refuse(group, option, {indices[i] for i in prepared.unsupported})
     return GroupDispatch(group, tensors.with_grads(local), NOTHING, prepared, new_state)
+
+
+def _prepare(tensors: GroupTensors, **options: Any) -> tuple[PreparedStep, GroupTensors]:
+    """The step, and what it reads and writes: of DTensors the shards of this rank."""
+    prepared = PreparedStep(EXCHANGE, tensors, **options)
+    if prepared.unsupported and has_dtensors(tensors.params):
+        tensors, offsets = local_shards(tensors), offsets_of(tensors.params)
+        prepared = PreparedStep(EXCHANGE, tensors, offsets=offsets, **options)
+    return prepared, tensors
 
 
 def _is_expanded(p: Tensor) -> bool:

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dtensors import has_dtensors, is_dtensor, is_placed_like, local_of, offset_of
+from .dtensors import is_dtensor, is_placed_like, local_of, offset_of
 from .state import GroupTensors
 
 
 def local_shards(tensors: GroupTensors) -> GroupTensors:
-    """The tensors with the memory of this rank; the same object where there are no DTensors.
+    """The tensors with the memory of this rank.
 
     What cannot be stepped in parts, such as a DTensor with state that is placed otherwise, is left
     as something that no kernel supports.
     """
-    if not has_dtensors(tensors.params):
-        return tensors
     params, grads, steps, state = tensors
     return GroupTensors(
         [_local_param(p) for p in params],
@@ -33,9 +31,9 @@ def local_shards(tensors: GroupTensors) -> GroupTensors:
     )
 
 
-def offsets_of(params: list[Tensor]) -> list[int] | None:
+def offsets_of(params: list[Tensor]) -> list[int]:
     """Where the local shards begin, for stochastic rounding that does not depend on the ranks."""
-    return [offset_of(p) for p in params] if has_dtensors(params) else None
+    return [offset_of(p) for p in params]
 
 
 def _local_param(p: Any) -> Tensor:
