@@ -38,6 +38,9 @@ class AdamW(torch.optim.AdamW):
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
 
+    Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its part in this way.
+    Their state is DTensors, which PyTorch's distributed checkpoints load on any number of ranks.
+
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;

@@ -1,5 +1,7 @@
 """DTensors on the only rank of a mesh, and how their scales are divided between several."""
 
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from sharded_training import draw, place_on  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import (  # noqa: E402
     DTensor,
     Partial,
@@ -19,6 +22,7 @@ from torch.distributed.tensor import (  # noqa: E402
 )
 from torch_ranks import only_rank  # noqa: E402
 
+import fused_adamw  # noqa: E402
 from fused_adamw import AdamW as ForNumPy  # noqa: E402
 from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep  # noqa: E402
 from fused_adamw._torch.dtensors import grid_of, local_of  # noqa: E402
@@ -337,3 +341,19 @@ def test_parts_of_blocks_get_a_common_scale(first):
     unit = np.repeat(merged["m_scale"], BLOCK)[: m.size] * np.sqrt(new_v)
     assert np.all(np.abs(new_m - m) <= 0.51 * unit + 0.01 * np.abs(m))
     assert np.any(new_m != m)
+
+
+# ---------------------------------------------------------------------------- documentation
+
+
+@needs_gloo
+def test_the_example_of_the_documentation(mesh):
+    text = (Path(__file__).parents[2] / "docs/distributed-tensors.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+    model.forward = lambda x: model.layers[1](model.layers[0](x))
+    names = {"model": model, "mesh": mesh, "inputs": torch.ones(3, 4), "torch": torch}
+    exec(example, names | {"fully_shard": fully_shard, "fused_adamw": fused_adamw})
+    (weight, *_) = model.parameters()
+    assert isinstance(weight, DTensor)

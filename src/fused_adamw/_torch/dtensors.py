@@ -5,6 +5,7 @@ PyTorch's module of DTensors takes long to import. It is only used where the pro
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from math import gcd, prod
 from typing import Any, NamedTuple
@@ -39,7 +40,9 @@ def is_placed_like(tensor: Any, other: Any) -> bool:
     """Whether each rank has the same part of two DTensors."""
     spec, expected = tensor._spec, other._spec
     return spec is expected or (
-        spec.placements == expected.placements and spec.mesh == expected.mesh
+        spec.placements == expected.placements
+        and spec.mesh == expected.mesh
+        and spec.shard_order == expected.shard_order
     )
 
 
@@ -47,12 +50,10 @@ def new_dtensor(
     like: Any, local: Tensor, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
 ) -> Any:
     """A DTensor with this memory, placed like another; ``strides`` None: row by row."""
-    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-
-    meta = TensorMeta(Size(shape), strides or _strides_by_row(shape), local.dtype)
-    spec = DTensorSpec(like._spec.mesh, like._spec.placements, tensor_meta=meta)
+    old = like._spec
+    meta = type(old.tensor_meta)(Size(shape), strides or _strides_by_row(shape), local.dtype)
     # from_local would move it to the device of the mesh.
-    return dtensor_type()(local, spec, requires_grad=False)
+    return dtensor_type()(local, replace(old, tensor_meta=meta), requires_grad=False)
 
 
 def offset_of(tensor: Any) -> int:
