@@ -20,6 +20,7 @@ from torch.distributed.tensor import (  # noqa: E402
     Shard,
     distribute_tensor,
 )
+from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
 from torch_ranks import only_rank  # noqa: E402
 
 import fused_adamw  # noqa: E402
@@ -57,8 +58,9 @@ def trained(mesh, *shapes, **options):
 
 
 @needs_gloo
-def test_a_step_counts_as_a_change_of_the_parameter(mesh):
-    (p,), opt = trained(mesh)
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16"}])
+def test_a_step_counts_as_a_change_of_the_parameter(mesh, options):
+    (p,), opt = trained(mesh, **options)
     before = p._version
     opt.step()
     assert p._version > before
@@ -213,9 +215,8 @@ def test_an_earlier_state_dict_keeps_moments_with_their_scales(mesh):
 @needs_gloo
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
 def test_other_memory_orders(mesh, state_dtype):
-    x = distribute_tensor(draw((30, 20), 1).t(), mesh, [Replicate()])
-    assert not x.is_contiguous()
-    p = torch.nn.Parameter(x)
+    p = torch.nn.Parameter(DTensor.from_local(draw((30, 20), 1).t(), mesh, [Replicate()]))
+    assert p.stride() == p.to_local().stride() == (1, 20)
     opt = AdamW([p], state_dtype=state_dtype)
     p.grad = p.detach().clone()
     opt.step()
@@ -277,6 +278,7 @@ def spec_of(shape, ranks, *placements):
         (spec_of((300,), (2,), Shard(0)), (300, 1), 1),
         (spec_of((4, 768), (3,), Shard(1)), (4, 3), 256),
         (spec_of((4, 768), (2,), Shard(1)), (4, 6), 128),
+        (spec_of((4, 768), (2,), _StridedShard(1, split_factor=2)), (4, 768, 1), 1),
         (spec_of((4, 10), (3,), Shard(1)), (4, 5), 2),
         (spec_of((4, 9), (2,), Shard(1)), (4, 9), 1),
         (spec_of((4, 6, 64), (2, 2), Shard(1), Shard(1)), (4, 6, 1), 64),
