@@ -163,7 +163,8 @@ typedef struct {
     int element_type; /* of params and grads */
     int state_format; /* of m and v */
     uint32_t rng_key;
-    ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK */
+    ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK where the
+                                 state format has scales */
     const fused_adamw_scalars *scalars;
 } fused_adamw_tensor;
 

@@ -183,6 +183,7 @@ class PreparedStep:
         state_format: str | None = None,
         grad_scale: float = 1.0,
         param_indices: list[int] | None = None,
+        offsets: list[int] | None = None,
         seed: int | None = None,
     ) -> None: ...
     def step(self) -> None: ...

@@ -14,6 +14,7 @@ from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
+from ._torch.portable_state import portable_state, state_to_load
 from ._torch.state import restore_dtypes
 
 __all__ = ["AdamW"]
@@ -36,6 +37,9 @@ class AdamW(torch.optim.AdamW):
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
+
+    Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its part in this way.
+    Their state is DTensors, which PyTorch's distributed checkpoints load on any number of ranks.
 
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
@@ -157,7 +161,8 @@ class AdamW(torch.optim.AdamW):
             groups = options.complete(state_dict, self.param_groups)
             for group in groups:
                 options.check_group(group)
-            saved.update(state_dict, param_groups=groups)
+            completed = {**state_dict, "param_groups": groups}
+            saved.update(state_to_load(self.param_groups, completed))
             return saved
 
         def after(_: Any) -> None:
@@ -179,8 +184,7 @@ class AdamW(torch.optim.AdamW):
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
         threads go on to change. To save or copy them, use ``exclusive``."""
         with self.exclusive():
-            state: dict[str, Any] = super().state_dict()
-            return state
+            return portable_state(self.param_groups, super().state_dict())
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """A block in which no other thread steps or loads this optimizer.

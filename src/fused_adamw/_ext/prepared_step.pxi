@@ -42,6 +42,20 @@ def gather_tensors(params, state, dict names not None):
     return found, grads, steps, dict(zip(names, lists))
 
 
+cdef int number_elements(
+    fused_adamw_tensor *tensor, uint32_t seed, Py_ssize_t param_index, Py_ssize_t offset
+) except -1:
+    """Choose the random numbers of a tensor whose first element is number ``offset`` of a
+    parameter. Those of blocks begin at a multiple of the size of a block."""
+    if offset < 0:
+        raise ValueError(f"offsets must be at least 0; got {offset}")
+    if fused_adamw_state_formats[tensor.state_format].block > 1:
+        offset -= offset % FUSED_ADAMW_BLOCK
+    tensor.rng_key = fused_adamw_rng_key(seed, param_index)
+    tensor.element_offset = offset
+    return 0
+
+
 @cython.no_gc
 cdef class PreparedStep:
     """The tensors of one group, checked, and the scalars of one step.
@@ -50,7 +64,8 @@ cdef class PreparedStep:
     so far), and ``state``, a dict from roles to lists; all of one length. ``hyper``: one of those
     of ``BoundTensors``. ``state_format``: None where moments have the dtype of their parameters.
     ``param_indices``: of the parameters among all of the optimizer, for stochastic rounding by
-    ``seed``. ``grad_scale``: a factor of the gradients.
+    ``seed``; ``offsets``: of the first element of each, where the tensors are parts of larger ones.
+    ``grad_scale``: a factor of the gradients.
 
     ``unsupported`` has the indices of those that no kernel supports, which stay as they are."""
 
@@ -69,7 +84,8 @@ cdef class PreparedStep:
 
     def __cinit__(
         self, DLPackExchange exchange not None, tensors, *, hyper, bint maximize, num_threads,
-        state_format=None, double grad_scale=1.0, list param_indices=None, seed=None,
+        state_format=None, double grad_scale=1.0, list param_indices=None, list offsets=None,
+        seed=None,
     ):
         cdef Py_ssize_t i, count = len(tensors.params)
         cdef uint32_t number = seed_of(seed)
@@ -79,10 +95,9 @@ cdef class PreparedStep:
         self.isa = find_isa()
         self.unsupported = []
         self.threads = check_num_threads(num_threads)
-        if param_indices is not None and len(param_indices) != count:
-            raise ValueError(
-                f"param_indices must have {count} entries; got {len(param_indices)}"
-            )
+        for name, numbers in (("param_indices", param_indices), ("offsets", offsets)):
+            if numbers is not None and len(numbers) != count:
+                raise ValueError(f"{name} must have {count} entries; got {len(numbers)}")
         require_hyper(hyper)
         prepare(&self.space, count)
         self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
@@ -91,8 +106,9 @@ cdef class PreparedStep:
             if not self.gather(exchange, i):
                 self.unsupported.append(i)
             elif param_indices is not None:
-                self.space.tensors[self.space.num_active - 1].rng_key = fused_adamw_rng_key(
-                    number, param_indices[i]
+                number_elements(
+                    &self.space.tensors[self.space.num_active - 1], number, param_indices[i],
+                    0 if offsets is None else offsets[i],
                 )
         if self.has_overlaps():
             self.unsupported = list(range(count))

@@ -1,7 +1,7 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from .._core import (
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import StateOptions, supported_dtypes
+from .._optim.state_formats import FORMATS, StateOptions, supported_dtypes
+from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import step_with_torch, unscale
+from .local_shards import local_shards, offsets_of
 from .options import Group, check_group, kernel_only, unscales_in_kernel
 from .state import GroupTensors, Kind, State, kind_of, missing_state, state_names
 
@@ -43,7 +45,7 @@ class GroupDispatch(NamedTuple):
     """The step of a group, or of a part, checked, with nothing changed yet."""
 
     group: Group
-    kernel: GroupTensors
+    kernel: GroupTensors  # with the gradients that it reads
     fallback: GroupTensors  # PyTorch's
     prepared: PreparedStep | None  # of ``kernel``; None where that is empty
     new_state: dict[Tensor, State]  # to be added before the step
@@ -97,13 +99,14 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
 def _parts(group: Group, first: int) -> Iterator[Part]:
     """The parameters by the kind of their state: with master weights that depends on the dtype."""
     state_dtype, roles = group.get("state_dtype"), roles_of(group)
-    if "master" not in roles:
+    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
+    if "master" not in roles and not (has_scales and has_dtensors(group["params"])):
         yield Part(group["params"], Kind(state_dtype, roles), _indices(group["params"], first))
         return
     kinds: dict[Kind, dict[int, Tensor]] = {}
     for i, p in enumerate(group["params"], first):
         if p.grad is not None:
-            kinds.setdefault(kind_of(p.dtype, state_dtype, roles), {})[i] = p
+            kinds.setdefault(kind_of(p.dtype, state_dtype, roles, is_dtensor(p)), {})[i] = p
     for kind, params in kinds.items():
         yield Part(list(params.values()), kind, list(params))
 
@@ -117,8 +120,7 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
         tensors = _init(optimizer, group)
     if not _uses_kernels(group):
         return GroupDispatch(group, NOTHING, tensors, None, {})
-    prepared = PreparedStep(
-        EXCHANGE,
+    prepared, local = _prepare(
         tensors,
         hyper=_hyper(group, NO_RATES),
         maximize=group["maximize"],
@@ -126,11 +128,12 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
         state_format=None,
     )
     if not prepared.unsupported:
-        return GroupDispatch(group, tensors, NOTHING, prepared, {})
-    kernel, fallback = tensors.split(prepared.unsupported)
-    if not kernel.storages().isdisjoint(fallback.storages()):  # the order of the steps matters
+        return GroupDispatch(group, tensors.with_grads(local), NOTHING, prepared, {})
+    kernel, others = local.split(prepared.unsupported)
+    if not kernel.storages().isdisjoint(others.storages()):  # the order of the steps matters
         return GroupDispatch(group, NOTHING, tensors, None, {})
-    return GroupDispatch(group, kernel, fallback, prepared, {})
+    stepped, fallback = tensors.split(prepared.unsupported)
+    return GroupDispatch(group, stepped.with_grads(kernel), fallback, prepared, {})
 
 
 def _dispatch_to_kernels(
@@ -146,7 +149,7 @@ def _dispatch_to_kernels(
     tensors = _gather(part.params, optimizer.state, names)
     if tensors is None:  # the first step of a parameter, or of an option
         params = [p for p in part.params if p.grad is not None]
-        expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
+        expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(local_of(p))}
         if expanded:  # their state could be larger than the memory
             _refuse(group, option, expanded)
         new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
@@ -158,8 +161,7 @@ def _dispatch_to_kernels(
             f"{option}={group[option]!r}"
         )
     grad_scale = getattr(optimizer, "grad_scale", None) if unscales_in_kernel(group) else None
-    prepared = PreparedStep(
-        EXCHANGE,
+    prepared, local = _prepare(
         tensors,
         hyper=_hyper(group, rates_of(group)),
         maximize=group["maximize"],
@@ -171,7 +173,16 @@ def _dispatch_to_kernels(
     )
     if prepared.unsupported:
         _refuse(group, option, {indices[i] for i in prepared.unsupported})
-    return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
+    return GroupDispatch(group, tensors.with_grads(local), NOTHING, prepared, new_state)
+
+
+def _prepare(tensors: GroupTensors, **options: Any) -> tuple[PreparedStep, GroupTensors]:
+    """The step, and what it reads and writes: of DTensors the shards of this rank."""
+    prepared = PreparedStep(EXCHANGE, tensors, **options)
+    if prepared.unsupported and has_dtensors(tensors.params):
+        tensors, offsets = local_shards(tensors), offsets_of(tensors.params)
+        prepared = PreparedStep(EXCHANGE, tensors, offsets=offsets, **options)
+    return prepared, tensors
 
 
 def _is_expanded(p: Tensor) -> bool:

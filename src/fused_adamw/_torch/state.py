@@ -25,6 +25,7 @@ from .._optim.state_formats import (
     kept_roles,
     state_layout,
 )
+from .dtensors import is_dtensor, local_of
 
 State = dict[str, Tensor]  # of one parameter, by name
 
@@ -46,6 +47,9 @@ class GroupTensors(NamedTuple):
         state = {role: take(tensors) for role, tensors in self.state.items()}
         return GroupTensors(take(self.params), take(self.grads), take(self.steps), state)
 
+    def with_grads(self, other: "GroupTensors") -> "GroupTensors":
+        return self if other is self else self._replace(grads=other.grads)
+
     def split(self, indices: list[int]) -> tuple["GroupTensors", "GroupTensors"]:
         """The tensors that are not at ``indices``, and those that are."""
         others = set(range(len(self.params))).difference(indices)
@@ -58,9 +62,12 @@ class GroupTensors(NamedTuple):
 
 
 @cache
-def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, str]:
+def state_names(
+    state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
+) -> dict[str, str]:
     """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter;
-    ``roles``: those that options need."""
+    ``roles``: those that options need; ``sharded``: of a DTensor, whose scales no other tensor's
+    state can be confused with."""
     has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     suffix = "_code" if has_scales else ""
     names = {
@@ -68,7 +75,8 @@ def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, st
         for role in ("m", "v", *roles)
     }
     if has_scales:
-        names |= {f"{role}_scale": f"{NAMES[role]}_scale" for role in ("m", "v")}
+        scale = "_shard_scale" if sharded else "_scale"
+        names |= {f"{role}_scale": f"{NAMES[role]}{scale}" for role in ("m", "v")}
     return names
 
 
@@ -79,8 +87,8 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-    layout = _layout(p, options)
-    for role, name in state_names(*options).items():
+    layout = _layout(local_of(p), options)
+    for role, name in state_names(*options, is_dtensor(p)).items():
         if not state or (role in FROM_PARAMS and name not in state):
             missing[name] = _zeros(p, role, *layout[role])
             if role in FROM_PARAMS and missing[name].is_floating_point():
@@ -109,7 +117,8 @@ def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
 
 def _restore(state: State, saved: State, p: Tensor, options: StateOptions) -> None:
     layout = _layout(p, options)
-    expected = {name: torch_dtype(layout[role][0]) for role, name in state_names(*options).items()}
+    names = state_names(*options, is_dtensor(p))
+    expected = {name: torch_dtype(layout[role][0]) for role, name in names.items()}
     for name, value in saved.items():
         if not isinstance(value, Tensor) or name == "step":
             continue
@@ -127,17 +136,20 @@ class Kind(NamedTuple):
 
     format: str | None  # None: in the dtype of the parameter
     roles: tuple[str, ...]  # that options need
+    sharded: bool = False  # whether they are DTensors
 
 
 @cache
-def kind_of(dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...]) -> Kind:
+def kind_of(
+    dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
+) -> Kind:
     """The kind of parameters of this dtype in a group with these options."""
     name = _name(dtype)
     if name in ELEMENT_TYPES and "master" in roles:
         roles = kept_roles(name, roles)
         if "master" in roles:
-            return Kind(format_of(name, state_dtype), roles)
-    return Kind(state_dtype, roles)
+            return Kind(format_of(name, state_dtype), roles, sharded)
+    return Kind(state_dtype, roles, sharded)
 
 
 def _options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
@@ -161,9 +173,10 @@ def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
 
 
 def _zeros(p: Tensor, role: str, storage: str, shape: Shape) -> Tensor:
-    """A new array: flat for scales and packed elements, else with the parameter's strides."""
+    """A new array: flat for scales and packed elements, of those of this rank; else with the
+    parameter's strides, and placed like it."""
     dtype = torch_dtype(storage)
-    if prod(shape) == p.numel() and not role.endswith("_scale"):
+    if prod(shape) == local_of(p).numel() and not role.endswith("_scale"):
         return torch.zeros_like(p, dtype=dtype)
     return torch.zeros(shape, dtype=dtype, device=p.device)
 
