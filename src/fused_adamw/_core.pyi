@@ -30,6 +30,7 @@ class StateFormat(NamedTuple):
     m_scale: str
     v_scale: str
     amsgrad: bool
+    own: bool
 
 class OptionalBuffer(NamedTuple):
     name: str

@@ -24,8 +24,8 @@ class AdamW(torch.optim.AdamW):
 
     Arguments, errors, hooks, ``param_groups`` and state are PyTorch's, under the same names, so
     checkpoints load in both directions. With ``fused=None`` (the default) or ``fused=True``, the
-    dense float32 and float64 CPU parameters of a group are updated in one call, in one pass, in
-    place, without copies::
+    dense float32, float64, bfloat16 and float16 CPU parameters of a group are updated in one call,
+    in one pass, in place, without copies::
 
         m <- b1 m + (1 - b1) g                  (exp_avg; g is the negated gradient with maximize)
         v <- b2 v + (1 - b2) g^2                (exp_avg_sq; v_hat uses its maximum with amsgrad)
@@ -34,6 +34,7 @@ class AdamW(torch.optim.AdamW):
 
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
+    Parameters of 16 bits are computed in float32, and rounded to the nearest.
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
 

@@ -52,7 +52,7 @@ def test_a_graph_is_not_captured_by_accident(monkeypatch):
     """What is left to PyTorch may be on a device whose work is being recorded."""
     if not hasattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check"):
         pytest.skip("an older version asks in another way")
-    opt = AdamW([parameter(dtype=torch.bfloat16)])
+    opt = AdamW([parameter(dtype=torch.complex64)])
     stream = types.SimpleNamespace(is_capturing=lambda: True)
     device = torch.device("cuda")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)

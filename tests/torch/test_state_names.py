@@ -11,7 +11,7 @@ from fused_adamw._torch import state  # noqa: E402
 @pytest.fixture
 def four_bits(monkeypatch):
     """A format that there is not."""
-    row = StateFormat("4bit", "uint8", "uint8", 4, 4, 128, "float32", "float32", True)
+    row = StateFormat("4bit", "uint8", "uint8", 4, 4, 128, "float32", "float32", True, False)
     monkeypatch.setitem(state.FORMATS, "4bit", row)
 
 

@@ -139,10 +139,10 @@ cdef class PreparedStep:
         tensor.size = size_of(&params)
         tensor.element_type = params.element_type
         tensor.state_format = (
-            plain_format(params.element_type) if self.state_format < 0 else self.state_format
+            OWN_FORMAT[params.element_type] if self.state_format < 0 else self.state_format
         )
         if not (
-            params.nbytes >= 0 and tensor.state_format >= 0
+            params.nbytes >= 0
             and is_compatible(tensor.element_type, tensor.state_format)
             and exchange.view_like(
                 self.grads[i], StorageType(params.dlpack_code, params.dlpack_bits), &params, &grads

@@ -16,10 +16,10 @@ from .._core import (
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import StateOptions, supported_dtypes
+from .._optim.state_formats import ELEMENT_TYPES, StateOptions, either, supported_dtypes
 from .fallback import step_with_torch, unscale
-from .options import Group, check_group, kernel_only, unscales_in_kernel
-from .state import GroupTensors, Kind, State, kind_of, missing_state, state_names
+from .options import Group, check_group, kernel_only
+from .state import GroupTensors, Kind, State, is_narrow, kind_of, missing_state, state_names
 
 try:
     EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg)
@@ -60,7 +60,7 @@ class GroupDispatch(NamedTuple):
             step_with_torch(optimizer, self.group, self.fallback)
         if self.prepared is None:
             return
-        in_kernel = unscales_in_kernel(self.group)
+        in_kernel = _unscales_in_kernel(self.group, self.kernel.params)
         if not in_kernel:
             unscale(optimizer, self.kernel.grads)
         self.prepared.step()
@@ -124,6 +124,7 @@ def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> Group
         maximize=group["maximize"],
         num_threads=_num_threads(),
         state_format=None,
+        grad_scale=_kernel_scale(optimizer, group, tensors.params),
     )
     if not prepared.unsupported:
         return GroupDispatch(group, tensors, NOTHING, prepared, {})
@@ -157,7 +158,6 @@ def _dispatch_to_kernels(
             f"the state of a parameter must have {', '.join(names.values())} with "
             f"{option}={group[option]!r}"
         )
-    grad_scale = getattr(optimizer, "grad_scale", None) if unscales_in_kernel(group) else None
     prepared = PreparedStep(
         EXCHANGE,
         tensors,
@@ -165,13 +165,36 @@ def _dispatch_to_kernels(
         maximize=group["maximize"],
         num_threads=_num_threads(),
         state_format=part.kind.format,
-        grad_scale=1.0 if grad_scale is None else 1 / grad_scale.item(),
+        grad_scale=_kernel_scale(optimizer, group, tensors.params),
         param_indices=indices,
-        seed=group.get("seed", optimizer.defaults.get("seed", 0)),
+        seed=_seed(optimizer, group),
     )
     if prepared.unsupported:
         _refuse(group, option, {indices[i] for i in prepared.unsupported})
     return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
+
+
+def _unscales_in_kernel(group: Group, params: list[Tensor]) -> bool:
+    """Whether the kernels multiply the gradients, in float32, by what GradScaler leaves to the
+    optimizer: an unscaled gradient can be 0 in float16."""
+    return group.get("state_dtype") is not None or any(map(is_narrow, params))
+
+
+def _kernel_scale(optimizer: torch.optim.AdamW, group: Group, params: list[Tensor]) -> float:
+    """The factor of the gradients in the kernels."""
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    if grad_scale is None or not _unscales_in_kernel(group, params):
+        return 1.0
+    factor: float = 1 / grad_scale.item()
+    return factor
+
+
+def _seed(optimizer: torch.optim.AdamW, group: Group) -> int | None:
+    """Without a format or master weights, what has the dtypes of PyTorch is rounded as there."""
+    if group.get("state_dtype") is None and not group.get("master_weights"):
+        return None
+    seed: int | None = group.get("seed", optimizer.defaults.get("seed", 0))
+    return seed
 
 
 def _is_expanded(p: Tensor) -> bool:
@@ -180,7 +203,12 @@ def _is_expanded(p: Tensor) -> bool:
 
 
 def _refuse(group: Group, option: str, unsupported: set[int]) -> NoReturn:
-    dtypes = supported_dtypes(StateOptions(group.get("state_dtype"), roles_of(group)))
+    state_dtype = group.get("state_dtype")
+    dtypes = (
+        either(ELEMENT_TYPES)
+        if state_dtype is None
+        else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
+    )
     raise TypeError(
         f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with matching "
         f"gradients; unsupported: parameters {abbreviated(sorted(unsupported), most=10)}"
