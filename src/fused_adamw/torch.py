@@ -1,7 +1,6 @@
 """``AdamW``: ``torch.optim.AdamW`` with the kernels of this package, for tensors in host memory."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Self, cast, overload
 
@@ -12,9 +11,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from ._core import DeferredSignals, ReentrantLock
 from ._optim.state_formats import StateDtype
 from ._torch import options
-from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
 from ._torch.state import restore_dtypes
+from ._torch.step import take_step, take_step_uncompiled
 
 __all__ = ["AdamW"]
 
@@ -183,7 +182,7 @@ class AdamW(torch.optim.AdamW):
             state: dict[str, Any] = super().state_dict()
             return state
 
-    def exclusive(self) -> AbstractContextManager[Any]:
+    def exclusive(self) -> ReentrantLock:
         """A block in which no other thread steps or loads this optimizer.
 
         Example:
@@ -222,14 +221,10 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            # Compiled code cannot take a lock.
-            with nullcontext() if torch.compiler.is_compiling() else self.exclusive():
-                dispatches: list[GroupDispatch] = []
-                first = 0
-                for group in self.param_groups:
-                    dispatches += dispatch(self, group, first)
-                    first += len(group["params"])
-                run_all(self, dispatches)
+            if torch.compiler.is_compiling():
+                take_step_uncompiled(self)
+            else:
+                take_step(self)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

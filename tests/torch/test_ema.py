@@ -254,19 +254,3 @@ def test_an_average_that_shares_memory():
     with pytest.raises(TypeError, match="unsupported: parameters"):
         opt.step()
     assert_equal_tensors(params, before)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ema_decay": 0.9}, "ema_decay=0.9 does not support torch.compile"),
-        ({"state_dtype": "8bit"}, "state_dtype='8bit' does not support torch.compile"),
-    ],
-)
-def test_a_compiled_step(options, message, monkeypatch):
-    params, opt = trained(**options)
-    before = [p.detach().clone() for p in params]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with pytest.raises(RuntimeError, match=f"^{message}$"):
-        opt.step()
-    assert_equal_tensors(params, before)

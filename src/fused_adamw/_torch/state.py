@@ -51,10 +51,8 @@ class GroupTensors(NamedTuple):
         others = set(range(len(self.params))).difference(indices)
         return self.select(sorted(others)), self.select(indices)
 
-    def storages(self) -> set[int]:
-        """The addresses of the storages that the tensors are views of."""
-        lists = (self.params, self.grads, self.steps, *self.state.values())
-        return {_storage(tensor) for tensors in lists for tensor in tensors} - {0}
+
+NOTHING = GroupTensors([], [], [], {})
 
 
 @cache
@@ -187,12 +185,3 @@ def torch_dtype(storage: str) -> torch.dtype:
     """The dtype of a storage type. PyTorch can do little with uint32."""
     dtype: torch.dtype = getattr(torch, "int32" if storage == "uint32" else storage)
     return dtype
-
-
-def _storage(tensor: Tensor) -> int:
-    """The address of a tensor's storage; 0 where it has no memory of its own."""
-    try:
-        address: int = tensor.untyped_storage().data_ptr()
-        return address
-    except (RuntimeError, AttributeError):  # a sparse tensor, or not a tensor
-        return 0
