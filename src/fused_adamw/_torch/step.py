@@ -5,6 +5,7 @@ from torch.autograd.profiler import record_function
 
 from .._core import GroupPlan, ReentrantLock, StepPlan
 from .dispatch import GroupDispatch, dispatch, increment_version, num_threads, run_all
+from .hooks import outside_of_graphs
 
 PROFILED_AS = "fused_adamw::adamw"
 
@@ -18,7 +19,7 @@ def take_step(optimizer: torch.optim.AdamW) -> None:
         _take_step(optimizer)
 
 
-take_step_uncompiled = torch._disable_dynamo(take_step)
+take_step_uncompiled = outside_of_graphs(take_step)
 """The same where PyTorch compiles: it breaks the graph."""
 
 
