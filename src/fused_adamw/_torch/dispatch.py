@@ -18,7 +18,7 @@ from .._core import (
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import ELEMENT_TYPES, StateOptions, either, supported_dtypes
-from .fallback import step_with_torch, unscale
+from .fallback import refuse_sparse, step_with_torch, unscale
 from .options import Group, check_group, kernel_only
 from .state import (
     NOTHING,
@@ -141,8 +141,10 @@ def _dispatch_with_fallback(
         prepared.clear()  # the order of the steps matters
         gathered = gather_tensors(params, state, names)
         tensors = NOTHING if gathered is None else GroupTensors(*gathered)
+        refuse_sparse(optimizer, group, tensors.grads)
         return GroupDispatch(group, None, tensors)
     found, grads, steps, moments = prepared.others
+    refuse_sparse(optimizer, group, grads)
     fallback = GroupTensors(found, grads, steps, dict(zip(names, moments, strict=True)))
     fusible = prepared.fusible if group["fused"] else None
     return GroupDispatch(group, prepared if prepared.num_supported else None, fallback, fusible)

@@ -27,8 +27,6 @@ def step_with_torch(
     if not tensors.params:
         return
     CHECK_CAPTURE(optimizer)
-    if any(grad.is_sparse for grad in tensors.grads):
-        optimizer._init_group(group, [], [], [], [], [], [])  # raises
     fused, others = NOTHING, tensors
     if group["fused"]:
         if fusible is None:
@@ -44,6 +42,12 @@ def step_with_torch(
             _adam(group, others, foreach=False, fused=False)
         else:
             _adam(group, others, foreach=group["foreach"], fused=group["fused"])
+
+
+def refuse_sparse(optimizer: torch.optim.AdamW, group: Group, grads: Iterable[Tensor]) -> None:
+    """Raise what PyTorch raises for sparse gradients."""
+    if any(grad.is_sparse for grad in grads):
+        optimizer._init_group(group, [], [], [], [], [], [])
 
 
 def unscale(optimizer: torch.optim.AdamW, grads: Iterable[Tensor]) -> None:
