@@ -165,7 +165,12 @@ class DeferredSignals:
     def __exit__(self, *exception: object) -> None: ...
 
 class DLPackExchange:
-    def __init__(self, *types: type, is_negated: Callable[[Any], bool]) -> None: ...
+    def __init__(
+        self,
+        *types: type,
+        is_negated: Callable[[Any], bool],
+        is_negated_at: tuple[int, int] = (0, 0),
+    ) -> None: ...
 
 def gather_tensors(
     params: list[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]

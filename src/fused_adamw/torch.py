@@ -40,7 +40,7 @@ class AdamW(torch.optim.AdamW):
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;
-    subclasses of ``Parameter``; and steps compiled by ``torch.compile``. PyTorch's fused update
+    and subclasses of ``Parameter``. PyTorch's fused update
     ignores strides on the CPU, so tensors that differ in strides from their state or gradient, or
     have gaps, use PyTorch's loop instead.
 
@@ -73,6 +73,10 @@ class AdamW(torch.optim.AdamW):
             than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
             in float32 for 16-bit parameters. It starts as the parameter before its first step.
+
+    In code that ``torch.compile`` compiles a step ends one graph, runs as it is, and a new graph
+    begins; with ``fullgraph=True`` it is refused. Profilers see the kernels, with their
+    preparation, as ``fused_adamw::adamw``.
 
     Threads may share an optimizer: ``step``, ``state_dict``, ``load_state_dict``,
     ``add_param_group`` and ``copy.deepcopy`` wait for one another, and see whole steps. State dicts

@@ -2,6 +2,7 @@
 PyTorch's class."""
 
 import copy
+import weakref
 
 import pytest
 
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from torch_optimizers import draw_grads, params_of  # noqa: E402
 
 from fused_adamw._torch import step as module  # noqa: E402
+from fused_adamw._torch.negation import address_of_is_neg  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 SHAPES = [(4, 3), (7,), (2, 2, 5), ()]
@@ -290,7 +292,9 @@ def test_versions_are_counted():
     assert changed == [True, False, True, True]
 
 
-@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"state_dtype": "8bit"}, {"ema_decay": 0.5}, {"amsgrad": True}], ids=str
+)
 def test_a_plan_is_used_and_made_once(options, monkeypatch):
     opt = planned(**options)
     monkeypatch.setattr(module, "dispatch", None)  # fails where it is called
@@ -304,9 +308,25 @@ def test_a_plan_is_used_and_made_once(options, monkeypatch):
     assert opt.state[first(opt)]["step"] == 6
 
 
-def test_a_plan_keeps_no_tensor():
-    import weakref
+def test_groups_are_found_in_one_walk_over_the_state(monkeypatch):
+    """Looking each parameter up, past the state of all others, would take the square of groups."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(50)]
+    opt = AdamW([{"params": [p]} for p in params], state_dtype="bfloat16")
+    for p in params:
+        p.grad = torch.ones(2)
+    opt.step()
+    monkeypatch.setattr(torch.Tensor, "__hash__", None)  # fails where it is called
+    opt.step()
+    monkeypatch.undo()
+    assert {opt.state[p]["step"].item() for p in params} == {2}
 
+
+def test_whether_memory_is_negated_is_asked_in_c():
+    """Or, where PyTorch has no such function, of the tensor; here it has."""
+    assert address_of_is_neg() > 0
+
+
+def test_a_plan_keeps_no_tensor():
     opt = planned()
     opt.step()
     p = first(opt)

@@ -22,7 +22,8 @@ One module in several files, in the order of their dependencies:
     bound_arrays.pxi    parameters and state, bound for an optimizer's life
     bound_tensors.pxi   steps over them
     gather.pxi          the tensors of a step, in the state of an optimizer for PyTorch
-    prepared_step.pxi   these tensors, validated for one step
+    checked_tensors.pxi these tensors, described for one step
+    prepared_step.pxi   a step of a group of them
     step_plan.pxi       steps of all groups at once, while their options stay the same
     codec.pxi           state formats to and from float32
     functional.pxi      the function fused_adamw
@@ -90,6 +91,7 @@ include "lock.pxi"
 include "bound_arrays.pxi"
 include "bound_tensors.pxi"
 include "gather.pxi"
+include "checked_tensors.pxi"
 include "prepared_step.pxi"
 include "step_plan.pxi"
 include "codec.pxi"

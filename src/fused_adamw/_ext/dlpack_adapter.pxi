@@ -9,12 +9,7 @@ cdef enum:
 cdef extern from "Python.h":
     # Calls without a tuple of arguments, which Cython makes for the limited API.
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
-    int METH_NOARGS
-    ctypedef PyObject *(*MethodOfC "PyCFunction")(PyObject *, PyObject *) noexcept
-    MethodOfC PyCFunction_GetFunction(object) except NULL
-    int PyCFunction_GetFlags(object) except -1
     void release_object "Py_DECREF"(PyObject *)
-    PyObject *True_ "Py_True"
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -68,16 +63,18 @@ cdef class DLPackExchange:
     """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.
     An object of any other type, even a derived one, has no view: its memory may have a different
     meaning. ``is_negated``: whether a tensor's memory has the values with the other sign, which
-    DLPack does not tell."""
+    DLPack does not tell; ``is_negated_at``: the address of the same function in C, or 0, and where
+    in an object its argument is."""
 
     cdef const ExchangeAPI *api
     cdef PyObject *tensor_type  # the first two of `types`, which almost all objects are of
     cdef PyObject *second_type
     cdef tuple types
     cdef object is_negated
-    cdef MethodOfC negated_in_c  # NULL: it is no method that C can call
+    cdef unsigned char (*negated_in_c)(const void *) noexcept
+    cdef Py_ssize_t offset
 
-    def __cinit__(self, *types, is_negated):
+    def __cinit__(self, *types, is_negated, tuple is_negated_at=(0, 0)):
         if not types or not all([isinstance(found, type) for found in types]):
             raise TypeError(f"types must be one type or more; got {types}")
         capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
@@ -92,11 +89,8 @@ cdef class DLPackExchange:
         self.types, self.is_negated = types, is_negated
         self.tensor_type = <PyObject *>types[0]
         self.second_type = <PyObject *>types[len(types) > 1]
-        self.negated_in_c = NULL
-        if hasattr(is_negated, "__get__"):
-            method = is_negated.__get__(types[0]())
-            if type(method) is type(len) and PyCFunction_GetFlags(method) == METH_NOARGS:
-                self.negated_in_c = PyCFunction_GetFunction(method)
+        address, self.offset = is_negated_at
+        self.negated_in_c = <unsigned char (*)(const void *) noexcept><size_t>address
 
     cdef inline bint is_known(self, tensor) except -1:
         """Whether it is of one of the types."""
@@ -139,14 +133,9 @@ cdef class DLPackExchange:
         view.nbytes = dense_size(view) * view.itemsize
 
     cdef bint negates(self, tensor) except -1:
-        cdef PyObject *answer
-        if self.negated_in_c == NULL:
-            return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
-        answer = self.negated_in_c(<PyObject *>tensor, NULL)
-        if answer == NULL:
-            raise_pending()
-        release_object(answer)
-        return answer == True_
+        if self.negated_in_c != NULL:
+            return self.negated_in_c(<char *><PyObject *>tensor + self.offset)
+        return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
 
     cdef bint view_like(
         self, tensor, StorageType storage, const ArrayView *like, ArrayView *view

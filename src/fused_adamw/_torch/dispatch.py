@@ -19,6 +19,7 @@ from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import ELEMENT_TYPES, StateOptions, either, supported_dtypes
 from .fallback import refuse_sparse, step_with_torch, unscale
+from .negation import OFFSET, address_of_is_neg
 from .options import Group, check_group, kernel_only
 from .state import (
     NOTHING,
@@ -32,7 +33,12 @@ from .state import (
 )
 
 try:
-    EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg)
+    EXCHANGE = DLPackExchange(
+        Tensor,
+        torch.nn.Parameter,
+        is_negated=Tensor.is_neg,
+        is_negated_at=(address_of_is_neg(), OFFSET),
+    )
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
 

@@ -53,5 +53,7 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         prepared = parts[0].prepared
         if len(parts) != 1 or prepared is None or parts[0].fallback.params:
             return None
+        if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
+            return None
         groups.append(GroupPlan(parts[0].group, prepared, parts[0].rates, parts[0].first))
     return StepPlan(groups, lock, num_threads=num_threads, increment_version=increment_version)
