@@ -179,7 +179,6 @@ MANY_PARAMETERS = {
     "_ext/functional.pxi:fused_adamw": "public function, in the order of the formula",
     "reference.py:adamw_update": "the same signature, in pure Python",
     "reference.py:adamw_update_list": "the same signature, in pure Python",
-    "_ext/prepared_step.pxi:__cinit__": "what a step of PyTorch consists of, by keyword",
 }
 
 

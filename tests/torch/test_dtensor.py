@@ -27,8 +27,8 @@ import fused_adamw  # noqa: E402
 from fused_adamw import AdamW as ForNumPy  # noqa: E402
 from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep  # noqa: E402
 from fused_adamw._torch.dtensors import grid_of, local_of  # noqa: E402
+from fused_adamw._torch.local_shards import increment_version  # noqa: E402
 from fused_adamw._torch.merged_blocks import merge_blocks  # noqa: E402
-from fused_adamw._torch.state import GroupTensors  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 BLOCK = 256
@@ -132,24 +132,13 @@ def test_tensors_that_are_not_divided_in_one_way_are_refused(mesh, change):
 # ---------------------------------------------------------------------------- random numbers
 
 
-def tensors_of(p, state):
-    return GroupTensors(
-        [p], [state["grad"]], [state["step"]], {"m": [state["m"]], "v": [state["v"]]}
-    )
-
-
-def prepared(p, state, **options):
-    return PreparedStep(
-        EXCHANGE,
-        tensors_of(p, state),
-        hyper=(1e-2, (0.9, 0.999), 1e-8, 0.0, (None,) * 2),
-        maximize=False,
-        num_threads=1,
-        state_format="bfloat16",
-        param_indices=[0],
-        seed=0,
-        **options,
-    )
+def prepared(p, state, offsets=None):
+    step = PreparedStep(EXCHANGE, {"m": "m", "v": "v"}, state_format="bfloat16", seed=0)
+    p.grad = state["grad"]
+    hyper = (1e-2, (0.9, 0.999), 1e-8, 0.0, (None,) * 2)
+    step.offsets = offsets
+    assert step.prepare([p], {p: state}, hyper, maximize=False, num_threads=1)
+    return step
 
 
 def new_state(size):
@@ -164,9 +153,9 @@ def test_parts_have_the_random_numbers_of_the_whole():
         (p[part].clone(), {k: x[part].clone() if x.ndim else x.clone() for k, x in state.items()})
         for part in parts
     ]
-    prepared(p, state).step()
+    prepared(p, state).step(increment_version)
     for part, (other, its_state) in zip(parts, others, strict=True):
-        prepared(other, its_state, offsets=[part.start]).step()
+        prepared(other, its_state, offsets=[part.start]).step(increment_version)
         for name in "mv":
             assert torch.equal(state[name][part], its_state[name])
 

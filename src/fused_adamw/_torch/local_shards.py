@@ -1,45 +1,105 @@
-"""The tensors of a step as the kernels see them: the local shard in the place of each DTensor.
+"""The parameters of a group as the kernels see them: the local shard in the place of each DTensor.
 
 Every rank steps its own shards. Nothing is communicated, except for a gradient that is not placed
 as its parameter is.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .dtensors import is_dtensor, is_placed_like, local_of, offset_of
-from .state import GroupTensors
+from .._core import PreparedStep
+from .dtensors import has_dtensors, is_dtensor, is_placed_like, local_of, offset_of
+from .state import State
+
+increment_version = torch._C._increment_version
 
 
-def local_shards(tensors: GroupTensors) -> GroupTensors:
-    """The tensors with the memory of this rank.
+class LocalGroup(NamedTuple):
+    """The parameters of a group that have a gradient, with the memory of this rank.
 
     What cannot be stepped in parts, such as a DTensor with state that is placed otherwise, is left
-    as something that no kernel supports.
+    as it is, which no kernel supports.
     """
-    params, grads, steps, state = tensors
-    return GroupTensors(
-        [_local_param(p) for p in params],
-        [_local_grad(grad, p) for grad, p in zip(grads, params, strict=True)],
-        steps,
-        {
-            role: arrays if role.endswith("_scale") else _local_state(arrays, params)
-            for role, arrays in state.items()
-        },
-    )
+
+    params: list[Tensor]
+    state: Mapping[Tensor, State]
+    offsets: list[int]  # of the shards, for stochastic rounding that does not depend on the ranks
+    whole: dict[Tensor, Tensor]  # the DTensors of the shards
+
+    def increment_versions(self, params: list[Tensor]) -> None:
+        """Of the parameters of the user, after these were updated."""
+        increment_version([self.whole.get(p, p) for p in params])
 
 
-def offsets_of(params: list[Tensor]) -> list[int]:
-    """Where the local shards begin, for stochastic rounding that does not depend on the ranks."""
-    return [offset_of(p) for p in params]
+def prepare(
+    prepared: PreparedStep,
+    params: list[Tensor],
+    state: Mapping[Tensor, State],
+    names: dict[str, str],
+    how: dict[str, Any],
+) -> Callable[[list[Tensor]], None] | None:
+    """Prepare a step, of DTensors that of the shards of this rank.
+
+    Args:
+        names: of the state, by role.
+        how: more arguments of ``PreparedStep.prepare``.
+
+    Returns:
+        What increments the versions of the parameters afterwards; None where a parameter lacks
+        state.
+    """
+    if not has_dtensors(params):
+        return increment_version if prepared.prepare(params, state, **how) else None
+    local = _local_group(params, state, names)
+    prepared.offsets = local.offsets
+    found = prepared.prepare(local.params, local.state, **how)
+    return local.increment_versions if found else None
 
 
-def _local_param(p: Any) -> Tensor:
-    if is_dtensor(p) and any(placement.is_partial() for placement in p._spec.placements):
-        return p  # the values are sums over the ranks
-    return local_of(p)
+def _local_group(
+    params: list[Tensor], state: Mapping[Tensor, State], names: dict[str, str]
+) -> LocalGroup:
+    group = LocalGroup([], {}, [], {})
+    found: dict[Tensor, State] = {}
+    for p in params:
+        entries = state.get(p, {})
+        shard = _shard_of(p, entries, names)
+        if shard is None:
+            group.params.append(p)
+            found[p] = entries
+        else:
+            local, found[local] = shard
+            group.params.append(local)
+            group.whole[local] = p
+        group.offsets.append(offset_of(p))
+    return group._replace(state=found)
+
+
+def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, State] | None:
+    """The local memory of a parameter, with its gradient, and of its state; None where it has no
+    such parts."""
+    if not is_dtensor(p) or any(placement.is_partial() for placement in p._spec.placements):
+        return None  # or the values are sums over the ranks
+    grad = _local_grad(p.grad, p)
+    state = {
+        name: x if _is_whole(name, names) else _local_like(x, p) for name, x in entries.items()
+    }
+    if grad is None or any(x is None for x in state.values()):
+        return None
+    local = local_of(p).detach()
+    try:
+        local.grad = grad
+    except (RuntimeError, TypeError):  # its dtype or shape is different
+        return None
+    return local, state
+
+
+def _is_whole(name: str, names: dict[str, str]) -> bool:
+    """Whether an array of the state is not divided: the counter, and the scales of local blocks."""
+    return name == "step" or name in (names.get("m_scale"), names.get("v_scale"))
 
 
 def _local_grad(grad: Any, p: Any) -> Any:
@@ -50,10 +110,6 @@ def _local_grad(grad: Any, p: Any) -> Any:
         with torch.no_grad():
             grad = grad.redistribute(placements=p._spec.placements)
     return _local_like(grad, p)
-
-
-def _local_state(arrays: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    return [_local_like(x, p) for x, p in zip(arrays, params, strict=True)]
 
 
 def _local_like(x: Any, p: Any) -> Any:

@@ -55,10 +55,8 @@ class GroupTensors(NamedTuple):
         others = set(range(len(self.params))).difference(indices)
         return self.select(sorted(others)), self.select(indices)
 
-    def storages(self) -> set[int]:
-        """The addresses of the storages that the tensors are views of."""
-        lists = (self.params, self.grads, self.steps, *self.state.values())
-        return {_storage(tensor) for tensors in lists for tensor in tensors} - {0}
+
+NOTHING = GroupTensors([], [], [], {})
 
 
 @cache
@@ -109,10 +107,22 @@ def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
     parameter's."""
     indices = (i for group in saved["param_groups"] for i in group["params"])
     for group in optimizer.param_groups:
-        has_own = group.get("state_dtype") is not None or "master" in roles_of(group)
         for p, i in zip(group["params"], indices, strict=False):
-            if has_own:
+            if _has_own_dtypes(p, group):
                 _restore(optimizer.state[p], saved["state"].get(i, {}), p, _options_of(p, group))
+
+
+def _has_own_dtypes(p: Tensor, group: dict[str, Any]) -> bool:
+    """Whether some of the state has a dtype that PyTorch's class would not give it."""
+    if group.get("state_dtype") is not None:
+        return True
+    return not set(_options_of(p, group).roles).isdisjoint(FROM_PARAMS) and is_narrow(p)
+
+
+def is_narrow(p: Tensor) -> bool:
+    """Whether the kernels compute such a parameter in another dtype: one of 16 bits."""
+    row = ELEMENT_TYPES.get(_name(p.dtype))
+    return row is not None and row.compute != row.name
 
 
 def _restore(state: State, saved: State, p: Tensor, options: StateOptions) -> None:
@@ -153,10 +163,13 @@ def kind_of(
 
 
 def _options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
-    """The options of a group, as far as they concern a parameter of this dtype."""
-    name, roles = _name(p.dtype), roles_of(group)
+    """The options of a group, as far as they concern a parameter of this dtype. Without them the
+    moments are of that dtype, as PyTorch keeps them."""
+    name, roles, state_dtype = _name(p.dtype), roles_of(group), group.get("state_dtype")
     kept = kept_roles(name, roles) if name in ELEMENT_TYPES else roles
-    return StateOptions(group.get("state_dtype"), kept)
+    if state_dtype is None and name in FORMATS and "master" not in kept:
+        state_dtype = name
+    return StateOptions(state_dtype, kept)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -185,12 +198,3 @@ def torch_dtype(storage: str) -> torch.dtype:
     """The dtype of a storage type. PyTorch can do little with uint32."""
     dtype: torch.dtype = getattr(torch, "int32" if storage == "uint32" else storage)
     return dtype
-
-
-def _storage(tensor: Tensor) -> int:
-    """The address of a tensor's storage; 0 where it has no memory of its own."""
-    try:
-        address: int = tensor.untyped_storage().data_ptr()
-        return address
-    except (RuntimeError, AttributeError):  # a sparse tensor, or not a tensor
-        return 0
