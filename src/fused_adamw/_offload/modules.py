@@ -1,0 +1,78 @@
+"""Forward pre-hooks, with which a module waits for its own parameters only."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .engine import Engine
+
+
+class UseOrder:
+    """Makes modules wait for the updates of their parameters, and notes in which order they do.
+
+    Args:
+        module: the model.
+        engine: begins the updates. The hooks do not keep it alive.
+    """
+
+    def __init__(self, module: Module, engine: Engine) -> None:
+        self._order: dict[Tensor, int] = {p: i for i, p in enumerate(module.parameters())}
+        self._seen: dict[Tensor, int] = {}
+        self._engine = ref(engine)
+        self.params = frozenset(self._order)
+        hook = torch.compiler.disable(self._before_forward)  # compiled code cannot wait
+        self._handles = [
+            found.register_forward_pre_hook(hook, prepend=True)
+            for found in module.modules()
+            if found._parameters
+        ]
+        self._handles.append(module.register_state_dict_pre_hook(self._before_state_dict))
+
+    def sort_key(self, p: Tensor) -> int:
+        """The place of a parameter in the last forward."""
+        return self._order.get(p, len(self._order))
+
+    def start(self) -> None:
+        """A step was taken: the next forward begins."""
+        if self._seen:
+            self._order, self._seen = (
+                self._seen
+                | {p: len(self._seen) + i for p, i in self._order.items() if p not in self._seen},
+                {},
+            )
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_forward(self, module: Module, _: Any) -> None:
+        params = [p for p in module._parameters.values() if p is not None]
+        for p in params:
+            self._seen.setdefault(p, len(self._seen))
+        self._wait(params)
+
+    def _before_state_dict(self, module: Module, *_: Any) -> None:
+        self._wait(module.parameters())
+
+    def _wait(self, params: Iterable[Tensor]) -> None:
+        engine = self._engine()
+        if engine is not None and engine.pending:
+            engine.wait_for(params)
+
+
+def require_waited(
+    new_gradients: Iterable[Tensor], pending: Mapping[Tensor, Any], indices: Mapping[Tensor, int]
+) -> None:
+    """Raise RuntimeError where a parameter has a gradient from a forward that did not wait for
+    its update."""
+    used = [indices[p] for p in new_gradients if p in pending]
+    if used:
+        raise RuntimeError(
+            f"parameters {used} must be used by the forward of the module that has them, which "
+            "waits for their update; got a gradient from other code. Call synchronize() before it, "
+            "or make the optimizer without module="
+        )
