@@ -48,16 +48,17 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
 
 def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
     """Raise TypeError for a gradient that is not like its parameter."""
-    if (grad.layout, grad.dtype, grad.device, grad.shape, type(grad)) != (
-        torch.strided,
-        p.dtype,
-        p.device,
-        p.shape,
-        Tensor if isinstance(p, torch.nn.Parameter) and type(p.data) is Tensor else type(p.data),
+    if (
+        grad.layout is not torch.strided
+        or grad.dtype != p.dtype
+        or grad.device != p.device
+        or grad.shape != p.shape
+        or hasattr(grad, "to_local") != hasattr(p, "to_local")
+        or grad.is_neg()
     ):
         raise TypeError(
             f"the gradient of parameter {index} must be dense and match it in dtype, device, "
-            f"shape and type; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
+            f"shape and kind; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
             f"{grad.device}, {tuple(grad.shape)}"
         )
 

@@ -9,24 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._core import CHUNK
-from .._optim.param_groups import Hyperparams
-from .._torch.state import Kind
 from .lanes import Done, Lane, Ticket
+from .recipe import Recipe
 from .ring import Slot
 from .twin import Twin
 
 ALIGNMENT = 64  # of pieces in a slot, in bytes
-
-
-class Recipe(NamedTuple):
-    """How the parameters of a group with one kind of state are stepped."""
-
-    kind: Kind
-    hyper: Hyperparams
-    maximize: bool
-    seed: int | None
-    grad_scale: float
-    num_threads: int
 
 
 class Job:
@@ -78,18 +66,23 @@ class UpdateJob(Job):
     """Update a parameter and its twin.
 
     Args:
-        t: the number of steps before.
-        fresh: the roles that start as the parameter.
+        clip: a factor of the gradient, which may be NaN.
     """
 
     def __init__(
-        self, lane: Lane, ready: Ticket, grad: Tensor, params: Tensor, twin: Twin, recipe: Recipe
+        self,
+        lane: Lane,
+        ready: Ticket,
+        grad: Tensor,
+        params: Tensor,
+        twin: Twin,
+        recipe: Recipe,
+        clip: float,
     ) -> None:
         super().__init__(lane, ready, grad, params)
-        self.twin, self.recipe = twin, recipe
-        self.t = float(twin.step.item())
+        self.twin, self.recipe, self.clip = twin, recipe, clip
+        self.t = float(twin.step.item())  # steps before
         self.fresh = frozenset(twin.fresh)
-        self.clip = 1.0
 
     @property
     def key(self) -> Any:

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple
 from weakref import finalize
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .lanes import Done, Ticket, Way
+from .threads import start_thread
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -58,9 +60,10 @@ class CpuLane:
         self._queues: dict[Way, SimpleQueue[_Copy | None]] = {way: SimpleQueue() for way in Way}
         seed, delay, bandwidth = self._pace
         for way, queue in self._queues.items():
-            args = queue, random.Random(f"{seed} {way}"), delay, bandwidth
-            threading.Thread(target=_run, args=args, name=f"cpu lane {way}", daemon=True).start()
-            finalize(self, queue.put, None)
+            run = partial(_run, queue, random.Random(f"{seed} {way}"), delay, bandwidth)
+            stop = partial(queue.put, None)
+            start_thread(f"cpu lane {way.name}", run, stop)
+            finalize(self, stop).atexit = False
 
     def ticket(self) -> Ticket:
         return Done()

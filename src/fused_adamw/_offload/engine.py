@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from .._core import CHUNK, default_num_threads, norm_of_chunks
-from .._optim.options import rates_of
-from .checks import check_apart, check_gradient, check_group, check_parameter
-from .chunk import Job, Recipe, SumJob, UpdateJob
+from .._core import CHUNK, norm_of_chunks
+from .checks import check_apart, check_gradient, check_parameter
+from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
+from .recipe import Recipe, Recipes
 from .ring import SLOT_BYTES, SLOTS, Ring
 from .stepper import rehearse
-from .twin import Address, Twin, flat_view, kind_on_host, local, same_strides
+from .twin import Address, Twin, flat_view, local, same_strides
 
 Groups = Sequence[Mapping[str, Any]]
 OptimizerState = Mapping[Tensor, dict[str, Tensor]]
@@ -87,7 +87,7 @@ class Engine:
             slots, slot_bytes = self._ring or (SLOTS, min(SLOT_BYTES, fitting))
             pinned = self.lanes.simulated is None and torch.accelerator.is_available()
             pump = self._own_pump = Pump(Ring(slots, slot_bytes, pinned))
-            finalize(self, pump.stop)
+            finalize(self, pump.stop).atexit = False
         return pump
 
     # ---- plans
@@ -106,41 +106,38 @@ class Engine:
         """
         plans: list[Plan] = []
         for first, group in _numbered(groups):
+            recipes = None
             for index, p in enumerate(group["params"], first):
+                if p.grad is None or p in self.begun:
+                    continue
                 lane = self.lanes.or_host(p) if with_host else self.lanes.of(p)
-                if lane is not None and p.grad is not None and p not in self.begun:
-                    plan = self.plan_one(p, index, group, state.get(p, {}))
-                    plans.append(plan._replace(recipe=plan.recipe._replace(grad_scale=grad_scale)))
+                if lane is not None:
+                    recipes = recipes or Recipes(group, grad_scale)
+                    plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
         check_apart((plan.twin.index, plan.p) for plan in plans)
         samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
         for sample in samples:
             rehearse(*sample)
         return plans
 
-    def plan_one(
-        self, p: Tensor, index: int, group: Mapping[str, Any], entry: dict[str, Tensor]
-    ) -> Plan:
+    def plan_one(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Plan:
         """The update of one parameter; its recipe is still to be rehearsed."""
-        check_group(group)
-        check_parameter(p, index, group)
         grad = p.grad
         assert grad is not None
+        twin = self._twin(p, index, recipes, entry)
         check_gradient(p, grad, index)
-        twin = self._twin(p, index, group, entry)
-        return Plan(p, grad, self.lanes.or_host(p), twin, recipe_of(group, twin))
+        return Plan(p, grad, self.lanes.or_host(p), twin, recipes.of(p))
 
-    def _twin(
-        self, p: Tensor, index: int, group: Mapping[str, Any], entry: dict[str, Tensor]
-    ) -> Twin:
-        twin, kind = self._twins.get(p), kind_on_host(p, group)
-        if twin is None or twin.index != index or not twin.is_of(p, kind, entry):
-            twin = self._twins[p] = Twin(local(p), index, kind, entry)
+    def _twin(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Twin:
+        twin = self._twins.get(p)
+        if twin is None or not twin.is_like(p):
+            check_parameter(p, index, recipes.group)
+            twin = None
+        kind = recipes.of(p).kind
+        if twin is None or twin.index != index or not twin.is_of(kind, entry):
+            twin = self._twins[p] = Twin(p, index, kind, entry)
         twin.note_writes(p)
         return twin
-
-    def twin_of(self, p: Tensor) -> Twin:
-        """Of a parameter whose update was planned."""
-        return self._twins[p]
 
     # ---- the norm
 
@@ -152,7 +149,9 @@ class Engine:
         arguments = self._job_arguments(plan, plan.lane.ticket())
         job = SumJob(*arguments, plan.recipe.num_threads)
         self._summed[plan.p] = job, Gradient(plan.grad)
-        self._pump().put([job])
+        pump = self._pump()
+        pump.start()
+        pump.put([job])
         return job
 
     def norm(self, plans: Sequence[Plan]) -> float:
@@ -168,32 +167,31 @@ class Engine:
 
     def begin(self, plans: Sequence[Plan], state: OptimizerState, clip: float = 1.0) -> None:
         """Begin updates; from here on they count as steps."""
-        tickets: dict[int, Ticket] = {}
+        if not plans:
+            return
+        pump = self._pump()
+        lanes = {id(plan.lane): plan.lane for plan in plans}
+        tickets = {i: lane.ticket() for i, lane in lanes.items()}
+        jobs: list[UpdateJob] = []
         for plan in plans:
-            if id(plan.lane) not in tickets:
-                tickets[id(plan.lane)] = plan.lane.ticket()
-        jobs: list[Job] = []
+            arguments = self._job_arguments(plan, tickets[id(plan.lane)])
+            jobs.append(UpdateJob(*arguments, plan.twin, plan.recipe, clip))
+        pump.start()
+        for plan, job in zip(plans, jobs, strict=True):  # from here on nothing is raised
+            plan.twin.count_step(state[plan.p])
+            self.pending[plan.p] = job
+        torch.autograd.graph.increment_version([plan.p for plan in plans])
         for plan in plans:
-            twin, p = plan.twin, plan.p
-            job = UpdateJob(*self._job_arguments(plan, tickets[id(plan.lane)]), twin, plan.recipe)
-            job.clip = clip
-            state[p].update(twin.added)
-            twin.added.clear()
-            twin.fresh.clear()
-            twin.step += 1
-            torch.autograd.graph.increment_version(p)
-            twin.written = Address.of(p)
-            self.pending[p] = job
-            jobs.append(job)
-        self._pump().put(jobs)
+            plan.twin.written = Address.of(plan.p)
+        pump.put(jobs)
 
     def _job_arguments(self, plan: Plan, ready: Ticket) -> tuple[Lane, Ticket, Tensor, Tensor]:
-        p, grad = local(plan.p), local(plan.grad)
-        if not same_strides(p, grad):
+        p, grad = plan.p, local(plan.grad)
+        if p.stride() != grad.stride() and not same_strides(local(p), grad):
             with torch.no_grad():
-                grad = torch.empty_like(p).copy_(grad)
+                grad = torch.empty_like(local(p)).copy_(grad)
             ready = plan.lane.ticket()
-        return plan.lane, ready, flat_view(grad), flat_view(p)
+        return plan.lane, ready, flat_view(grad), plan.twin.flat_params(p)
 
     # ---- waiting
 
@@ -223,21 +221,8 @@ class Engine:
         for first, group in _numbered(groups):
             for index, p in enumerate(group["params"], first):
                 if state.get(p) and self.lanes.of(p) is not None:
-                    self._twin(p, index, group, state[p]).written = Address(-1, -1)
-
-
-def recipe_of(group: Mapping[str, Any], twin: Twin) -> Recipe:
-    """How a group steps parameters with such a twin."""
-    beta1, beta2 = group["betas"]
-    lr, betas = _number(group["lr"]), (_number(beta1), _number(beta2))
-    hyper = (lr, betas, group["eps"], group["weight_decay"], rates_of(group))
-    threads = min(torch.get_num_threads(), default_num_threads())
-    seed, maximize = group.get("seed", 0), bool(group["maximize"])
-    return Recipe(twin.kind, hyper, maximize, seed, 1.0, threads)
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+                    twin = self._twin(p, index, Recipes(group), state[p])
+                    twin.written = Address(-1, -1)
 
 
 def _numbered(groups: Groups) -> Iterator[tuple[int, Mapping[str, Any]]]:

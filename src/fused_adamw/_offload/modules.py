@@ -1,6 +1,6 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -9,6 +9,23 @@ from torch import Tensor
 from torch.nn import Module
 
 from .engine import Engine
+
+
+class _Hook:
+    """Calls a function, not in compiled code. Copies of a module have nothing to wait for."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call: Callable[..., None] = torch.compiler.disable(call)
+
+    def __call__(self, *arguments: Any) -> None:
+        self._call(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_no_wait,)
+
+
+def _no_wait(*_: Any) -> None:
+    pass
 
 
 class UseOrder:
@@ -24,13 +41,13 @@ class UseOrder:
         self._seen: dict[Tensor, int] = {}
         self._engine = ref(engine)
         self.params = frozenset(self._order)
-        hook = torch.compiler.disable(self._before_forward)  # compiled code cannot wait
+        hook = _Hook(self._before_forward)
         self._handles = [
             found.register_forward_pre_hook(hook, prepend=True)
             for found in module.modules()
             if found._parameters
         ]
-        self._handles.append(module.register_state_dict_pre_hook(self._before_state_dict))
+        self._handles.append(module.register_state_dict_pre_hook(_Hook(self._before_state_dict)))
 
     def sort_key(self, p: Tensor) -> int:
         """The place of a parameter in the last forward."""

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Begun, Engine, Gradient, OptimizerState, Plan, recipe_of
+from .._core import DeferredSignals
+from .checks import check_apart
+from .engine import Begun, Engine, Gradient, OptimizerState, Plan
+from .recipe import Recipes
 from .stepper import rehearse
 
 Groups = Sequence[Mapping[str, Any]]
@@ -41,13 +44,12 @@ class Overlap:
         """A block in which they are registered."""
         handles = []
         try:
-            index = 0
-            for group in self._groups:
-                for p in group["params"]:
-                    if p.requires_grad and self._engine.lanes.of(p) is not None:
-                        hook = partial(self._on_gradient, index, group)
-                        handles.append(p.register_post_accumulate_grad_hook(hook))
-                    index += 1
+            found = list(self._on_devices())
+            check_apart((index, p) for index, p, _ in found if p.layout is torch.strided)
+            for index, p, recipes in found:
+                if p.requires_grad:
+                    hook = partial(self._on_gradient, index, recipes)
+                    handles.append(p.register_post_accumulate_grad_hook(hook))
             yield
         except BaseException as error:
             if self._engine.begun:
@@ -60,14 +62,24 @@ class Overlap:
             for handle in handles:
                 handle.remove()
 
-    def _on_gradient(self, index: int, group: Mapping[str, Any], p: Tensor) -> None:
+    def _on_devices(self) -> Iterator[tuple[int, Tensor, Recipes]]:
+        first = 0
+        for group in self._groups:
+            own = [p for p in group["params"] if self._engine.lanes.of(p) is not None]
+            recipes = Recipes(group) if own else None
+            for index, p in enumerate(group["params"], first):
+                if recipes is not None and self._engine.lanes.of(p) is not None:
+                    yield index, p, recipes
+            first += len(group["params"])
+
+    def _on_gradient(self, index: int, recipes: Recipes, p: Tensor) -> None:
         engine = self._engine
         if p in engine.begun:
             raise RuntimeError(
                 f"parameter {index} must have one gradient in overlapped(); got a second one after "
                 "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
             )
-        plan = engine.plan_one(p, index, group, self._state.get(p, {}))
+        plan = engine.plan_one(p, index, recipes, self._state.get(p, {}))
         self._check(plan)
         if self._sums_only:
             engine.begin_sum(plan)
@@ -76,8 +88,9 @@ class Overlap:
         if sample not in self._rehearsed:
             rehearse(*sample)
             self._rehearsed.add(sample)
-        engine.begun[p] = Begun(plan.recipe, Gradient(plan.grad))
-        engine.begin([plan], self._state)
+        with DeferredSignals():
+            engine.begin([plan], self._state)
+            engine.begun[p] = Begun(plan.recipe, Gradient(plan.grad))
 
 
 def require_whole_step(engine: Engine) -> None:
@@ -113,21 +126,24 @@ def require_unscaled(engine: Engine, optimizer: Any) -> None:
 
 def require_unchanged(engine: Engine, groups: Groups) -> None:
     """Raise RuntimeError where what an update has begun with is not what ``step`` finds."""
-    changed, rated = [], []
-    params = ((p, group) for group in groups for p in group["params"])
-    for index, (p, group) in enumerate(params):
-        begun = engine.begun.get(p)
-        if begun is None:
+    changed, rated, first = [], [], 0
+    for group in groups:
+        begun = [(i, p) for i, p in enumerate(group["params"], first) if p in engine.begun]
+        first += len(group["params"])
+        if not begun:
             continue
-        if p.grad is not None and not begun.gradient.is_still(p.grad):
-            changed.append(index)
-        if recipe_of(group, engine.twin_of(p)) != begun.recipe:
-            rated.append(index)
+        recipes = Recipes(group)
+        for index, p in begun:
+            recipe, gradient = engine.begun[p]
+            if p.grad is not None and not gradient.is_still(p.grad):
+                changed.append(index)
+            if recipes.of(p) != recipe:
+                rated.append(index)
     for indices, what in ((changed, "gradients"), (rated, "options such as lr")):
         if indices:
             engine.begun.clear()
             raise RuntimeError(
-                f"{what} must be the same in overlapped() and step(), without clipping between them; "
-                f"got changes for parameters {indices}, which are updated by the old ones. The "
+                f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got "
+                f"changes for parameters {indices}, which are updated by the old ones. The "
                 "others are not updated"
             )

@@ -9,10 +9,11 @@ from . import stepper
 from .chunk import Chunk, Job, Piece, cut, pack
 from .lanes import Done, Way
 from .ring import Ring
+from .threads import start_thread
 
 
 class Pump:
-    """Does jobs in the order in which they are put. One thread, started by the first job; it waits
+    """Does jobs in the order in which they are put. One thread; it waits
     for copies and steps chunks without the GIL, and holds nobody up who puts a job.
 
     Args:
@@ -25,21 +26,27 @@ class Pump:
         self._pieces: deque[Piece] = deque()
         self._unfinished = 0  # jobs
         self._failure: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._started = self._stopped = False
         self.process = os.getpid()
+
+    def start(self) -> None:
+        """Start the thread, before the first job is put.
+
+        Raises:
+            RuntimeError: it cannot be started, or has failed.
+        """
+        self._raise_failure()
+        if not self._started:
+            start_thread("offload", self._run, self.stop)
+            self._started = True
 
     def put(self, jobs: Iterable[Job]) -> None:
         """Queue jobs; returns at once."""
+        pieces = [list(cut(job, self._ring.slot_bytes)) for job in jobs]
         with self._changed:
-            self._raise_failure()
-            for job in jobs:
-                pieces = list(cut(job, self._ring.slot_bytes))
-                self._unfinished += bool(pieces)
-                self._pieces += pieces
-            if self._thread is None and self._pieces:
-                self._thread = threading.Thread(target=self._run, name="offload", daemon=True)
-                self._thread.start()
+            for own in pieces:
+                self._unfinished += bool(own)
+                self._pieces += own
             self._changed.notify_all()
 
     def wait(self, job: Job) -> None:

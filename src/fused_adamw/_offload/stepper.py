@@ -8,7 +8,8 @@ from torch import Tensor
 from .._core import CHUNK, PreparedStep, sums_of_squares
 from .._torch.dispatch import EXCHANGE
 from .._torch.state import GroupTensors, state_names
-from .chunk import Chunk, Piece, Recipe, SumJob, UpdateJob
+from .chunk import Chunk, Piece, SumJob, UpdateJob
+from .recipe import Recipe
 from .ring import Slot
 from .twin import new_state
 

@@ -87,35 +87,50 @@ class Twin:
     """
 
     def __init__(self, p: Tensor, index: int, kind: Kind, entry: State) -> None:
-        names = state_names(*kind)
+        p, names = local(p), state_names(*kind)
         missing = [role for role in names if names[role] not in entry]
         if entry and not ("step" in entry and set(missing) <= set(FROM_PARAMS)):
             listed = ", ".join(("step", *names.values()))
             raise KeyError(f"the state of parameter {index} must have {listed}; got {list(entry)}")
         made = new_state(p, kind) if missing else {}
         self.index, self.kind, self._dtype = index, kind, dtype_name(p)
+        self._looks = _looks_of(p)
+        self._params: tuple[int, Tensor] | None = None
         self.added = {x: made[x] for x in made if not entry or x in map(names.get, missing)}
         self.fresh = {role for role in missing if role in FROM_PARAMS}
         self.written: Address | None = None
-        tensors = {**entry, **self.added}
-        self.step = tensors["step"]
-        self._arrays = {role: tensors[name] for role, name in names.items()}
-        self._flat = {role: self._checked(p, role, x) for role, x in self._arrays.items()}
+        self._entry = {**entry, **self.added}
+        self.step = self._entry["step"]
+        self._flat = {r: self._checked(p, r, self._entry[name]) for r, name in names.items()}
 
-    def is_of(self, p: Tensor, kind: Kind, entry: State) -> bool:
+    def is_like(self, p: Tensor) -> bool:
+        """Whether the parameter is still as it was when it was checked, but for its values."""
+        return self._looks == _looks_of(p)
+
+    def is_of(self, kind: Kind, entry: State) -> bool:
         """Whether this is still the state that the optimizer has."""
-        names = state_names(*self.kind)
-        return (
-            kind == self.kind
-            and dtype_name(p) == self._dtype
-            and entry.get("step") is self.step
-            and all(entry.get(names[role]) is x for role, x in self._arrays.items())
-        )
+        own = self._entry
+        return kind == self.kind and all(entry.get(name) is own[name] for name in own)
+
+    def flat_params(self, p: Tensor) -> Tensor:
+        """The parameter's elements in the order of memory, on the device."""
+        pointer = Address.of(p).pointer
+        if self._params is None or self._params[0] != pointer:
+            self._params = pointer, flat_view(local(p))
+        return self._params[1]
 
     def note_writes(self, p: Tensor) -> None:
         """Master weights start again from a parameter that other code has written or replaced."""
-        if self.written not in (None, Address.of(p)) and "master" in self._arrays:
+        if self.written is not None and self.written != Address.of(p) and "master" in self._flat:
             self.fresh.add("master")
+
+    def count_step(self, entry: State) -> None:
+        """An update begins; ``entry``: the optimizer's state of the parameter."""
+        if self.added:
+            entry.update(self.added)
+            self.added = {}
+        self.fresh.clear()
+        self.step += 1
 
     def part(self, role: str, begin: int, end: int) -> Tensor:
         """The state of a range of elements, which begins at a multiple of the block."""
@@ -148,6 +163,12 @@ class Twin:
                 f"{tuple(array.shape)} on {array.device}"
             )
         return flat_view(array)
+
+
+def _looks_of(p: Tensor) -> tuple[Any, ...]:
+    if p.layout is not torch.strided:
+        return (p.layout,)
+    return p.dtype, p.shape, p.stride(), p.device, p.is_neg()
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
