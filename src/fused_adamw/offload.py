@@ -163,8 +163,6 @@ class AdamW(HostAdamW):
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is done."""
-        if torch.compiler.is_compiling():
-            raise RuntimeError("fused_adamw.offload does not support torch.compile of step()")
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
@@ -172,9 +170,18 @@ class AdamW(HostAdamW):
         found_inf = getattr(self, "found_inf", None)
         overlap.require_unscaled(self._engine(), self)
         if found_inf is None or not found_inf.item():
-            with self.exclusive():
-                self._step()
+            if torch.compiler.is_compiling():  # compiled code cannot take a lock
+                self._step_compiled()
+            else:
+                with self.exclusive():
+                    self._step()
         return loss
+
+    def _step_compiled(self) -> None:
+        lanes = self._engine().lanes
+        if any(lanes.of(p) is not None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError("off-loading does not support torch.compile of step()")
+        run_all(self, self._dispatch_host())
 
     def _step(self) -> None:
         engine, order = self._engine(), self._order()

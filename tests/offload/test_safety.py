@@ -344,11 +344,26 @@ def test_shared_memory_is_refused():
     opt = on_device(params, lr=1e-2)
     for p in params:
         set_gradient(p, 0)
-    with pytest.raises(ValueError, match="got parameters 0 and 1"):
+    refused = "parameter 0 must not share memory with parameter 1"
+    with pytest.raises(ValueError, match=refused):
         opt.step()
-    with pytest.raises(ValueError, match="got parameters 0 and 1"), opt.overlapped():
+    with pytest.raises(ValueError, match=refused), opt.overlapped():
         pass
     assert not memory.any()
+
+
+def test_state_that_shares_memory_is_refused():
+    params = [parameter(shape=(9,)) for _ in range(3)]
+    opt = on_device(params, lr=1e-2)
+    steps(opt, *params)
+    opt.state[params[2]]["exp_avg"] = opt.state[params[0]]["exp_avg_sq"]
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the m of parameter 2 must not share memory with"):
+            opt.step()
+    assert all(map(torch.equal, params, before))
+    opt.state[params[2]]["exp_avg"] = torch.zeros(9)
+    opt.step()
 
 
 @pytest.mark.parametrize("name", ["foreach", "capturable", "differentiable"])

@@ -65,9 +65,13 @@ def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
 
 def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
     """Raise ValueError where parameters, numbered as in the optimizer, share memory."""
-    ranges = sorted((local(p).data_ptr(), local(p).nbytes, i) for i, p in params if p.numel())
-    for (begin, nbytes, i), (other, _, k) in pairwise(ranges):
+    found = ((local(p), i) for i, p in params)
+    check_ranges((x.data_ptr(), x.nbytes, f"parameter {i}") for x, i in found)
+
+
+def check_ranges(ranges: Iterable[tuple[int, int, str]]) -> None:
+    """Raise ValueError where two ranges (address, bytes, name) overlap."""
+    for (begin, nbytes, name), (other, _, second) in pairwise(sorted(r for r in ranges if r[1])):
         if other < begin + nbytes:
-            raise ValueError(
-                f"parameters must not share memory; got parameters {min(i, k)} and {max(i, k)}"
-            )
+            first, last = sorted((name, second))
+            raise ValueError(f"{first} must not share memory with {last}")

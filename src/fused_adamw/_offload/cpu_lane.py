@@ -22,10 +22,17 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 class _Event:
     def __init__(self) -> None:
         self._done = threading.Event()
-        self.set, self.query = self._done.set, self._done.is_set
+        self._error: BaseException | None = None
+        self.query = self._done.is_set
+
+    def set(self, error: BaseException | None = None) -> None:
+        self._error = error
+        self._done.set()
 
     def synchronize(self) -> None:
         self._done.wait()
+        if self._error is not None:
+            raise RuntimeError("a copy failed") from self._error
 
 
 class _Copy(NamedTuple):
@@ -73,7 +80,8 @@ class CpuLane:
             self._start()
         done = _Event()
         for target, source in pairs:
-            target.view(torch.uint8).fill_(0xFF)
+            with torch.inference_mode():
+                target.view(torch.uint8).fill_(0xFF)
             self.num_bytes[way] += source.nbytes
         self.num_copies[way] += len(pairs)
         self._queues[way].put(_Copy(pairs, tuple(after), done))
@@ -93,11 +101,15 @@ def _run(
     bandwidth: float | None,
 ) -> None:
     while (copy := queue.get()) is not None:
-        for ticket in copy.after:
-            ticket.synchronize()
         size = sum(source.nbytes for _, source in copy.pairs)
-        time.sleep(numbers.uniform(0, 2 * delay) + (size / bandwidth if bandwidth else 0))
-        for target, source in copy.pairs:
-            target.copy_(source)
-        copy.done.set()
+        try:
+            for ticket in copy.after:
+                ticket.synchronize()
+            time.sleep(numbers.uniform(0, 2 * delay) + (size / bandwidth if bandwidth else 0))
+            with torch.inference_mode():  # which may write to all tensors
+                for target, source in copy.pairs:
+                    target.copy_(source)
+            copy.done.set()
+        except BaseException as error:
+            copy.done.set(error)
         del copy

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .._core import CHUNK, norm_of_chunks
-from .checks import check_apart, check_gradient, check_parameter
+from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
 from .recipe import Recipe, Recipes
 from .ring import SLOT_BYTES, SLOTS, Ring
 from .stepper import rehearse
-from .twin import Address, Twin, flat_view, local, same_strides
+from .twin import Address, Twin, flat_view, local, same_strides, version_of
 
 Groups = Sequence[Mapping[str, Any]]
 OptimizerState = Mapping[Tensor, dict[str, Tensor]]
@@ -38,10 +38,10 @@ class Gradient:
     """Which gradient was used, to notice another one or a change."""
 
     def __init__(self, grad: Tensor) -> None:
-        self._grad, self._version = TensorWeakRef(grad), grad._version
+        self._grad, self._version = TensorWeakRef(grad), version_of(grad)
 
     def is_still(self, grad: Tensor | None) -> bool:
-        return grad is not None and grad is self._grad() and grad._version == self._version
+        return grad is not None and grad is self._grad() and version_of(grad) == self._version
 
 
 class Begun(NamedTuple):
@@ -65,6 +65,7 @@ class Engine:
         self.pending: dict[Tensor, UpdateJob] = {}
         self._summed: dict[Tensor, tuple[SumJob, Gradient]] = {}
         self._twins: dict[Tensor, Twin] = {}
+        self._is_checked = True  # whether their state is known to be apart
         self._ring = ring
         self._own_pump: Pump | None = None
 
@@ -115,6 +116,7 @@ class Engine:
                     recipes = recipes or Recipes(group, grad_scale)
                     plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
         check_apart((plan.twin.index, plan.p) for plan in plans)
+        self.check_state()
         samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
         for sample in samples:
             rehearse(*sample)
@@ -136,8 +138,15 @@ class Engine:
         kind = recipes.of(p).kind
         if twin is None or twin.index != index or not twin.is_of(kind, entry):
             twin = self._twins[p] = Twin(p, index, kind, entry)
+            self._is_checked &= not entry  # new state has memory of its own
         twin.note_writes(p)
         return twin
+
+    def check_state(self) -> None:
+        """Raise ValueError where state that was not made here shares memory."""
+        if not self._is_checked:
+            check_ranges(x for twin in self._twins.values() for x in twin.memory())
+            self._is_checked = True
 
     # ---- the norm
 

@@ -80,6 +80,7 @@ class Overlap:
                 "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
             )
         plan = engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        engine.check_state()
         self._check(plan)
         if self._sums_only:
             engine.begin_sum(plan)

@@ -5,6 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
+import torch
+
 from . import stepper
 from .chunk import Chunk, Job, Piece, cut, pack
 from .lanes import Done, Way
@@ -83,9 +85,10 @@ class Pump:
     def _run(self) -> None:
         arriving: deque[Chunk] = deque()
         try:
-            while arriving or self._await_pieces():
-                self._start_copies(arriving)
-                self._finish(arriving.popleft())
+            with torch.inference_mode():  # which may write to all tensors
+                while arriving or self._await_pieces():
+                    self._start_copies(arriving)
+                    self._finish(arriving.popleft())
         except BaseException as error:
             with self._changed:
                 self._failure = error

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core import default_num_threads
+from .._core import as_pair, default_num_threads
 from .._optim.options import rates_of
 from .._optim.param_groups import Hyperparams
 from .._torch.state import Kind
@@ -50,13 +50,8 @@ class Recipes:
 
     def _new(self, kind: Kind) -> Recipe:
         group = self.group
-        beta1, beta2 = group["betas"]
-        lr, betas = _number(group["lr"]), (_number(beta1), _number(beta2))
-        hyper = (lr, betas, group["eps"], group["weight_decay"], rates_of(group))
+        lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
+        hyper = (lr, as_pair(group["betas"]), group["eps"], group["weight_decay"], rates_of(group))
         threads = min(torch.get_num_threads(), default_num_threads())
         seed, maximize = group.get("seed", 0), bool(group["maximize"])
         return Recipe(kind, hyper, maximize, seed, self._grad_scale, threads)
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value

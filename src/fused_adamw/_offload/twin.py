@@ -1,6 +1,6 @@
 """What the host keeps of a parameter on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -46,10 +46,18 @@ def new_state(p: Tensor, kind: Kind) -> State:
     for role, name in state_names(*kind).items():
         storage, shape = layout[role]
         size, dtype = prod(shape), torch_dtype(storage)
-        flat = torch.from_numpy(np.zeros(size, f"i{dtype.itemsize}")).view(dtype)
-        is_like_p = size == p.numel() and not role.endswith("_scale")
-        state[name] = flat.as_strided(p.shape, p.stride()) if is_like_p else flat.view(shape)
+        if size == p.numel() and not role.endswith("_scale"):
+            state[name] = _zeros(size, dtype).as_strided(p.shape, p.stride())
+        else:
+            state[name] = _zeros(size, dtype).view(shape)
     return state
+
+
+def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """Of one dimension; PyTorch's own would write to each page."""
+    if size == 0:
+        return torch.zeros(0, dtype=dtype)
+    return torch.from_numpy(np.zeros(size, f"i{dtype.itemsize}")).view(dtype)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -63,6 +71,11 @@ def flat_view(tensor: Tensor) -> Tensor:
     return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often it was changed in place; unknown for a tensor made in inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class Address(NamedTuple):
     """Which version of a parameter is where: other code that writes or moves it changes this."""
 
@@ -71,7 +84,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, p: Tensor) -> "Address":
-        return cls(p._version, local(p).data_ptr())
+        return cls(version_of(p), local(p).data_ptr())
 
 
 class Twin:
@@ -131,6 +144,11 @@ class Twin:
             self.added = {}
         self.fresh.clear()
         self.step += 1
+
+    def memory(self) -> Iterator[tuple[int, int, str]]:
+        """Address, size and name of each array of the state."""
+        for name, x in {**self._flat, "step": self.step}.items():
+            yield x.data_ptr(), x.nbytes, f"the {name} of parameter {self.index}"
 
     def part(self, role: str, begin: int, end: int) -> Tensor:
         """The state of a range of elements, which begins at a multiple of the block."""
