@@ -7,7 +7,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 
 from ._core import DeferredSignals, clip_factor
@@ -16,7 +15,7 @@ from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine, Plan
 from ._offload.lanes import Lanes
 from ._offload.loading import host_state, offloaded, without
-from ._offload.modules import UseOrder, require_waited
+from ._offload.modules import UseOrder, require_waited, require_whole
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
@@ -71,6 +70,7 @@ class AdamW(HostAdamW):
 
     max_grad_norm: float | None
     grad_norm: float | None
+    _use_order: UseOrder | None
     _step_supports_amp_scaling = True  # GradScaler leaves unscaling to the kernels
 
     def __init__(
@@ -114,15 +114,10 @@ class AdamW(HostAdamW):
             seed=seed,
             ema_decay=ema_decay,
         )
+        require_whole(self.param_groups, max_grad_norm, module)
         engine = self._engine()
         engine.prepare(self.param_groups)
-        self._use_order: UseOrder | None = None
-        if module is not None:
-            if not isinstance(module, Module):
-                raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
-            if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
-                raise ValueError("module must be without gradient_as_bucket_view; got True")
-            self._use_order = UseOrder(module, engine)
+        self._use_order = None if module is None else UseOrder(module, engine)
 
     def overlapped(self) -> AbstractContextManager[None]:
         """A block around the last backward of a step, in which each update begins when its gradient

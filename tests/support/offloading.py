@@ -32,7 +32,7 @@ class Beside:
     def __init__(self, groups, *, own=None, **options):
         self.groups = [g if isinstance(g, dict) else {"params": g} for g in _as_groups(groups)]
         self.params = [p for group in self.groups for p in group["params"]]
-        arrays = [{**g, "params": [as_array(p) for p in g["params"]]} for g in self.groups]
+        arrays = [{**g, "params": [as_array(p.cpu()) for p in g["params"]]} for g in self.groups]
         self.arrays = [x for group in arrays for x in group["params"]]
         mix = {"state_dtype": "float32", "master_weights": True}
         self.opt = ForNumPy(arrays, **(mix | options | (own or {})))
@@ -40,7 +40,7 @@ class Beside:
     def step(self, grads=None):
         """With the gradients that the parameters have, or those given."""
         grads = [p.grad for p in self.params] if grads is None else grads
-        found = iter([None if g is None else as_array(g) for g in grads])
+        found = iter([None if g is None else as_array(g.cpu()) for g in grads])
         return self.opt.step([[next(found) for _ in g["params"]] for g in self.groups])
 
     def assert_equal(self, opt):
@@ -78,7 +78,7 @@ def _name(role, entry):
 def as_bytes(x):
     """In the order of memory."""
     if isinstance(x, torch.Tensor):
-        x = x.detach()
+        x = x.detach().cpu()
         x = x.as_strided((x.numel(),), (1,), x.storage_offset())
         kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         x = x.view(kinds[x.element_size()]).numpy()
@@ -109,6 +109,7 @@ class Net(torch.nn.Module):
 
     def loss(self, seed):
         tokens = torch.randint(900, (2, 9), generator=torch.Generator().manual_seed(seed))
+        tokens = tokens.to(self.scale.device)
         logits = self(tokens[:, :-1]).float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 

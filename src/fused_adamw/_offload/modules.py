@@ -1,12 +1,13 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from .engine import Engine
 
@@ -79,6 +80,27 @@ class UseOrder:
         engine = self._engine()
         if engine is not None and engine.pending:
             engine.wait_for(params)
+
+
+def require_whole(
+    groups: Sequence[Mapping[str, Any]], max_grad_norm: float | None, module: Any
+) -> None:
+    """Raise for what does not go with parameters or gradients that are divided over processes."""
+    if not (module is None or isinstance(module, Module)):
+        raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
+    if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
+        raise ValueError("module must be without gradient_as_bucket_view; got True")
+    sharded = any(hasattr(p, "to_local") for group in groups for p in group["params"])
+    if sharded and module is not None:
+        raise ValueError(
+            f"module must be None for parameters of FSDP, which gathers them early; got "
+            f"{type(module).__name__}"
+        )
+    if sharded and max_grad_norm is not None:
+        raise ValueError(
+            f"max_grad_norm must be None for parameters of FSDP; got {max_grad_norm}. Use "
+            "torch.nn.utils.clip_grad_norm_"
+        )
 
 
 def require_waited(

@@ -29,8 +29,7 @@ def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -
 
 @atexit.register
 def _stop_all() -> None:
-    stops = [(thread, stop) for thread, stop in list(_stops.items()) if thread.is_alive()]
-    for _, stop in stops:
-        stop()
-    for thread, _ in stops:
-        thread.join(PATIENCE)
+    for thread, stop in reversed(list(_stops.items())):  # those that need others first
+        if thread.is_alive():
+            stop()
+            thread.join(PATIENCE)
