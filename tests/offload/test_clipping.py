@@ -48,6 +48,21 @@ def test_the_bits_of_the_class_for_numpy(slots, max_grad_norm, overlapped, with_
         assert norms[0][0] > CLIP
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_norm_of_gradients_that_come_in_several_chunks(dtype):
+    numbers = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (5, 150_001, 40_000)]
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    opt = on_device(params, lr=1e-2, max_grad_norm=CLIP)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=numbers).to(dtype)
+        norm = other.step()
+        opt.step()
+        assert opt.grad_norm == norm
+    other.assert_equal(opt)
+
+
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_parameters_on_the_host_are_clipped_with_the_others(overlapped):
     """Some parameters are on the CPU, where there is no lane."""
