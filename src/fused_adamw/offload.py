@@ -1,7 +1,7 @@
 """``AdamW``: train on an accelerator with the optimizer's state and work in host memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, overload
 
 import torch
@@ -13,9 +13,9 @@ from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine, Plan
-from ._offload.lanes import Lanes
 from ._offload.loading import host_state, offloaded, without
 from ._offload.modules import UseOrder, require_waited, require_whole
+from ._offload.simulation import new_engine, simulated
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
@@ -25,7 +25,6 @@ from .torch import AdamW as HostAdamW
 __all__ = ["AdamW", "CpuLane", "simulated"]
 
 NO_GRADIENT = torch.nn.Parameter(torch.empty(0))
-_simulations: list[tuple[Lanes, tuple[int, int] | None]] = []
 
 
 class AdamW(HostAdamW):
@@ -60,7 +59,8 @@ class AdamW(HostAdamW):
         max_grad_norm: Clip the gradients to this norm, of all of them, as ``fused_adamw.AdamW``
             does; ``grad_norm`` is that of the last step. Do not clip otherwise too.
         module: The model. ``step`` then returns before the parameters are updated: the forward of
-            each module in it waits for its own. ``step`` takes the gradients: they are None
+            each module in it waits for its own, and that of the model for those that are used
+            without the forward of their module. ``step`` takes the gradients: they are None
             afterwards. Call ``synchronize`` before other code reads parameters.
 
     Raises:
@@ -146,6 +146,11 @@ class AdamW(HostAdamW):
         """Wait until the parameters and the state are those after the last step."""
         self._engine().synchronize()
 
+    @property
+    def pinned_nbytes(self) -> int:
+        """The size of the pinned memory, which is allocated once."""
+        return self._engine().ring_nbytes
+
     def refresh(self) -> None:
         """Let master weights start again from the parameters at the next step. This happens by
         itself after writes that PyTorch counts, such as ``load_state_dict`` and ``copy_``; call it
@@ -212,8 +217,9 @@ class AdamW(HostAdamW):
     def _finish_step(self, plans: list[Plan]) -> None:
         engine, order = self._engine(), self._order()
         if order is not None:
-            order.start()
-            for p in [*engine.begun, *(plan.p for plan in plans)]:
+            used = [*engine.begun, *(plan.p for plan in plans)]
+            order.start(used)
+            for p in used:
                 p.grad = None
         engine.begun.clear()
 
@@ -270,29 +276,8 @@ class AdamW(HostAdamW):
     def _engine(self) -> Engine:
         engine: Engine | None = self.__dict__.get("_own_engine")
         if engine is None:  # also of a copy, or of one that was unpickled
-            lanes, ring = _simulations[-1] if _simulations else (Lanes(), None)
-            engine = self.__dict__.setdefault("_own_engine", Engine(lanes, ring))
+            engine = self.__dict__.setdefault("_own_engine", new_engine())
         return engine
 
     def _order(self) -> UseOrder | None:
         return self.__dict__.get("_use_order")
-
-
-@contextmanager
-def simulated(
-    lane: CpuLane | None = None, *, slots: int | None = None, slot_bytes: int = 1 << 20
-) -> Iterator[CpuLane]:
-    """A block in which optimizers are made that treat the CPU as a device, to test a training loop
-    where there is none: parameters are copied late, and wrong numbers show where something does not
-    wait.
-
-    Args:
-        lane: copies.
-        slots, slot_bytes: of the pinned memory, powers of two.
-    """
-    lane = lane or CpuLane()
-    _simulations.append((Lanes(lane), None if slots is None else (slots, slot_bytes)))
-    try:
-        yield lane
-    finally:
-        _simulations.pop()

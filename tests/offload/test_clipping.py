@@ -168,6 +168,28 @@ def test_updates_follow_the_order_of_the_forward():
     assert [p for p in opt._engine().pending if p.ndim == 2] == used
 
 
+class Reader(Net):
+    """Reads a weight of a module without its forward, as ``torch.nn.MultiheadAttention`` does."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) + self.extra.weight.sum()
+
+    def __init__(self):
+        super().__init__()
+        self.extra = torch.nn.Linear(3, 3, dtype=torch.bfloat16)
+
+
+def test_weights_that_are_read_without_the_forward_of_their_module():
+    net = Reader()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    recorder = Recorder(params)
+    opt = on_device(params, lr=1e-2, delay=1e-3, max_grad_norm=CLIP, module=net)
+    train(net, opt, other, recorder, overlapped=True)
+    net.loss(5)
+    assert net.extra.weight not in opt._engine().pending
+
+
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_a_use_outside_of_the_forward_of_a_module_is_refused(overlapped):
     net = Net()

@@ -77,6 +77,11 @@ class Engine:
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
             self._pump(sum(local(p).nbytes for p in params))
 
+    @property
+    def ring_nbytes(self) -> int:
+        """The pinned memory."""
+        return 0 if self._own_pump is None else self._own_pump.ring_nbytes
+
     def _pump(self, nbytes: int = SLOT_BYTES) -> Pump:
         pump = self._own_pump
         if pump is not None and pump.process != os.getpid():  # a fork has no copy of the thread

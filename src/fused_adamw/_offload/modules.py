@@ -32,45 +32,43 @@ def _no_wait(*_: Any) -> None:
 class UseOrder:
     """Makes modules wait for the updates of their parameters, and notes in which order they do.
 
+    A parameter that had a gradient although its module did not run, such as a weight that another
+    module reads, is waited for by the forward of the whole model.
+
     Args:
         module: the model.
         engine: begins the updates. The hooks do not keep it alive.
     """
 
     def __init__(self, module: Module, engine: Engine) -> None:
+        self.params = frozenset(module.parameters())
+        self._early: dict[Tensor, None] = {}  # those that the whole model waits for, in order
         self._order: dict[Tensor, int] = {p: i for i, p in enumerate(module.parameters())}
-        self._seen: dict[Tensor, int] = {}
-        self._engine = ref(engine)
-        self.params = frozenset(self._order)
+        self._seen: dict[Tensor, int] = {}  # since the last step
+        self._root, self._engine = ref(module), ref(engine)
         hook = _Hook(self._before_forward)
-        self._handles = [
-            found.register_forward_pre_hook(hook, prepend=True)
-            for found in module.modules()
-            if found._parameters
-        ]
-        self._handles.append(module.register_state_dict_pre_hook(_Hook(self._before_state_dict)))
+        for found in module.modules():
+            if found._parameters or found is module:
+                found.register_forward_pre_hook(hook, prepend=True)
+        module.register_state_dict_pre_hook(_Hook(self._before_state_dict))
 
     def sort_key(self, p: Tensor) -> int:
         """The place of a parameter in the last forward."""
-        return self._order.get(p, len(self._order))
+        return -1 if p in self._early else self._order.get(p, len(self._order))
 
-    def start(self) -> None:
-        """A step was taken: the next forward begins."""
-        if self._seen:
-            self._order, self._seen = (
-                self._seen
-                | {p: len(self._seen) + i for p, i in self._order.items() if p not in self._seen},
-                {},
-            )
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def start(self, used: Iterable[Tensor]) -> None:
+        """A step was taken of these parameters: the next forward begins."""
+        self._early |= {p: None for p in used if p in self.params and p not in self._seen}
+        others = [p for p in self._order if p not in self._seen]
+        self._order = {p: i for i, p in enumerate([*self._seen, *others])}
+        self._seen = {}
 
     def _before_forward(self, module: Module, _: Any) -> None:
         params = [p for p in module._parameters.values() if p is not None]
         for p in params:
             self._seen.setdefault(p, len(self._seen))
+        if module is self._root():
+            params += self._early
         self._wait(params)
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:

@@ -23,7 +23,7 @@ class Pump:
     """
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+        self._ring, self.ring_nbytes = ring, ring.nbytes
         self._changed = threading.Condition()
         self._pieces: deque[Piece] = deque()
         self._unfinished = 0  # jobs
