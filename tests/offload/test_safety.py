@@ -502,3 +502,32 @@ def test_a_closure():
 
     losses = [opt.step(closure).item() for _ in range(3)]
     assert losses[-1] < losses[0]
+
+
+def test_distributed_checkpoints_of_pytorch():
+    pytest.importorskip("torch.distributed.checkpoint")
+    if not torch.distributed.is_available():
+        pytest.skip("needs torch.distributed")
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    net, other = Net(), Net()
+    opt, resumed = on_device(net.parameters(), lr=1e-2), on_device(other.parameters(), lr=1e-2)
+    net.loss(0).backward()
+    net.unused.grad = torch.ones_like(net.unused)  # PyTorch wants state of all
+    opt.step()
+    saved = copy.deepcopy(get_optimizer_state_dict(net, opt))
+    other.load_state_dict(net.state_dict())
+    set_optimizer_state_dict(other, resumed, saved)
+    other.zero_grad()
+    opt.zero_grad()
+    for model, optimizer in ((net, opt), (other, resumed)):
+        model.loss(1).backward()
+        optimizer.step()
+    for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        if p in opt.state:
+            for key, value in opt.state[p].items():
+                assert torch.equal(value, resumed.state[q][key]), (name, key)
