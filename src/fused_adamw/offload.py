@@ -185,6 +185,8 @@ class AdamW(HostAdamW):
 
     def _step(self) -> None:
         engine, order = self._engine(), self._order()
+        if order is not None:
+            order.require_same_params()
         scale = getattr(self, "grad_scale", None)
         clips = self.max_grad_norm is not None
         plans = engine.plan(

@@ -207,6 +207,17 @@ def test_a_use_outside_of_the_forward_of_a_module_is_refused(overlapped):
         train()
 
 
+def test_parameters_that_were_replaced_are_noticed():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    net.loss(0).backward()
+    with pytest.raises(RuntimeError, match=r"module must have the parameters.* got \d+ others"):
+        opt.step()
+
+
 def test_a_parameter_outside_of_the_module_is_waited_for():
     net, other = Net(), torch.nn.Linear(3, 3)
     opt = on_device([*net.parameters(), *other.parameters()], lr=1e-2, module=net)

@@ -47,6 +47,35 @@ def test_any_delays(seed, slots):
     trained_net(lane_seed=seed, slots=slots)
 
 
+SIZES = [(), (7,), (300, 130), (70_001,), (0,), (40_000,)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    order=st.permutations(range(len(SIZES))),
+    seed=st.integers(0, 2**30),
+    slots=st.sampled_from([1, 2, 4]),
+    state_dtype=st.sampled_from(["float32", "8bit"]),
+    max_grad_norm=st.sampled_from([None, 1.0]),
+)
+def test_any_order_of_gradients(order, seed, slots, state_dtype, max_grad_norm):
+    numbers = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(s).bfloat16()) for s in SIZES]
+    options = {"lr": 1e-2, "state_dtype": state_dtype}
+    other = Beside(params, own={"max_grad_norm": max_grad_norm}, **options)
+    opt = on_device(params, lane_seed=seed, slots=slots, max_grad_norm=max_grad_norm, **options)
+    for _ in range(2):
+        grads = [torch.randn(s, generator=numbers).bfloat16() for s in SIZES]
+        with opt.overlapped():
+            for i in order:
+                (params[i] * grads[i]).sum().backward()
+        norm = other.step()
+        opt.step()
+        assert opt.grad_norm == norm
+        opt.zero_grad()
+    other.assert_equal(opt)
+
+
 def test_an_update_begins_before_the_end_of_backward():
     net = Net()
     opt = on_device(net.parameters(), lr=1e-2)

@@ -52,6 +52,16 @@ class UseOrder:
                 found.register_forward_pre_hook(hook, prepend=True)
         module.register_state_dict_pre_hook(_Hook(self._before_state_dict))
 
+    def require_same_params(self) -> None:
+        """Raise RuntimeError where parameters of the model have been replaced."""
+        module = self._root()
+        others = [] if module is None else [p for p in module.parameters() if p not in self.params]
+        if others:
+            raise RuntimeError(
+                f"module must have the parameters that it had before; got {len(others)} others, as "
+                "by load_state_dict(assign=True). Make a new optimizer"
+            )
+
     def sort_key(self, p: Tensor) -> int:
         """The place of a parameter in the last forward."""
         return -1 if p in self._early else self._order.get(p, len(self._order))
