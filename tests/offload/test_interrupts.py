@@ -44,6 +44,7 @@ def test_ctrl_c_in_a_step(max_grad_norm, delay):
     other.assert_equal(opt)
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_during_updates():
     """It waits for them, and does not abort."""
     program = """
