@@ -184,14 +184,9 @@ class PreparedStep:
         grad_scale: float = 1.0,
         param_indices: list[int] | None = None,
         seed: int | None = None,
-        element_offsets: list[int] | None = None,
-        clip: float = 1.0,
     ) -> None: ...
     def step(self) -> None: ...
 
-def sums_of_squares(
-    exchange: DLPackExchange, grads: list[Any], num_threads: int | None = None
-) -> NDArray[np.float64]: ...
 def fused_adamw(
     params: Arrays,
     grads: Arrays,
@@ -205,3 +200,9 @@ def fused_adamw(
     weight_decay: float = 0.01,
     num_threads: int | None = None,
 ) -> None: ...
+def step_pieces(
+    exchange: DLPackExchange, pieces: Any, recipe: Any, clip: float = 1.0, run: bool = True
+) -> bool: ...
+def sums_of_squares(
+    exchange: DLPackExchange, grads: list[Any], num_threads: int | None = None
+) -> NDArray[np.float64]: ...

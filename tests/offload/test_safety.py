@@ -397,8 +397,8 @@ def test_state_that_is_refused():
     for broken, match in (
         ({"exp_avg": torch.zeros(8)}, "the m of parameter 0 must be float32 of 9 elements"),
         ({"exp_avg": torch.zeros(9, dtype=torch.float64)}, "the m of parameter 0 must be float32"),
-        ({"step": torch.tensor(-1.0)}, "after -1.0 steps"),
-        ({"step": torch.tensor(0.5)}, "after 0.5 steps"),
+        ({"step": torch.tensor(-1.0)}, "whole number; got -1.0"),
+        ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
     ):
         kept = dict(opt.state[p])
         opt.state[p].update(broken)

@@ -42,19 +42,6 @@ def gather_tensors(params, state, dict names not None):
     return found, grads, steps, dict(zip(names, lists))
 
 
-cdef int require_offsets(list offsets, Py_ssize_t count) except -1:
-    if offsets is None:
-        return 0
-    if len(offsets) != count:
-        raise ValueError(f"element_offsets must have {count} entries; got {len(offsets)}")
-    for offset in offsets:
-        if offset < 0 or offset % FUSED_ADAMW_BLOCK != 0:
-            raise ValueError(
-                f"element_offsets must be multiples of {FUSED_ADAMW_BLOCK}; got {offset}"
-            )
-    return 0
-
-
 @cython.no_gc
 cdef class PreparedStep:
     """The tensors of one group, checked, and the scalars of one step.
@@ -63,8 +50,7 @@ cdef class PreparedStep:
     so far), and ``state``, a dict from roles to lists; all of one length. ``hyper``: one of those
     of ``BoundTensors``. ``state_format``: None where moments have the dtype of their parameters.
     ``param_indices``: of the parameters among all of the optimizer, for stochastic rounding by
-    ``seed``. ``grad_scale``: a factor of the gradients; ``clip``: a further one, which may be NaN.
-    ``element_offsets``: where tensors that are ranges of parameters begin in these.
+    ``seed``. ``grad_scale``: a factor of the gradients.
 
     ``unsupported`` has the indices of those that no kernel supports, which stay as they are."""
 
@@ -84,7 +70,6 @@ cdef class PreparedStep:
     def __cinit__(
         self, DLPackExchange exchange not None, tensors, *, hyper, bint maximize, num_threads,
         state_format=None, double grad_scale=1.0, list param_indices=None, seed=None,
-        list element_offsets=None, double clip=1.0,
     ):
         cdef Py_ssize_t i, count = len(tensors.params)
         cdef uint32_t number = seed_of(seed)
@@ -98,7 +83,6 @@ cdef class PreparedStep:
             raise ValueError(
                 f"param_indices must have {count} entries; got {len(param_indices)}"
             )
-        require_offsets(element_offsets, count)
         require_hyper(hyper)
         prepare(&self.space, count)
         self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
@@ -106,13 +90,10 @@ cdef class PreparedStep:
         for i in range(count):
             if not self.gather(exchange, i):
                 self.unsupported.append(i)
-                continue
-            if param_indices is not None:
+            elif param_indices is not None:
                 self.space.tensors[self.space.num_active - 1].rng_key = fused_adamw_rng_key(
                     number, param_indices[i]
                 )
-            if element_offsets is not None:
-                self.space.tensors[self.space.num_active - 1].element_offset = element_offsets[i]
         if self.has_overlaps():
             self.unsupported = list(range(count))
             self.space.num_active = 0
@@ -122,7 +103,7 @@ cdef class PreparedStep:
                 fused_adamw_element_types[self.space.tensors[i].element_type].compute,
                 self.counters[i].t, hyper,
             )
-        finish_scalars(&self.space, grad_scale, -clip if maximize else clip, seed is not None)
+        finish_scalars(&self.space, grad_scale, -1 if maximize else 1, seed is not None)
 
     def __dealloc__(self):
         release(&self.space)
@@ -248,28 +229,3 @@ cdef class PreparedStep:
             else:
                 (<double *>counter.address)[0] = counter.t
         self.space.num_active = 0
-
-
-def sums_of_squares(DLPackExchange exchange not None, list grads not None, num_threads=None):
-    """Sums of squares of dense gradients in host memory, one per chunk of each, in float64."""
-    cdef Py_ssize_t i, count = len(grads)
-    cdef int threads = check_num_threads(num_threads)
-    cdef const fused_adamw_isa *isa = find_isa()
-    cdef Workspace space
-    cdef ArrayView view
-    prepare(&space, count)
-    try:
-        for i in range(count):
-            if not exchange.view(grads[i], &view) or view.element_type < 0 or view.nbytes < 0:
-                raise TypeError(f"grads[{i}] must be dense and on the CPU; got {type(grads[i])}")
-            memset(&space.tensors[i], 0, sizeof(fused_adamw_tensor))
-            space.tensors[i].grads = view.data
-            space.tensors[i].size = size_of(&view)
-            space.tensors[i].element_type = view.element_type
-        sums = np.empty(fused_adamw_num_chunks(space.tensors, count))
-        space.num_active = count
-        threads = fused_adamw_useful_threads(space.tensors, count, threads)
-        sum_squares(isa, &space, threads, True, <double *><size_t>sums.ctypes.data)
-    finally:
-        release(&space)
-    return sums

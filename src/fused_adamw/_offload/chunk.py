@@ -81,7 +81,7 @@ class UpdateJob(Job):
     ) -> None:
         super().__init__(lane, ready, grad, params)
         self.twin, self.recipe, self.clip = twin, recipe, clip
-        self.t = float(twin.step.item())  # steps before
+        self.t = int(twin.step.item())  # steps before
         self.fresh = frozenset(twin.fresh)
 
     @property

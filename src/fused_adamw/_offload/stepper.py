@@ -1,17 +1,29 @@
 """What is done with a chunk that has arrived in host memory."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core import CHUNK, PreparedStep, sums_of_squares
+from .._core import CHUNK, step_pieces, sums_of_squares
 from .._torch.dispatch import EXCHANGE
-from .._torch.state import GroupTensors, state_names
+from .._torch.state import Kind, state_names
 from .chunk import Chunk, Piece, SumJob, UpdateJob
 from .recipe import Recipe
 from .ring import Slot
 from .twin import new_state
+
+
+class Pieces(NamedTuple):
+    """What ``step_pieces`` steps: lists of one length."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    steps: list[int]
+    indices: list[int]
+    offsets: list[int]
+    state: dict[str, list[Tensor]]
 
 
 def add_squares(chunk: Chunk) -> None:
@@ -28,25 +40,23 @@ def add_squares(chunk: Chunk) -> None:
 
 def update(chunk: Chunk) -> None:
     """Update the parameters where they are, in the slot, and their twins."""
-    tensors, indices, offsets = GroupTensors([], [], [], {}), [], []
+    pieces = Pieces([], [], [], [], [], {})
     for piece in chunk.pieces:
         job = _update_of(piece)
         params = piece.of(chunk.slot.params)
         if job.fresh:
             job.twin.start_part(params, piece.begin, piece.end, job.fresh)
-        tensors.params.append(params)
-        tensors.grads.append(piece.of(chunk.slot.grads))
-        tensors.steps.append(torch.tensor(job.t, dtype=torch.float64))
+        pieces.params.append(params)
+        pieces.grads.append(piece.of(chunk.slot.grads))
+        pieces.steps.append(job.t)
+        pieces.indices.append(job.twin.index)
+        pieces.offsets.append(piece.begin)
         for role in state_names(*job.twin.kind):
             part = job.twin.part(role, piece.begin, piece.end)
-            tensors.state.setdefault(role, []).append(part)
-        indices.append(job.twin.index)
-        offsets.append(piece.begin)
+            pieces.state.setdefault(role, []).append(part)
     job = _update_of(chunk.pieces[0])
-    prepared = _prepare(tensors, job.recipe, job.clip, indices, offsets)
-    if prepared.unsupported:
-        raise RuntimeError(f"parameters {indices} cannot be updated: the kernels refused a chunk")
-    prepared.step()
+    if not step_pieces(EXCHANGE, pieces, job.recipe, job.clip):
+        raise RuntimeError(f"the kernels do not support a chunk of parameters {pieces.indices}")
 
 
 def copies_to_host(pieces: list[Piece], slot: Slot) -> list[tuple[Tensor, Tensor]]:
@@ -66,40 +76,21 @@ def is_update(chunk: Chunk) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _sample(dtype: torch.dtype, recipe: Recipe) -> GroupTensors:
+def _sample(dtype: torch.dtype, kind: Kind) -> Pieces:
     """A parameter of one element."""
     p = torch.zeros(1, dtype=dtype)
-    state = new_state(p, recipe.kind)
-    arrays = {role: [state[name]] for role, name in state_names(*recipe.kind).items()}
-    return GroupTensors([p], [torch.zeros_like(p)], [torch.zeros(())], arrays)
+    state = new_state(p, kind)
+    arrays = {role: [state[name]] for role, name in state_names(*kind).items()}
+    return Pieces([p], [torch.zeros_like(p)], [0], [0], [0], arrays)
 
 
 def rehearse(dtype: torch.dtype, recipe: Recipe, t: float) -> None:
     """Raise what the update of such a parameter after ``t`` steps would raise."""
-    sample = _sample(dtype, recipe)
-    sample.steps[0].fill_(t)
-    if _prepare(sample, recipe, 1.0, [0], [0]).unsupported:
-        raise TypeError(
-            f"{dtype} parameters cannot have moments in {recipe.kind.format} after {t} steps"
-        )
-
-
-def _prepare(
-    tensors: GroupTensors, recipe: Recipe, clip: float, indices: list[int], offsets: list[int]
-) -> PreparedStep:
-    return PreparedStep(
-        EXCHANGE,
-        tensors,
-        hyper=recipe.hyper,
-        maximize=recipe.maximize,
-        num_threads=recipe.num_threads,
-        state_format=recipe.kind.format,
-        grad_scale=recipe.grad_scale,
-        param_indices=indices,
-        seed=recipe.seed,
-        element_offsets=offsets,
-        clip=clip,
-    )
+    if not (t >= 0 and t == int(t)):
+        raise TypeError(f"the number of steps of a parameter must be a whole number; got {t}")
+    sample = _sample(dtype, recipe.kind)._replace(steps=[int(t)])
+    if not step_pieces(EXCHANGE, sample, recipe, run=False):
+        raise TypeError(f"{dtype} parameters do not support moments in {recipe.kind.format}")
 
 
 def _update_of(piece: Piece) -> UpdateJob:
