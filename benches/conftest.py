@@ -10,7 +10,7 @@ from fused_adamw.bench.implementations import IMPLEMENTATIONS, Loader
 RESULTS, LOADER = pytest.StashKey(), pytest.StashKey()
 
 # Scripts of their own, with requirements of their own.
-collect_ignore = ["bench_isas.py", "bench_mixes.py", "bench_sharded.py", "bench_threads.py"]
+collect_ignore = [f"bench_{name}.py" for name in ("isas", "mixes", "offload", "sharded", "threads")]
 
 
 def pytest_addoption(parser):

@@ -15,6 +15,7 @@ from fused_adamw import _core
 SLOW = (
     *("bench/", "cli/", "distributed/"),
     *("checkpoint/test_killed.py", "core/test_runtime.py", "torch/test_threads.py"),
+    *("offload/test_example.py", "offload/test_processes.py", "offload/test_torch_class.py"),
     *("test_examples.py", "test_readme.py"),
 )
 

@@ -63,7 +63,7 @@ def test_the_scanners_find_the_sources():
 
 LAYERS = [  # from the bottom; a module imports its own layer and those below
     {"_core", "_ext", "_cgroup"},
-    {"_distributed", "_io", "_optim", "_torch"},
+    {"_distributed", "_io", "_offload", "_optim", "_torch"},
     {"optimizer", "torch", "offload", "sharded", "checkpoint", "schedules", "reference"}
     | {"runtime", "__init__"},
     {"tiny", "bench", "explain"},
@@ -135,7 +135,7 @@ def test_private_modules_are_imported_inside_the_package_only():
 IMPLEMENTATIONS = "bench/implementations/"
 IMPORTERS = {  # of each dependency but NumPy: the folder or the files that import it
     "mpi4py": ["_distributed/mpi.py"],
-    "torch": ["torch.py", "_torch/", IMPLEMENTATIONS + "torch_.py"],
+    "torch": ["torch.py", "_torch/", "offload.py", "_offload/", IMPLEMENTATIONS + "torch_.py"],
     "typer": ["cli/"],
     "rich": ["cli/"],
     "matplotlib": ["cli/"],
@@ -176,6 +176,7 @@ MANY_PARAMETERS = {
     "optimizer.py:AdamW.__init__": "public constructor",
     "sharded.py:ShardedAdamW.__init__": "public constructor",
     "torch.py:AdamW.__init__": "public constructor",
+    "offload.py:AdamW.__init__": "public constructor",
     "_ext/functional.pxi:fused_adamw": "public function, in the order of the formula",
     "reference.py:adamw_update": "the same signature, in pure Python",
     "reference.py:adamw_update_list": "the same signature, in pure Python",
@@ -301,6 +302,7 @@ NAMES_OF_OPTIONS = {  # where an option with a buffer is named: elsewhere code g
     "_optim/decoded_state.py": "accessors of AdamW",
     "sharded.py": "signature and accessor",
     "torch.py": "signature and docstring",
+    "offload.py": "signature and docstring",
     "_torch/dispatch.py": "PyTorch's own amsgrad, which its functions are given",
     "_torch/fallback.py": "the same",
     "_torch/state.py": "the name that PyTorch gives v_max",

@@ -243,3 +243,9 @@ def fused_adamw(
     weight_decay: float = 0.01,
     num_threads: int | None = None,
 ) -> None: ...
+def step_pieces(
+    exchange: DLPackExchange, pieces: Any, recipe: Any, clip: float = 1.0, run: bool = True
+) -> bool: ...
+def sums_of_squares(
+    exchange: DLPackExchange, grads: list[Any], num_threads: int | None = None
+) -> NDArray[np.float64]: ...

@@ -167,10 +167,10 @@ class AdamW(torch.optim.AdamW):
                 options.check_group(group)
             completed = {**state_dict, "param_groups": groups}
             saved.update(state_to_load(self.param_groups, completed))
-            return saved
+            return self._loadable(saved)
 
         def after(_: Any) -> None:
-            restore_dtypes(self, saved)
+            self._restore(saved)
 
         # PyTorch replaces groups and state in several places.
         with self.exclusive(), DeferredSignals():
@@ -183,6 +183,14 @@ class AdamW(torch.optim.AdamW):
             finally:
                 for hook in hooks:
                     hook.remove()
+
+    def _loadable(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Of a state dict with complete groups, what PyTorch is to load."""
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Add to what PyTorch has loaded."""
+        restore_dtypes(self, saved)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other

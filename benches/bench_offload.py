@@ -1,0 +1,334 @@
+"""Off-loading: what a step costs beyond forward and backward, in time and memory.
+
+    python benches/bench_offload.py                                   # a GPT of 1.3 B parameters
+    python benches/bench_offload.py --tokens 4096 --tokens 32768 --rounds 9
+    python benches/bench_offload.py --layers 12 --width 768 --only ours --table TABLE.md
+
+A GPT in bfloat16 with random weights is trained on random tokens. *Exposed* is the time of a step
+beyond that of forward and backward alone, which are the first row. Memory of the host is that of
+the state; pinned memory and bytes copied count for ours only.
+
+Without an accelerator the model is small, and the CPU takes the place of a device: copies between
+tensors on the CPU, late, and as fast as --bandwidth says. Such times say nothing about a device;
+the bytes and the numbers of copies are the same as with one. *Computed* is the time that the step
+needs for its traffic to and from host memory, at --memory GB/s, on a device or not.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tables import table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from fused_adamw import offload, runtime_info
+from fused_adamw.bench.environment import (
+    BackgroundLoad,
+    describe,
+    get_environment,
+    installed_versions,
+)
+from fused_adamw.bench.implementations.bandwidth_bound import BANDWIDTH_BOUND
+
+DEVICE = torch.accelerator.current_accelerator(check_available=True)
+MIXES = {"float32": 10, "bfloat16": 6, "8bit": 4.03}  # bytes of state a parameter, with masters
+MODES = ("plain", "overlapped", "clipped", "clipped, overlapped, module")
+WARM_UP_ROUNDS = 2
+HEAD_SIZE = 64
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, -1, HEAD_SIZE))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+        x = x + self.out(mixed)
+        return x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
+
+
+class Gpt(nn.Module):
+    """With a tied head."""
+
+    def __init__(self, layers: int, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embedding.weight
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.head(self.norm(self.blocks(self.embedding(tokens))))
+        return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+class Trained(NamedTuple):
+    """How one implementation takes a step."""
+
+    step: Callable[[Tensor], None]  # with forward and backward
+    optimizer: Any = None
+    lane: offload.CpuLane | None = None
+
+
+# ---------------------------------------------------------------------------- implementations
+
+
+def without_optimizer(net: Gpt, options: argparse.Namespace) -> Trained:
+    def step(tokens: Tensor) -> None:
+        net(tokens).backward()
+        net.zero_grad()
+
+    return Trained(step)
+
+
+def with_optimizer(make: Callable[[Any], Any], net: Gpt, options: argparse.Namespace) -> Trained:
+    optimizer = make(net.parameters())
+
+    def step(tokens: Tensor) -> None:
+        net(tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Trained(step, optimizer)
+
+
+def ours(mix: str, mode: str, net: Gpt, options: argparse.Namespace) -> Trained:
+    lane = offload.CpuLane(bandwidth=options.bandwidth * 1e9) if DEVICE is None else None
+    with nullcontext() if lane is None else offload.simulated(lane):
+        optimizer = offload.AdamW(
+            net.parameters(),
+            lr=1e-4,
+            state_dtype=mix,
+            max_grad_norm=1.0 if "clipped" in mode else None,
+            module=net if "module" in mode else None,
+        )
+
+    def step(tokens: Tensor) -> None:
+        loss = net(tokens)
+        with optimizer.overlapped() if "overlapped" in mode else nullcontext():
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Trained(step, optimizer, lane)
+
+
+def torchao(offload_gradients: bool, net: Gpt, options: argparse.Namespace) -> Trained:
+    kind = import_module("torchao.optim").CPUOffloadOptimizer
+    make = partial(kind, optimizer_class=torch.optim.AdamW, offload_gradients=offload_gradients)
+    return with_optimizer(partial(make, fused=True), net, options)
+
+
+def deepspeed(clip: float, net: Gpt, options: argparse.Namespace) -> Trained:
+    engine, *_ = import_module("deepspeed").initialize(
+        model=net,
+        model_parameters=net.parameters(),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": True},
+            "gradient_clipping": clip,
+            "zero_optimization": {
+                "stage": 2,
+                "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            },
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}},
+        },
+    )
+
+    def step(tokens: Tensor) -> None:
+        engine.backward(engine(tokens))
+        engine.step()
+
+    return Trained(step, engine)
+
+
+def implementations(options: argparse.Namespace) -> dict[str, Callable[..., Trained]]:
+    rows: dict[str, Callable[..., Trained]] = {"forward + backward": without_optimizer}
+    if options.only != "ours" and DEVICE is not None:
+        fused = partial(torch.optim.AdamW, lr=1e-4, fused=True)
+        rows["torch fused, on the device"] = partial(with_optimizer, fused)
+        rows["torchao"] = partial(torchao, False)
+        rows["torchao, gradients off-loaded"] = partial(torchao, True)
+        rows["DeepSpeed ZeRO-2"] = partial(deepspeed, 0.0)
+        rows["DeepSpeed ZeRO-2, clipped"] = partial(deepspeed, 1.0)
+    for mix in MIXES:
+        for mode in MODES:
+            rows[f"ours, {mix}, {mode}"] = partial(ours, mix, mode)
+    return rows
+
+
+# ---------------------------------------------------------------------------- measuring
+
+
+def synchronize() -> None:
+    if DEVICE is not None:
+        torch.accelerator.synchronize()
+
+
+def measure(
+    make: Callable[..., Trained], tokens: Tensor, options: argparse.Namespace
+) -> dict[str, Any]:
+    torch.manual_seed(0)
+    net = Gpt(options.layers, options.width, options.vocabulary).to(DEVICE, torch.bfloat16)
+    trained = make(net, options)
+    times = []
+    for turn in range(WARM_UP_ROUNDS + options.rounds):
+        synchronize()
+        if turn == WARM_UP_ROUNDS:
+            reset(trained)
+        start = perf_counter()
+        trained.step(tokens)
+        synchronize()
+        times.append(perf_counter() - start)
+    if isinstance(trained.optimizer, offload.AdamW):
+        trained.optimizer.synchronize()
+    params = sum(p.numel() for p in net.parameters())
+    return {"ms": 1e3 * median(times[WARM_UP_ROUNDS:]), **memory_of(trained, params, options)}
+
+
+def reset(trained: Trained) -> None:
+    if isinstance(trained.optimizer, offload.AdamW):
+        trained.optimizer.synchronize()
+    if DEVICE is not None:
+        torch.accelerator.reset_peak_memory_stats()
+    if trained.lane is not None:
+        for counts in (trained.lane.num_bytes, trained.lane.num_copies):
+            counts.update(dict.fromkeys(counts, 0))
+
+
+def memory_of(trained: Trained, params: int, options: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if DEVICE is not None:
+        found["device GiB"] = torch.accelerator.max_memory_allocated() / 2**30
+    if isinstance(trained.optimizer, torch.optim.Optimizer) and trained.optimizer.state:
+        entries = trained.optimizer.state.values()
+        tensors = [x for e in entries for x in e.values() if isinstance(x, Tensor)]
+        host = sum(x.nbytes for x in tensors if x.device.type == "cpu")
+        found["host B a parameter"] = host / params
+    if isinstance(trained.optimizer, offload.AdamW):
+        found["pinned MiB"] = trained.optimizer.pinned_nbytes / 2**20
+    if trained.lane is not None:
+        moved = sum(trained.lane.num_bytes.values()) / options.rounds
+        found["B copied a parameter"] = moved / params
+        found["copies a step"] = sum(trained.lane.num_copies.values()) / options.rounds
+    return found
+
+
+def computed_ms(mix: str, mode: str, params: int, options: argparse.Namespace) -> float:
+    """Of the traffic in host memory: state, and parameters and gradients in and out of slots."""
+    slots = 2 * 2 * 2 + 2 * 2  # written by copies and read; parameters written and read by copies
+    norm = 2 * 2 if "clipped" in mode else 0
+    return 1e3 * params * (2 * MIXES[mix] + slots + norm) / (options.memory * 1e9)
+
+
+def bandwidth_beside_copies() -> list[str]:
+    """Of a loop that reads and writes arrays in host memory, alone and beside copies."""
+    try:
+        loop = BANDWIDTH_BOUND.load()
+    except OSError as error:
+        return [f"memory bandwidth was not measured: {error}"]
+    arrays = [[np.ones(1 << 25, np.float32)] for _ in range(4)]
+    step = loop(*arrays)
+    nbytes = 7 * arrays[0][0].nbytes
+    alone = nbytes / median(timed(step) for _ in range(5)) / 1e9
+    lines = [f"memory bandwidth of a loop: {alone:.0f} GB/s"]
+    if DEVICE is not None:
+        host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+        device = torch.empty_like(host, device=DEVICE)
+        stream = torch.Stream(DEVICE)
+        with stream:
+            for _ in range(200):
+                device.copy_(host, non_blocking=True)
+        beside = nbytes / median(timed(step) for _ in range(5)) / 1e9
+        synchronize()
+        lines.append(f"beside copies to the device: {beside:.0f} GB/s")
+    return lines
+
+
+def timed(call: Callable[[], None]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+# ---------------------------------------------------------------------------- the tables
+
+
+def table_of(tokens: int, options: argparse.Namespace) -> str:
+    batch = torch.randint(options.vocabulary, (max(tokens // options.context, 1), options.context))
+    batch = batch.to(DEVICE)
+    rows, base = [], 0.0
+    params = sum(p.numel() for p in Gpt(options.layers, options.width, 8).parameters())
+    params += (options.vocabulary - 8) * options.width
+    for name, make in implementations(options).items():
+        try:
+            found = measure(make, batch, options)
+        except (ImportError, RuntimeError) as error:
+            print(f"{name} is left out: {str(error).splitlines()[0]}")
+            continue
+        base = base or found["ms"]
+        row = {"": name, "ms a step": f"{found.pop('ms'):.1f}"}
+        if DEVICE is not None:
+            row["exposed"] = f"{float(row['ms a step']) - base:.1f}"
+        if name.startswith("ours"):
+            _, mix, mode = name.split(", ", 2)
+            row["computed ms"] = f"{computed_ms(mix, mode, params, options):.1f}"
+        rows.append(row | {column: f"{value:.2f}" for column, value in found.items()})
+        print(f"{name}: {row['ms a step']} ms")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return "\n".join(table(columns, [[row.get(x, "") for x in columns] for row in rows]))
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    large = DEVICE is not None
+    parser.add_argument("--layers", type=int, default=24 if large else 4)
+    parser.add_argument("--width", type=int, default=2048 if large else 256)
+    parser.add_argument("--vocabulary", type=int, default=50304 if large else 2000)
+    parser.add_argument("--context", type=int, default=1024 if large else 64)
+    parser.add_argument("--tokens", type=int, action="append", help="of a step; repeatable")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=["ours"])
+    parser.add_argument("--bandwidth", type=float, default=25.0, help="of simulated copies, GB/s")
+    parser.add_argument("--memory", type=float, default=134.0, help="host memory, GB/s")
+    parser.add_argument("--table", metavar="FILE.md", help="also write the tables to this file")
+    options = parser.parse_args(arguments)
+    options.tokens = options.tokens or ([4096, 8192, 32768] if large else [128])
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, background = parse_options(arguments), BackgroundLoad()
+    lines = bandwidth_beside_copies()
+    if DEVICE is None:
+        lines.insert(0, "No accelerator: the CPU takes its place, and times say nothing about one")
+    parts = []
+    for tokens in options.tokens:
+        parts += [f"## {tokens} tokens a step", table_of(tokens, options)]
+    versions = installed_versions(["torch", "torchao", "deepspeed"])
+    lines += describe(get_environment(), background.share(), versions)
+    lines.append(f"{runtime_info()['num_threads']} threads; device: {DEVICE}")
+    markdown = "\n\n".join(["\n".join(f"- {line}" for line in lines), *parts])
+    print(f"\n{markdown}")
+    if options.table:
+        Path(options.table).write_text(markdown + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

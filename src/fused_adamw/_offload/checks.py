@@ -1,0 +1,77 @@
+"""What is refused before anything changes."""
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._optim.options import roles_of
+from .._optim.state_formats import (
+    ELEMENT_TYPES,
+    StateOptions,
+    format_of,
+    is_compatible,
+    supported_dtypes,
+)
+from .twin import dtype_name, is_dense, local
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise for options of PyTorch's own updates, which need the state on the device."""
+    for name in ("foreach", "capturable", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"{name}={group[name]} cannot be combined with off-loading")
+    for name in ("fused", "decoupled_weight_decay"):
+        if group.get(name) is False:
+            raise ValueError(f"{name}=False cannot be combined with off-loading")
+
+
+def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
+    """Raise TypeError for a parameter that the kernels do not support."""
+    name, state_dtype = dtype_name(p), group.get("state_dtype")
+    if (
+        p.layout is not torch.strided
+        or name not in ELEMENT_TYPES
+        or not is_compatible(name, format_of(name, state_dtype))
+        or not is_dense(local(p))
+        or p.is_neg()
+    ):
+        dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
+        raise TypeError(
+            f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
+            f"got {p.dtype}, {p.layout}, shape {tuple(p.shape)}, strides "
+            f"{p.stride() if p.layout is torch.strided else None}"
+        )
+
+
+def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
+    """Raise TypeError for a gradient that is not like its parameter."""
+    if (
+        grad.layout is not torch.strided
+        or grad.dtype != p.dtype
+        or grad.device != p.device
+        or grad.shape != p.shape
+        or hasattr(grad, "to_local") != hasattr(p, "to_local")
+        or grad.is_neg()
+    ):
+        raise TypeError(
+            f"the gradient of parameter {index} must be dense and match it in dtype, device, "
+            f"shape and kind; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
+            f"{grad.device}, {tuple(grad.shape)}"
+        )
+
+
+def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
+    """Raise ValueError where parameters, numbered as in the optimizer, share memory."""
+    found = ((local(p), i) for i, p in params)
+    check_ranges((x.data_ptr(), x.nbytes, f"parameter {i}") for x, i in found)
+
+
+def check_ranges(ranges: Iterable[tuple[int, int, str]]) -> None:
+    """Raise ValueError where two ranges (address, bytes, name) overlap."""
+    for (begin, nbytes, name), (other, _, second) in pairwise(sorted(r for r in ranges if r[1])):
+        if other < begin + nbytes:
+            first, last = sorted((name, second))
+            raise ValueError(f"{first} must not share memory with {last}")

@@ -1,0 +1,247 @@
+"""The step of an optimizer whose parameters are on a device."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import finalize
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+from .._core import CHUNK, norm_of_chunks
+from .checks import check_apart, check_gradient, check_parameter, check_ranges
+from .chunk import SumJob, UpdateJob
+from .lanes import Lane, Lanes, Ticket
+from .pump import Pump
+from .recipe import Recipe, Recipes
+from .ring import SLOT_BYTES, SLOTS, Ring
+from .stepper import rehearse
+from .twin import Address, Twin, flat_view, local, same_strides, version_of
+
+Groups = Sequence[Mapping[str, Any]]
+OptimizerState = Mapping[Tensor, dict[str, Tensor]]
+
+
+class Plan(NamedTuple):
+    """The update of a parameter, checked, with nothing changed yet."""
+
+    p: Tensor
+    grad: Tensor
+    lane: Lane
+    twin: Twin
+    recipe: Recipe
+
+
+class Gradient:
+    """Which gradient was used, to notice another one or a change."""
+
+    def __init__(self, grad: Tensor) -> None:
+        self._grad, self._version = TensorWeakRef(grad), version_of(grad)
+
+    def is_still(self, grad: Tensor | None) -> bool:
+        return grad is not None and grad is self._grad() and version_of(grad) == self._version
+
+
+class Begun(NamedTuple):
+    """An update that began before the step."""
+
+    recipe: Recipe
+    gradient: Gradient
+
+
+class Engine:
+    """Plans and begins updates, and waits for them.
+
+    Attributes:
+        begun: updates of the step that is to be taken, which began during backward.
+        pending: updates that a step has begun, whose parameters nobody has waited for.
+    """
+
+    def __init__(self, lanes: Lanes, ring: tuple[int, int] | None = None) -> None:
+        self.lanes = lanes
+        self.begun: dict[Tensor, Begun] = {}
+        self.pending: dict[Tensor, UpdateJob] = {}
+        self._summed: dict[Tensor, tuple[SumJob, Gradient]] = {}
+        self._twins: dict[Tensor, Twin] = {}
+        self._is_checked = True  # whether their state is known to be apart
+        self._ring = ring
+        self._own_pump: Pump | None = None
+
+    # ---- construction
+
+    def prepare(self, groups: Groups) -> None:
+        """Allocate the pinned memory, once there is a parameter on a device."""
+        params = [p for _, group in _numbered(groups) for p in group["params"]]
+        if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
+            self._pump(sum(local(p).nbytes for p in params))
+
+    @property
+    def ring_nbytes(self) -> int:
+        """The pinned memory."""
+        return 0 if self._own_pump is None else self._own_pump.ring_nbytes
+
+    def _pump(self, nbytes: int = SLOT_BYTES) -> Pump:
+        pump = self._own_pump
+        if pump is not None and pump.process != os.getpid():  # a fork has no copy of the thread
+            if pump.is_busy():
+                raise RuntimeError("step() cannot be called in a fork that was made during updates")
+            pump = None
+        if pump is None:
+            fitting = max(1 << (nbytes - 1).bit_length(), CHUNK * np.dtype(float).itemsize)
+            slots, slot_bytes = self._ring or (SLOTS, min(SLOT_BYTES, fitting))
+            pinned = self.lanes.simulated is None and torch.accelerator.is_available()
+            pump = self._own_pump = Pump(Ring(slots, slot_bytes, pinned))
+            finalize(self, pump.stop).atexit = False
+        return pump
+
+    # ---- plans
+
+    def plan(
+        self, groups: Groups, state: OptimizerState, *, with_host: bool, grad_scale: float = 1.0
+    ) -> list[Plan]:
+        """The updates of a step that have not begun.
+
+        Args:
+            with_host: plan those of parameters on the CPU too.
+            grad_scale: a factor of the gradients.
+
+        Raises:
+            TypeError, ValueError, KeyError: something cannot be updated.
+        """
+        plans: list[Plan] = []
+        for first, group in _numbered(groups):
+            recipes = None
+            for index, p in enumerate(group["params"], first):
+                if p.grad is None or p in self.begun:
+                    continue
+                lane = self.lanes.or_host(p) if with_host else self.lanes.of(p)
+                if lane is not None:
+                    recipes = recipes or Recipes(group, grad_scale)
+                    plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
+        check_apart((plan.twin.index, plan.p) for plan in plans)
+        self.check_state()
+        samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
+        for sample in samples:
+            rehearse(*sample)
+        return plans
+
+    def plan_one(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Plan:
+        """The update of one parameter; its recipe is still to be rehearsed."""
+        grad = p.grad
+        assert grad is not None
+        twin = self._twin(p, index, recipes, entry)
+        check_gradient(p, grad, index)
+        return Plan(p, grad, self.lanes.or_host(p), twin, recipes.of(p))
+
+    def _twin(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Twin:
+        twin = self._twins.get(p)
+        if twin is None or not twin.is_like(p):
+            check_parameter(p, index, recipes.group)
+            twin = None
+        kind = recipes.of(p).kind
+        if twin is None or twin.index != index or not twin.is_of(kind, entry):
+            twin = self._twins[p] = Twin(p, index, kind, entry)
+            self._is_checked &= not entry  # new state has memory of its own
+        twin.note_writes(p)
+        return twin
+
+    def check_state(self) -> None:
+        """Raise ValueError where state that was not made here shares memory."""
+        if not self._is_checked:
+            check_ranges(x for twin in self._twins.values() for x in twin.memory())
+            self._is_checked = True
+
+    # ---- the norm
+
+    def begin_sum(self, plan: Plan) -> SumJob:
+        """Begin to sum the squares of a gradient, unless that has been done."""
+        known = self._summed.get(plan.p)
+        if known is not None and known[1].is_still(plan.grad):
+            return known[0]
+        arguments = self._job_arguments(plan, plan.lane.ticket())
+        job = SumJob(*arguments, plan.recipe.num_threads)
+        self._summed[plan.p] = job, Gradient(plan.grad)
+        pump = self._pump()
+        pump.start()
+        pump.put([job])
+        return job
+
+    def norm(self, plans: Sequence[Plan]) -> float:
+        """The norm of all gradients, with the bits of ``AdamW``."""
+        jobs = [self.begin_sum(plan) for plan in plans]
+        for job in jobs:
+            self._pump().wait(job)
+        self._summed.clear()
+        scale = plans[0].recipe.grad_scale if plans else 1.0
+        return norm_of_chunks(np.concatenate([np.zeros(0), *(job.sums for job in jobs)]), scale)
+
+    # ---- updates
+
+    def begin(self, plans: Sequence[Plan], state: OptimizerState, clip: float = 1.0) -> None:
+        """Begin updates; from here on they count as steps."""
+        if not plans:
+            return
+        pump = self._pump()
+        lanes = {id(plan.lane): plan.lane for plan in plans}
+        tickets = {i: lane.ticket() for i, lane in lanes.items()}
+        jobs: list[UpdateJob] = []
+        for plan in plans:
+            arguments = self._job_arguments(plan, tickets[id(plan.lane)])
+            jobs.append(UpdateJob(*arguments, plan.twin, plan.recipe, clip))
+        pump.start()
+        for plan, job in zip(plans, jobs, strict=True):  # from here on nothing is raised
+            plan.twin.count_step(state[plan.p])
+            self.pending[plan.p] = job
+        torch.autograd.graph.increment_version([plan.p for plan in plans])
+        for plan in plans:
+            plan.twin.written = Address.of(plan.p)
+        pump.put(jobs)
+
+    def _job_arguments(self, plan: Plan, ready: Ticket) -> tuple[Lane, Ticket, Tensor, Tensor]:
+        p, grad = plan.p, local(plan.grad)
+        if p.stride() != grad.stride() and not same_strides(local(p), grad):
+            with torch.no_grad():
+                grad = torch.empty_like(local(p)).copy_(grad)
+            ready = plan.lane.ticket()
+        return plan.lane, ready, flat_view(grad), plan.twin.flat_params(p)
+
+    # ---- waiting
+
+    def wait_for(self, params: Iterable[Tensor]) -> None:
+        """What this thread does from now on sees these parameters updated."""
+        for p in params:
+            job = self.pending.get(p)
+            if job is not None:
+                self._pump().wait(job)
+                job.lane.order(job.written)
+                self.pending.pop(p, None)
+
+    def synchronize(self) -> None:
+        """The same for all parameters, and their state."""
+        self.wait_for(list(self.pending))
+
+    # ---- other code
+
+    def forget(self) -> None:
+        """The optimizer has other state, and no step has begun."""
+        self._twins.clear()
+        self._summed.clear()
+        self.begun.clear()
+
+    def refresh(self, groups: Groups, state: OptimizerState) -> None:
+        """Master weights start again from the parameters."""
+        for first, group in _numbered(groups):
+            for index, p in enumerate(group["params"], first):
+                if state.get(p) and self.lanes.of(p) is not None:
+                    twin = self._twin(p, index, Recipes(group), state[p])
+                    twin.written = Address(-1, -1)
+
+
+def _numbered(groups: Groups) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each group, and the index of its first parameter among all."""
+    first = 0
+    for group in groups:
+        yield first, group
+        first += len(group["params"])

@@ -1,0 +1,125 @@
+"""Forward pre-hooks, with which a module waits for its own parameters only."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
+
+from .engine import Engine
+
+
+class _Hook:
+    """Calls a function, not in compiled code. Copies of a module have nothing to wait for."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call: Callable[..., None] = torch.compiler.disable(call)
+
+    def __call__(self, *arguments: Any) -> None:
+        self._call(*arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_no_wait,)
+
+
+def _no_wait(*_: Any) -> None:
+    pass
+
+
+class UseOrder:
+    """Makes modules wait for the updates of their parameters, and notes in which order they do.
+
+    A parameter that had a gradient although its module did not run, such as a weight that another
+    module reads, is waited for by the forward of the whole model.
+
+    Args:
+        module: the model.
+        engine: begins the updates. The hooks do not keep it alive.
+    """
+
+    def __init__(self, module: Module, engine: Engine) -> None:
+        self.params = frozenset(module.parameters())
+        self._early: dict[Tensor, None] = {}  # those that the whole model waits for, in order
+        self._order: dict[Tensor, int] = {p: i for i, p in enumerate(module.parameters())}
+        self._seen: dict[Tensor, int] = {}  # since the last step
+        self._root, self._engine = ref(module), ref(engine)
+        hook = _Hook(self._before_forward)
+        for found in module.modules():
+            if found._parameters or found is module:
+                found.register_forward_pre_hook(hook, prepend=True)
+        module.register_state_dict_pre_hook(_Hook(self._before_state_dict))
+
+    def require_same_params(self) -> None:
+        """Raise RuntimeError where parameters of the model have been replaced."""
+        module = self._root()
+        others = [] if module is None else [p for p in module.parameters() if p not in self.params]
+        if others:
+            raise RuntimeError(
+                f"module must have the parameters that it had before; got {len(others)} others, as "
+                "by load_state_dict(assign=True). Make a new optimizer"
+            )
+
+    def sort_key(self, p: Tensor) -> int:
+        """The place of a parameter in the last forward."""
+        return -1 if p in self._early else self._order.get(p, len(self._order))
+
+    def start(self, used: Iterable[Tensor]) -> None:
+        """A step was taken of these parameters: the next forward begins."""
+        self._early |= {p: None for p in used if p in self.params and p not in self._seen}
+        others = [p for p in self._order if p not in self._seen]
+        self._order = {p: i for i, p in enumerate([*self._seen, *others])}
+        self._seen = {}
+
+    def _before_forward(self, module: Module, _: Any) -> None:
+        params = [p for p in module._parameters.values() if p is not None]
+        for p in params:
+            self._seen.setdefault(p, len(self._seen))
+        if module is self._root():
+            params += self._early
+        self._wait(params)
+
+    def _before_state_dict(self, module: Module, *_: Any) -> None:
+        self._wait(module.parameters())
+
+    def _wait(self, params: Iterable[Tensor]) -> None:
+        engine = self._engine()
+        if engine is not None and engine.pending:
+            engine.wait_for(params)
+
+
+def require_whole(
+    groups: Sequence[Mapping[str, Any]], max_grad_norm: float | None, module: Any
+) -> None:
+    """Raise for what does not go with parameters or gradients that are divided over processes."""
+    if not (module is None or isinstance(module, Module)):
+        raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
+    if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
+        raise ValueError("module must be without gradient_as_bucket_view; got True")
+    sharded = any(hasattr(p, "to_local") for group in groups for p in group["params"])
+    if sharded and module is not None:
+        raise ValueError(
+            f"module must be None for parameters of FSDP, which gathers them early; got "
+            f"{type(module).__name__}"
+        )
+    if sharded and max_grad_norm is not None:
+        raise ValueError(
+            f"max_grad_norm must be None for parameters of FSDP; got {max_grad_norm}. Use "
+            "torch.nn.utils.clip_grad_norm_"
+        )
+
+
+def require_waited(
+    new_gradients: Iterable[Tensor], pending: Mapping[Tensor, Any], indices: Mapping[Tensor, int]
+) -> None:
+    """Raise RuntimeError where a parameter has a gradient from a forward that did not wait for
+    its update."""
+    used = [indices[p] for p in new_gradients if p in pending]
+    if used:
+        raise RuntimeError(
+            f"parameters {used} must be used by the forward of the module that has them, which "
+            "waits for their update; got a gradient from other code. Call synchronize() before it, "
+            "or make the optimizer without module="
+        )

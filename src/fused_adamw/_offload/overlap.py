@@ -1,0 +1,150 @@
+"""Updates that begin during backward, as soon as their gradient is final."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core import DeferredSignals
+from .checks import check_apart
+from .engine import Begun, Engine, Gradient, OptimizerState, Plan
+from .recipe import Recipes
+from .stepper import rehearse
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+class Overlap:
+    """Hooks that begin an update, or its part of the norm, for each gradient of a backward.
+
+    Args:
+        engine: begins them.
+        groups, state: of the optimizer.
+        sums_only: whether the updates have to wait for the norm.
+        check: called with each plan before anything changes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        groups: Groups,
+        state: OptimizerState,
+        sums_only: bool,
+        check: Callable[[Plan], None],
+    ) -> None:
+        self._engine, self._groups, self._state = engine, groups, state
+        self._sums_only, self._check = sums_only, check
+        self._rehearsed: set[Any] = set()
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """A block in which they are registered."""
+        handles = []
+        try:
+            found = list(self._on_devices())
+            check_apart((index, p) for index, p, _ in found if p.layout is torch.strided)
+            for index, p, recipes in found:
+                if p.requires_grad:
+                    hook = partial(self._on_gradient, index, recipes)
+                    handles.append(p.register_post_accumulate_grad_hook(hook))
+            yield
+        except BaseException as error:
+            if self._engine.begun:
+                error.add_note(
+                    f"{len(self._engine.begun)} parameters have begun this step; the next step() "
+                    "updates the others that have gradients, and load_state_dict() discards it"
+                )
+            raise
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _on_devices(self) -> Iterator[tuple[int, Tensor, Recipes]]:
+        first = 0
+        for group in self._groups:
+            own = [p for p in group["params"] if self._engine.lanes.of(p) is not None]
+            recipes = Recipes(group) if own else None
+            for index, p in enumerate(group["params"], first):
+                if recipes is not None and self._engine.lanes.of(p) is not None:
+                    yield index, p, recipes
+            first += len(group["params"])
+
+    def _on_gradient(self, index: int, recipes: Recipes, p: Tensor) -> None:
+        engine = self._engine
+        if p in engine.begun:
+            raise RuntimeError(
+                f"parameter {index} must have one gradient in overlapped(); got a second one after "
+                "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
+            )
+        plan = engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        engine.check_state()
+        self._check(plan)
+        if self._sums_only:
+            engine.begin_sum(plan)
+            return
+        sample = p.dtype, plan.recipe, float(plan.twin.step.item())
+        if sample not in self._rehearsed:
+            rehearse(*sample)
+            self._rehearsed.add(sample)
+        with DeferredSignals():
+            engine.begin([plan], self._state)
+            engine.begun[p] = Begun(plan.recipe, Gradient(plan.grad))
+
+
+def require_whole_step(engine: Engine) -> None:
+    """Raise RuntimeError where a step has begun already."""
+    if engine.begun:
+        raise RuntimeError(
+            f"overlapped() cannot begin: {len(engine.begun)} parameters have begun a step; "
+            "call step() to finish it, or load_state_dict()"
+        )
+
+
+def require_final_gradients(groups: Groups) -> None:
+    """Raise RuntimeError where other processes may still add to a gradient after its hooks."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    whole = any(not hasattr(p, "to_local") for group in groups for p in group["params"])
+    if whole and distributed.get_world_size() > 1:
+        raise RuntimeError(
+            "overlapped() does not support gradients that are averaged over processes, as by "
+            "DistributedDataParallel: they are not final in the hooks. Use step() alone, or FSDP2"
+        )
+
+
+def require_unscaled(engine: Engine, optimizer: Any) -> None:
+    """Raise RuntimeError where GradScaler takes part in a step that has begun."""
+    scaled = any(getattr(optimizer, x, None) is not None for x in ("found_inf", "grad_scale"))
+    if scaled and engine.begun:
+        raise RuntimeError(
+            "overlapped() does not support GradScaler: updates have begun with scaled gradients"
+        )
+
+
+def require_unchanged(engine: Engine, groups: Groups) -> None:
+    """Raise RuntimeError where what an update has begun with is not what ``step`` finds."""
+    changed, rated, first = [], [], 0
+    for group in groups:
+        begun = [(i, p) for i, p in enumerate(group["params"], first) if p in engine.begun]
+        first += len(group["params"])
+        if not begun:
+            continue
+        recipes = Recipes(group)
+        for index, p in begun:
+            recipe, gradient = engine.begun[p]
+            if p.grad is not None and not gradient.is_still(p.grad):
+                changed.append(index)
+            if recipes.of(p) != recipe:
+                rated.append(index)
+    for indices, what in ((changed, "gradients"), (rated, "options such as lr")):
+        if indices:
+            engine.begun.clear()
+            raise RuntimeError(
+                f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got "
+                f"changes for parameters {indices}, which are updated by the old ones. The "
+                "others are not updated"
+            )

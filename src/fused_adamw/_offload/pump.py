@@ -1,0 +1,131 @@
+"""The thread that moves chunks through the ring: to the host, through a step, and back."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+
+from . import stepper
+from .chunk import Chunk, Job, Piece, cut, pack
+from .lanes import Done, Way
+from .ring import Ring
+from .threads import start_thread
+
+
+class Pump:
+    """Does jobs in the order in which they are put. One thread; it waits
+    for copies and steps chunks without the GIL, and holds nobody up who puts a job.
+
+    Args:
+        ring: the slots that chunks pass through.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring, self.ring_nbytes = ring, ring.nbytes
+        self._changed = threading.Condition()
+        self._pieces: deque[Piece] = deque()
+        self._unfinished = 0  # jobs
+        self._failure: BaseException | None = None
+        self._started = self._stopped = False
+        self.process = os.getpid()
+
+    def start(self) -> None:
+        """Start the thread, before the first job is put.
+
+        Raises:
+            RuntimeError: it cannot be started, or has failed.
+        """
+        self._raise_failure()
+        if not self._started:
+            start_thread("offload", self._run, self.stop)
+            self._started = True
+
+    def put(self, jobs: Iterable[Job]) -> None:
+        """Queue jobs; returns at once."""
+        pieces = [list(cut(job, self._ring.slot_bytes)) for job in jobs]
+        with self._changed:
+            for own in pieces:
+                self._unfinished += bool(own)
+                self._pieces += own
+            self._changed.notify_all()
+
+    def wait(self, job: Job) -> None:
+        """Until a job is done, but for its last copy to the device, ``job.written``."""
+        with self._changed:
+            while job.left:
+                self._raise_failure()
+                self._changed.wait()
+
+    def drain(self) -> None:
+        """Until all jobs are done."""
+        with self._changed:
+            while self._unfinished:
+                self._raise_failure()
+                self._changed.wait()
+
+    def is_busy(self) -> bool:
+        """Whether there are jobs that are not done."""
+        return self._unfinished > 0
+
+    def stop(self) -> None:
+        """End the thread once all is done."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError(
+                "an update failed: some parameters and their state are not updated, and this "
+                "optimizer cannot be used again"
+            ) from self._failure
+
+    def _run(self) -> None:
+        arriving: deque[Chunk] = deque()
+        try:
+            with torch.inference_mode():  # which may write to all tensors
+                while arriving or self._await_pieces():
+                    self._start_copies(arriving)
+                    self._finish(arriving.popleft())
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._pieces.clear()
+                self._changed.notify_all()
+
+    def _await_pieces(self) -> bool:
+        with self._changed:
+            while not (self._pieces or self._stopped):
+                self._changed.wait()
+            return bool(self._pieces)
+
+    def _start_copies(self, arriving: deque[Chunk]) -> None:
+        """Copy as many chunks to the host as there are slots for; at least one."""
+        while self._pieces:
+            slot = self._ring.take(wait=not arriving)
+            if slot is None:
+                return
+            with self._changed:
+                pieces = pack(self._pieces, self._ring.slot_bytes)
+            tickets = {id(piece.job.ready): piece.job.ready for piece in pieces}
+            pairs = stepper.copies_to_host(pieces, slot)
+            lane = pieces[0].job.lane
+            arriving.append(Chunk(pieces, slot, lane.copy(pairs, Way.TO_HOST, tickets.values())))
+
+    def _finish(self, chunk: Chunk) -> None:
+        chunk.arrived.synchronize()
+        if stepper.is_update(chunk):
+            stepper.update(chunk)
+            lane = chunk.pieces[0].job.lane
+            written = lane.copy(stepper.copies_to_device(chunk), Way.TO_DEVICE, [])
+        else:
+            stepper.add_squares(chunk)
+            written = Done()
+        self._ring.give_back(chunk.slot, written)
+        with self._changed:
+            for piece in chunk.pieces:
+                piece.job.finish(piece, written)
+                self._unfinished -= not piece.job.left
+            self._changed.notify_all()

@@ -1,0 +1,35 @@
+"""Threads that end with the interpreter: one that is inside of PyTorch then would abort it."""
+
+import atexit
+import threading
+from collections.abc import Callable
+
+PATIENCE = 30.0  # seconds, with a device that no longer answers
+
+_stops: dict[threading.Thread, Callable[[], None]] = {}
+
+
+def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Start a thread that runs ``run``, which ``stop`` lets return."""
+
+    def run_until_stopped() -> None:
+        try:
+            run()
+        finally:
+            _stops.pop(thread, None)
+
+    thread = threading.Thread(target=run_until_stopped, name=name, daemon=True)
+    _stops[thread] = stop
+    try:
+        thread.start()
+    except BaseException:
+        del _stops[thread]
+        raise
+
+
+@atexit.register
+def _stop_all() -> None:
+    for thread, stop in reversed(list(_stops.items())):  # those that need others first
+        if thread.is_alive():
+            stop()
+            thread.join(PATIENCE)

@@ -1,0 +1,285 @@
+"""``AdamW``: train on an accelerator with the optimizer's state and work in host memory."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim.optimizer import ParamsT
+
+from ._core import DeferredSignals, clip_factor
+from ._offload import overlap
+from ._offload.cpu_lane import CpuLane
+from ._offload.engine import Engine, Plan
+from ._offload.loading import host_state, offloaded, without
+from ._offload.modules import UseOrder, require_waited, require_whole
+from ._offload.simulation import new_engine, simulated
+from ._optim.options import OPTIONS
+from ._optim.state_formats import StateDtype
+from ._torch.dispatch import GroupDispatch, dispatch, run_all
+from ._torch.fallback import unscale
+from .torch import AdamW as HostAdamW
+
+__all__ = ["AdamW", "CpuLane", "simulated"]
+
+NO_GRADIENT = torch.nn.Parameter(torch.empty(0))
+
+
+class AdamW(HostAdamW):
+    """``fused_adamw.torch.AdamW`` for parameters on an accelerator: their moments and master
+    weights are in host memory, and are updated there.
+
+    A step copies gradients and parameters to pinned memory, updates them there and copies the
+    parameters back, chunk by chunk, all at the same time. On the same gradients the parameters have
+    the bits of the class for the CPU, whatever the device, the chunks and the order of arrival.
+    Parameters on the CPU are updated as by ``fused_adamw.torch.AdamW`` with these options.
+
+    Gradients stay on the device until ``step``, so accumulation, clipping, ``GradScaler``,
+    schedulers and hooks are PyTorch's. To hide more of the work::
+
+        opt = AdamW(model.parameters(), lr=1e-4, max_grad_norm=1.0, module=model)
+        for batch in data:
+            with opt.overlapped():      # around the last backward of a step
+                model(batch).backward()
+            opt.step()
+            opt.zero_grad()
+
+    Host memory: ``state`` as in ``fused_adamw.torch.AdamW``, by default 10 bytes for each bfloat16
+    parameter; and 128 MiB that are pinned, at most.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, seed, ema_decay: As in
+            ``fused_adamw.torch.AdamW``.
+        foreach, capturable, differentiable, fused: As there, for parameters on the CPU; others need
+            their defaults, or ``fused=True``.
+        state_dtype: As there; None for moments in the dtype of the parameters.
+        master_weights: As there.
+        max_grad_norm: Clip the gradients to this norm, of all of them, as ``fused_adamw.AdamW``
+            does; ``grad_norm`` is that of the last step. Do not clip otherwise too.
+        module: The model. ``step`` then returns before the parameters are updated: the forward of
+            each module in it waits for its own, and that of the model for those that are used
+            without the forward of their module. ``step`` takes the gradients: they are None
+            afterwards. Call ``synchronize`` before other code reads parameters.
+
+    Raises:
+        TypeError, ValueError: From ``step``, with nothing changed, where a parameter, a gradient
+            or an option is not supported.
+    """
+
+    max_grad_norm: float | None
+    grad_norm: float | None
+    _use_order: UseOrder | None
+    _step_supports_amp_scaling = True  # GradScaler leaves unscaling to the kernels
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: StateDtype | None = "float32",
+        master_weights: bool = True,
+        seed: int | None = 0,
+        ema_decay: float | None = None,
+        max_grad_norm: float | None = None,
+        module: Module | None = None,
+    ) -> None:
+        self.max_grad_norm = OPTIONS["max_grad_norm"].check("max_grad_norm", max_grad_norm)
+        clip_factor(1.0, self.max_grad_norm)  # which checks the value
+        self.grad_norm = None
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            state_dtype=state_dtype,
+            master_weights=master_weights,
+            seed=seed,
+            ema_decay=ema_decay,
+        )
+        require_whole(self.param_groups, max_grad_norm, module)
+        engine = self._engine()
+        engine.prepare(self.param_groups)
+        self._use_order = None if module is None else UseOrder(module, engine)
+
+    def overlapped(self) -> AbstractContextManager[None]:
+        """A block around the last backward of a step, in which each update begins when its gradient
+        is final. ``step`` then does what is left. The bits are the same.
+
+        With ``max_grad_norm`` only the norm is computed meanwhile.
+
+        Raises:
+            RuntimeError: a parameter gets a second gradient in the block, with reentrant
+                checkpoints for example; gradients are averaged over processes afterwards; from
+                ``step``, where ``GradScaler`` is used, or gradients or options have changed since.
+                After any error in the block the next ``step`` updates the other parameters.
+        """
+        engine = self._engine()
+        overlap.require_whole_step(engine)
+        overlap.require_final_gradients(self.param_groups)
+        if self._order() is None:
+            engine.synchronize()
+        sums_only = self.max_grad_norm is not None
+        hooks = overlap.Overlap(
+            engine, self.param_groups, self.state, sums_only, lambda plan: self._check([plan])
+        )
+        return hooks.hooks()
+
+    def synchronize(self) -> None:
+        """Wait until the parameters and the state are those after the last step."""
+        self._engine().synchronize()
+
+    @property
+    def pinned_nbytes(self) -> int:
+        """The size of the pinned memory, which is allocated once."""
+        return self._engine().ring_nbytes
+
+    def refresh(self) -> None:
+        """Let master weights start again from the parameters at the next step. This happens by
+        itself after writes that PyTorch counts, such as ``load_state_dict`` and ``copy_``; call it
+        after writes to ``p.data``."""
+        self._engine().refresh(self.param_groups, self.state)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is done."""
+        loss: float | None = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        overlap.require_unscaled(self._engine(), self)
+        if found_inf is None or not found_inf.item():
+            if torch.compiler.is_compiling():  # compiled code cannot take a lock
+                self._step_compiled()
+            else:
+                with self.exclusive():
+                    self._step()
+        return loss
+
+    def _step_compiled(self) -> None:
+        lanes = self._engine().lanes
+        if any(lanes.of(p) is not None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError("off-loading does not support torch.compile of step()")
+        run_all(self, self._dispatch_host())
+
+    def _step(self) -> None:
+        engine, order = self._engine(), self._order()
+        if order is not None:
+            order.require_same_params()
+        scale = getattr(self, "grad_scale", None)
+        clips = self.max_grad_norm is not None
+        plans = engine.plan(
+            self.param_groups,
+            self.state,
+            with_host=clips,
+            grad_scale=1.0 if scale is None else 1 / scale.item(),
+        )
+        self._check(plans)
+        engine.wait_for([p for p in engine.pending if p not in engine.begun])
+        dispatches = [] if clips else self._dispatch_host()
+        overlap.require_unchanged(engine, self.param_groups)
+        clip = 1.0
+        if clips:
+            self.grad_norm = engine.norm(plans)
+            clip = clip_factor(self.grad_norm, self.max_grad_norm)
+        if order is not None:
+            plans.sort(key=lambda plan: order.sort_key(plan.p))
+        grads = [plan.grad for plan in plans]
+        with DeferredSignals():
+            run_all(self, dispatches)
+            engine.begin(plans, self.state, clip)
+            self._finish_step(plans)
+        if order is None:
+            engine.synchronize()
+        else:
+            engine.wait_for([p for p in engine.pending if p not in order.params])
+        unscale(self, [] if order else grads)
+
+    def _finish_step(self, plans: list[Plan]) -> None:
+        engine, order = self._engine(), self._order()
+        if order is not None:
+            used = [*engine.begun, *(plan.p for plan in plans)]
+            order.start(used)
+            for p in used:
+                p.grad = None
+        engine.begun.clear()
+
+    def _dispatch_host(self) -> list[GroupDispatch]:
+        """The step of the parameters on the CPU."""
+        lanes, dispatches, first = self._engine().lanes, [], 0
+        for group in self.param_groups:
+            params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]
+            if any(p.grad is not None for p in params):
+                dispatches += dispatch(self, group | {"params": params}, first)
+            first += len(params)
+        return dispatches
+
+    def _check(self, plans: list[Plan]) -> None:
+        """Raise where parameters have been used before their update."""
+        if self._order() is not None and plans:
+            indices = {plan.p: plan.twin.index for plan in plans}
+            require_waited(list(indices), self._engine().pending, indices)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in ``fused_adamw.torch.AdamW``; the tensors are in host memory."""
+        with self.exclusive():
+            self.synchronize()
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in ``fused_adamw.torch.AdamW``, into host memory. Discards a step that has begun."""
+        with self.exclusive():
+            self.synchronize()
+            super().load_state_dict(state_dict)
+            self._engine().forget()
+
+    def _loadable(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """What PyTorch is to load, which it copies to the device of each parameter."""
+        found = offloaded(saved, self.param_groups, self._engine().lanes)
+        return without(saved, {key for key, _, _ in found})
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        super()._restore(self._loadable(saved))
+        for key, p, group in offloaded(saved, self.param_groups, self._engine().lanes):
+            self.state.pop(p, None)
+            if key in saved["state"]:
+                self.state[p] = host_state(p, group, saved["state"][key])
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.synchronize()
+        own = {"max_grad_norm": self.max_grad_norm, "grad_norm": self.grad_norm}
+        return {**super().__getstate__(), **own}
+
+    # ---- parts
+
+    def _engine(self) -> Engine:
+        engine: Engine | None = self.__dict__.get("_own_engine")
+        if engine is None:  # also of a copy, or of one that was unpickled
+            engine = self.__dict__.setdefault("_own_engine", new_engine())
+        return engine
+
+    def _order(self) -> UseOrder | None:
+        return self.__dict__.get("_use_order")

@@ -1,0 +1,237 @@
+"""``max_grad_norm``, overlapped with backward, and with the next forward (``module``)."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import Beside, Net, Recorder, on_device  # noqa: E402
+
+CLIP = 0.05  # below the norm of Net's gradients
+
+
+def train(net, opt, other, recorder, *, overlapped, steps=4):
+    """The norms of the steps."""
+    norms = []
+    for step in range(steps):
+        loss = net.loss(step)
+        if overlapped:
+            with opt.overlapped():
+                loss.backward()
+        else:
+            loss.backward()
+        opt.step()
+        norms.append((opt.grad_norm, other.step(recorder.take())))
+        opt.zero_grad()
+    other.assert_equal(opt)
+    return norms
+
+
+@pytest.mark.parametrize("with_module", [False, True])
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("max_grad_norm", [None, CLIP, 1e9])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_bits_of_the_class_for_numpy(slots, max_grad_norm, overlapped, with_module):
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": max_grad_norm})
+    recorder = Recorder(params)
+    module = net if with_module else None
+    opt = on_device(
+        params, lr=1e-2, slots=slots, delay=2e-4, max_grad_norm=max_grad_norm, module=module
+    )
+    norms = train(net, opt, other, recorder, overlapped=overlapped)
+    if max_grad_norm is not None:
+        assert all(own == expected for own, expected in norms)
+        assert norms[0][0] > CLIP
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_norm_of_gradients_that_come_in_several_chunks(dtype):
+    numbers = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (5, 150_001, 40_000)]
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    opt = on_device(params, lr=1e-2, max_grad_norm=CLIP)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=numbers).to(dtype)
+        norm = other.step()
+        opt.step()
+        assert opt.grad_norm == norm
+    other.assert_equal(opt)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_parameters_on_the_host_are_clipped_with_the_others(overlapped):
+    """Some parameters are on the CPU, where there is no lane."""
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    recorder = Recorder(params)
+    opt = on_device(params, lr=1e-2, max_grad_norm=CLIP)
+    lanes, simulated = opt._engine().lanes, opt._engine().lanes.simulated
+    lanes.of = lambda p: None if p is net.inner.weight else simulated
+    train(net, opt, other, recorder, overlapped=overlapped)
+
+
+def test_without_a_device_the_class_clips_too():
+    from fused_adamw import offload
+
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    recorder = Recorder(params)
+    train(net, offload.AdamW(params, lr=1e-2, max_grad_norm=CLIP), other, recorder, overlapped=True)
+
+
+def test_a_gradient_that_changes_after_the_block_is_summed_again():
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    opt = on_device(params, lr=1e-2, max_grad_norm=CLIP)
+    with opt.overlapped():
+        net.loss(0).backward()
+        net.loss(1).backward()
+    net.norm.weight.grad.mul_(3)
+    assert other.step() is not None
+    opt.step()
+    other.assert_equal(opt)
+
+
+def test_a_norm_of_infinity_has_the_bits_of_the_class_for_numpy():
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    opt = on_device(params, lr=1e-2, max_grad_norm=CLIP)
+    net.loss(0).backward()
+    net.scale.grad.fill_(float("inf"))
+    other.step()
+    opt.step()
+    assert opt.grad_norm == float("inf")
+    other.assert_equal(opt)
+
+
+def test_the_step_returns_before_the_updates_and_takes_the_gradients():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    assert opt._engine().pending
+    assert all(p.grad is None for p in net.parameters())
+    net.loss(1)  # waits for what it uses
+    assert not opt._engine().pending
+    opt.synchronize()
+
+
+def test_each_module_waits_for_its_own_parameters():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    net.norm(torch.zeros(1, 24, dtype=torch.bfloat16))
+    pending = opt._engine().pending
+    assert net.norm.weight not in pending
+    assert net.inner.weight in pending
+
+
+def test_a_state_dict_of_the_model_waits():
+    net, same = Net(), Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=1e-2, module=net)
+    other = on_device(same.parameters(), lr=1e-2)
+    for model, optimizer in ((net, opt), (same, other)):
+        model.loss(0).backward()
+        optimizer.step()
+    saved = copy.deepcopy(net.state_dict())
+    for name, value in same.state_dict().items():
+        assert torch.equal(saved[name], value), name
+
+
+def test_updates_follow_the_order_of_the_forward():
+    class Reversed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            for part in reversed(self.parts):
+                x = part(x)
+            return x.sum()
+
+    net = Reversed()
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    for _ in range(2):
+        net(torch.ones(2, 8)).backward()
+        opt.step()
+    used = [part.weight for part in reversed(net.parts)]
+    assert [p for p in opt._engine().pending if p.ndim == 2] == used
+
+
+class Reader(Net):
+    """Reads a weight of a module without its forward, as ``torch.nn.MultiheadAttention`` does."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) + self.extra.weight.sum()
+
+    def __init__(self):
+        super().__init__()
+        self.extra = torch.nn.Linear(3, 3, dtype=torch.bfloat16)
+
+
+def test_weights_that_are_read_without_the_forward_of_their_module():
+    net = Reader()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})
+    recorder = Recorder(params)
+    opt = on_device(params, lr=1e-2, delay=1e-3, max_grad_norm=CLIP, module=net)
+    train(net, opt, other, recorder, overlapped=True)
+    net.loss(5)
+    assert net.extra.weight not in opt._engine().pending
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_use_outside_of_the_forward_of_a_module_is_refused(overlapped):
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    loss = (net.inner.weight.float() ** 2).sum()
+
+    def train():
+        with opt.overlapped() if overlapped else nullcontext():
+            loss.backward()
+        opt.step()
+
+    with pytest.raises(RuntimeError, match="must be used by the forward of the module"):
+        train()
+
+
+def test_parameters_that_were_replaced_are_noticed():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    net.loss(0).backward()
+    with pytest.raises(RuntimeError, match=r"module must have the parameters.* got \d+ others"):
+        opt.step()
+
+
+def test_a_parameter_outside_of_the_module_is_waited_for():
+    net, other = Net(), torch.nn.Linear(3, 3)
+    opt = on_device([*net.parameters(), *other.parameters()], lr=1e-2, module=net)
+    (net.loss(0) + other(torch.ones(3)).sum()).backward()
+    before = other.weight.detach().clone()
+    opt.step()
+    assert not torch.equal(other.weight, before)
+    assert other.weight not in opt._engine().pending
+
+
+def test_bad_arguments():
+    net = Net()
+    for bad, error in ((0.0, ValueError), (-1.0, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="max_grad_norm must be"):
+            on_device(net.parameters(), max_grad_norm=bad)
+    with pytest.raises(TypeError, match="module must be"):
+        on_device(net.parameters(), module="net")

@@ -1,0 +1,63 @@
+"""Ctrl-C, at any moment of a step: nothing has changed, or all of it, at the latest once what has
+begun is waited for."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import Beside, Net, on_device  # noqa: E402
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_ctrl_c_in_a_step(max_grad_norm, delay):
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": max_grad_norm})
+    opt = on_device(params, lr=1e-2, delay=5e-3, max_grad_norm=max_grad_norm)
+    net.loss(0).backward()
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    interrupted = False
+    try:
+        timer.start()
+        opt.step()
+        timer.join()
+    except KeyboardInterrupt:
+        interrupted = True
+    timer.join()
+    steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
+    assert steps in (set(), {1})
+    assert interrupted or steps == {1}
+    if steps:
+        other.step()
+    opt.zero_grad()
+    net.loss(1).backward()
+    other.step()
+    opt.step()
+    other.assert_equal(opt)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_during_updates():
+    """It waits for them, and does not abort."""
+    program = """
+        import torch
+        from offloading import Net, on_device
+        net = Net()
+        opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=net)
+        for step in range(2):
+            net.loss(step).backward()
+            opt.step()
+        assert opt._engine().pending
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,533 @@
+"""What other code does to parameters, gradients and optimizers between steps."""
+
+import copy
+import gc
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import SMALLEST, Beside, Net, as_bytes, on_device  # noqa: E402
+
+from fused_adamw import offload  # noqa: E402
+from fused_adamw.torch import AdamW as ForHost  # noqa: E402
+
+
+def parameter(dtype=torch.bfloat16, shape=(300, 200), seed=0):
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.nn.Parameter(torch.randn(shape, generator=numbers).to(dtype))
+
+
+def set_gradient(p, seed):
+    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).to(p.dtype)
+
+
+def steps(opt, *params, count=2, first=0):
+    for seed in range(first, first + count):
+        for p in params:
+            set_gradient(p, seed)
+        opt.step()
+
+
+# ---- weights written by other code
+
+
+def write_by_copy(p, new):
+    with torch.no_grad():
+        p.copy_(new)
+
+
+def write_by_loading(p, new):
+    holder = torch.nn.Module()
+    holder.p = p
+    holder.load_state_dict({"p": new})
+
+
+def replace_data(p, new):
+    p.data = new.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("write", [write_by_copy, write_by_loading, replace_data])
+def test_weights_that_other_code_writes_are_noticed(write, dtype):
+    """The master weights start from them, as in a new optimizer with these moments."""
+    p, new = parameter(dtype), parameter(dtype, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    write(p, new)
+    fresh = torch.nn.Parameter(new.clone())
+    other = ForHost([fresh], lr=1e-2, state_dtype="float32", master_weights=True)
+    saved = copy.deepcopy(opt.state_dict())
+    del saved["state"][0]["master"]
+    other.load_state_dict(saved)
+    steps(opt, p, count=1, first=7)
+    steps(other, fresh, count=1, first=7)
+    assert torch.equal(p, fresh)
+    assert torch.equal(opt.state[p]["master"], other.state[fresh]["master"])
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_refresh_after_writes_that_pytorch_does_not_count(refresh):
+    p, new = parameter(torch.float16), parameter(torch.float16, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    p.data.copy_(new)
+    if refresh:
+        opt.refresh()
+    steps(opt, p, count=1)
+    assert ((p - new).abs().max() < 0.1) == refresh
+
+
+def test_refresh_before_the_first_step_after_loading():
+    p, new = parameter(torch.float16), parameter(torch.float16, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    opt.load_state_dict(opt.state_dict())
+    p.data.copy_(new)
+    opt.refresh()
+    steps(opt, p, count=1)
+    assert (p - new).abs().max() < 0.1
+
+
+def test_two_optimizers_of_one_parameter():
+    """Each notices what the other has written."""
+    p, q = parameter(torch.float16), parameter(torch.float16)
+    pair = on_device([p], lr=1e-2), on_device([p], lr=1e-2)
+    for opt in pair:
+        steps(opt, p)
+    third = on_device([q], lr=1e-2)
+    steps(third, q)
+    before = p.detach().clone()
+    steps(pair[0], p, count=1)
+    assert 0 < (p - before).abs().max() < 0.1
+
+
+# ---- state dicts
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
+def test_training_goes_on_from_a_state_dict(state_dtype):
+    p, q = parameter(), parameter()
+    opt = on_device([p], lr=1e-2, state_dtype=state_dtype)
+    steps(opt, p)
+    with torch.no_grad():
+        q.copy_(p)
+    resumed = on_device([q], lr=5.0, state_dtype=state_dtype)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    steps(opt, p, first=2)
+    steps(resumed, q, first=2)
+    assert torch.equal(p, q)
+
+
+def test_state_dicts_go_to_and_from_the_other_classes():
+    for kind in (ForHost, torch.optim.AdamW):
+        p, q = parameter(torch.float32), parameter(torch.float32)
+        opt, other = on_device([p], lr=1e-2), kind([q], lr=1e-2)
+        steps(opt, p)
+        steps(other, q)
+        saved, others = copy.deepcopy((opt.state_dict(), other.state_dict()))
+        with torch.no_grad():
+            q.copy_(p)
+        opt.load_state_dict(others)
+        other.load_state_dict(saved)
+        steps(opt, p, first=2)
+        steps(other, q, first=2)
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        assert opt.state[p]["step"] == other.state[q]["step"] == 4
+
+
+def test_loaded_state_is_a_copy_in_the_order_of_the_parameter():
+    p = torch.nn.Parameter(parameter(torch.float32).detach().t())
+    opt = on_device([p], lr=1e-2)
+    moments = torch.rand(p.shape)
+    saved = {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments.clone()}
+    opt.load_state_dict({"state": {0: saved}, "param_groups": opt.state_dict()["param_groups"]})
+    assert opt.state[p]["exp_avg"].stride() == p.stride()
+    assert torch.equal(opt.state[p]["exp_avg"], moments)
+    steps(opt, p, count=1)
+    assert torch.equal(saved["exp_avg"], saved["exp_avg_sq"])
+
+
+def test_loading_gives_pytorch_no_state_to_move_to_the_device(monkeypatch):
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+
+    def refuse(*_, **__):
+        raise AssertionError("PyTorch would allocate state on the device")
+
+    optimizer = torch.optim.Optimizer
+    monkeypatch.setattr(optimizer, "_process_value_according_to_param_policy", refuse)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.state[p]["exp_avg"].any()
+
+
+def test_hooks_of_the_user_see_the_whole_state_dict():
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    seen = []
+    opt.register_load_state_dict_pre_hook(lambda _, saved: seen.append(len(saved["state"])))
+    opt.register_load_state_dict_post_hook(lambda opt: seen.append(len(opt.state[p])))
+    opt.load_state_dict(opt.state_dict())
+    assert seen == [1, 4]
+
+
+def test_parameters_without_state_get_none_by_loading():
+    p, q = parameter(), parameter()
+    opt = on_device([p, q], lr=1e-2)
+    steps(opt, p)
+    opt.load_state_dict(opt.state_dict())
+    assert list(opt.state) == [p]
+
+
+# ---- copies, processes, threads
+
+
+def test_copies_and_pickles_go_on_by_themselves():
+    p = parameter()
+    with offload.simulated(slots=1, slot_bytes=SMALLEST):
+        opt = offload.AdamW([p], lr=1e-2, max_grad_norm=0.5)
+        steps(opt, p)
+        copies = [copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+        for other in copies:
+            steps(other, *other.param_groups[0]["params"], first=2)
+            assert other.max_grad_norm == 0.5
+    steps(opt, p, first=2)
+    for other in copies:
+        (q,) = other.param_groups[0]["params"]
+        assert torch.equal(p, q)
+        assert other.grad_norm == opt.grad_norm
+
+
+def test_models_with_hooks_can_be_copied_and_pickled():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=1e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    opt.synchronize()
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other.loss(1), net.loss(1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_fork_steps_by_itself():
+    p = parameter(shape=(50,))
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            steps(opt, p, count=1, first=5)
+            os.write(write, as_bytes(p).tobytes())
+        finally:
+            os._exit(0)
+    os.close(write)
+    found = b"".join(iter(lambda: os.read(read, 1 << 16), b""))
+    os.waitpid(child, 0)
+    steps(opt, p, count=1, first=5)
+    assert found == as_bytes(p).tobytes()
+
+
+def test_the_threads_end_with_the_optimizer():
+    p = parameter(shape=(50,))
+    before = set(threading.enumerate())
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 3
+    del opt
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+# ---- memory
+
+
+def test_pinned_memory_is_of_a_fixed_size(monkeypatch):
+    from fused_adamw._offload import ring
+
+    made = []
+    real = torch.empty
+
+    def empty(*args, **kwargs):
+        made.append(args[0])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ring.torch, "empty", empty)
+    with offload.simulated():
+        large = offload.AdamW([torch.nn.Parameter(torch.zeros(40_000_000).bfloat16())])
+        pinned, made = made, []
+        assert sum(pinned) == 128 << 20
+        offload.AdamW([torch.nn.Parameter(torch.zeros(100))])
+        assert all(size & (size - 1) == 0 for size in [*pinned, *made])
+        assert sum(made) <= 2 << 20
+    del large
+
+
+def test_no_memory_at_construction(monkeypatch):
+    """Nothing has changed: neither the module nor the parameters have hooks."""
+    from fused_adamw._offload import engine
+
+    def refuse(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "Ring", refuse)
+    net = Net()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        on_device(net.parameters(), module=net)
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    monkeypatch.undo()
+    on_device(net.parameters(), module=net)
+
+
+def test_bytes_of_state():
+    p = parameter(shape=(1 << 16,))
+    expected = {"float32": 10.0, "bfloat16": 6.0, "8bit": 4.04}
+    for state_dtype, most in expected.items():
+        opt = on_device([p], lr=1e-2, state_dtype=state_dtype)
+        steps(opt, p, count=1)
+        nbytes = sum(x.nbytes for name, x in opt.state[p].items() if name != "step")
+        assert nbytes / p.numel() <= most
+
+
+# ---- what is refused, with nothing changed
+
+
+def complex_parameter():
+    return torch.nn.Parameter(torch.zeros(4, dtype=torch.complex64))
+
+
+def with_gaps():
+    return torch.nn.Parameter(torch.zeros(4, 8)[:, ::2])
+
+
+def expanded():
+    return torch.nn.Parameter(torch.zeros(1).expand(4))
+
+
+@pytest.mark.parametrize("make", [complex_parameter, with_gaps, expanded])
+def test_parameters_that_are_refused(make):
+    good, bad = parameter(shape=(9,)), make()
+    opt = on_device([good, bad], lr=1e-2)
+    set_gradient(good, 0)
+    bad.grad = torch.zeros_like(bad)
+    before = good.detach().clone()
+    with pytest.raises(TypeError, match="parameter 1 must be dense"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_gradients_that_are_refused():
+    good, bad = parameter(shape=(9,)), parameter(torch.float32, shape=(3, 3))
+    opt = on_device([good, bad], lr=1e-2)
+    set_gradient(good, 0)
+    bad.grad = torch.eye(3).to_sparse()
+    before = good.detach().clone()
+    with pytest.raises(TypeError, match="the gradient of parameter 1 must be dense"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_shared_memory_is_refused():
+    memory = torch.zeros(10)
+    params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[5:])]
+    opt = on_device(params, lr=1e-2)
+    for p in params:
+        set_gradient(p, 0)
+    refused = "parameter 0 must not share memory with parameter 1"
+    with pytest.raises(ValueError, match=refused):
+        opt.step()
+    with pytest.raises(ValueError, match=refused), opt.overlapped():
+        pass
+    assert not memory.any()
+
+
+def test_state_that_shares_memory_is_refused():
+    params = [parameter(shape=(9,)) for _ in range(3)]
+    opt = on_device(params, lr=1e-2)
+    steps(opt, *params)
+    opt.state[params[2]]["exp_avg"] = opt.state[params[0]]["exp_avg_sq"]
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the m of parameter 2 must not share memory with"):
+            opt.step()
+    assert all(map(torch.equal, params, before))
+    opt.state[params[2]]["exp_avg"] = torch.zeros(9)
+    opt.step()
+
+
+@pytest.mark.parametrize("name", ["foreach", "capturable", "differentiable"])
+def test_options_of_pytorchs_updates_are_refused(name):
+    p = parameter(torch.float32, shape=(9,))
+    opt = on_device([p], state_dtype=None, master_weights=False, **{name: True})
+    set_gradient(p, 0)
+    with pytest.raises(ValueError, match=f"{name}=True cannot be combined with off-loading"):
+        opt.step()
+    assert not opt.state
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), "1"])
+def test_a_learning_rate_that_is_refused(lr):
+    good, bad = parameter(shape=(9,)), parameter(shape=(9,))
+    opt = on_device([{"params": [good]}, {"params": [bad]}], lr=1e-2)
+    opt.param_groups[1]["lr"] = lr
+    for p in (good, bad):
+        set_gradient(p, 0)
+    before = good.detach().clone()
+    with pytest.raises((TypeError, ValueError), match="lr must be"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_state_that_is_refused():
+    p = parameter(shape=(9,))
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    for broken, match in (
+        ({"exp_avg": torch.zeros(8)}, "the m of parameter 0 must be float32 of 9 elements"),
+        ({"exp_avg": torch.zeros(9, dtype=torch.float64)}, "the m of parameter 0 must be float32"),
+        ({"step": torch.tensor(-1.0)}, "whole number; got -1.0"),
+        ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
+    ):
+        kept = dict(opt.state[p])
+        opt.state[p].update(broken)
+        before = p.detach().clone()
+        with pytest.raises(TypeError, match=match):
+            opt.step()
+        assert torch.equal(p, before)
+        opt.state[p].update(kept)
+    del opt.state[p]["exp_avg"]
+    with pytest.raises(KeyError, match="parameter 0 must have step, exp_avg"):
+        opt.step()
+
+
+def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):
+    from fused_adamw._offload import stepper
+
+    def fail(_):
+        raise MemoryError("here")
+
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    monkeypatch.setattr(stepper, "update", fail)
+    set_gradient(p, 0)
+    with pytest.raises(RuntimeError, match="an update failed") as raised:
+        opt.step()
+    assert isinstance(raised.value.__cause__, MemoryError)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="cannot be used again"):
+        opt.step()
+
+
+# ---- groups
+
+
+def test_a_group_that_is_added_later():
+    first, second = parameter(), parameter(seed=1)
+    opt = on_device([first], lr=1e-2)
+    other = Beside([first], lr=1e-2)
+    set_gradient(first, 0)
+    other.step()
+    opt.step()
+    opt.add_param_group({"params": [second], "lr": 1e-3})
+    later = Beside([second], lr=1e-3)
+    for p in (first, second):
+        set_gradient(p, 1)
+    other.step([first.grad])
+    later.step([second.grad])
+    opt.step()
+    other.assert_equal(opt)
+    np.testing.assert_array_equal(as_bytes(second), as_bytes(later.arrays[0]))
+
+
+def test_parameters_on_the_host_take_their_own_way():
+    """Beside those of a device, with the numbers that they have among all."""
+    params = [parameter(seed=i, shape=(70,)) for i in range(4)]
+    same = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    options = {"lr": 1e-2, "state_dtype": "8bit", "master_weights": False}
+    opt, other = on_device(params, **options), ForHost(same, **options)
+    lanes, simulated = opt._engine().lanes, opt._engine().lanes.simulated
+    lanes.of = lambda p: None if p in set(params[1::2]) else simulated
+    for seed in range(3):
+        for p, q in zip(params, same, strict=True):
+            set_gradient(p, seed)
+            q.grad = p.grad.clone()
+        opt.step()
+        other.step()
+    for p, q in zip(params, same, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_grad_scaler():
+    """It leaves unscaling to the kernels, and a step with infinite gradients is not taken."""
+    p, q = parameter(torch.float16), parameter(torch.float16)
+    opt = on_device([p], lr=1e-2)
+    other = Beside([q], lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    set_gradient(p, 0)
+    scaled = p.grad.clone()
+    q.grad = scaled
+    other.opt.step([[np.asarray(scaled)]], grad_scale=0.25)
+    scaler.step(opt)
+    scaler.update()
+    np.testing.assert_array_equal(as_bytes(p), as_bytes(other.arrays[0]))
+    assert torch.equal(p.grad, scaled / 4)
+    before = p.detach().clone()
+    p.grad[0, 0] = float("inf")
+    scaler.step(opt)
+    assert torch.equal(p, before)
+
+
+def test_a_closure():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2)
+
+    def closure():
+        opt.zero_grad()
+        loss = net.loss(0)
+        loss.backward()
+        return loss
+
+    losses = [opt.step(closure).item() for _ in range(3)]
+    assert losses[-1] < losses[0]
+
+
+def test_distributed_checkpoints_of_pytorch():
+    pytest.importorskip("torch.distributed.checkpoint")
+    if not torch.distributed.is_available():
+        pytest.skip("needs torch.distributed")
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    net, other = Net(), Net()
+    opt, resumed = on_device(net.parameters(), lr=1e-2), on_device(other.parameters(), lr=1e-2)
+    net.loss(0).backward()
+    net.unused.grad = torch.ones_like(net.unused)  # PyTorch wants state of all
+    opt.step()
+    saved = copy.deepcopy(get_optimizer_state_dict(net, opt))
+    other.load_state_dict(net.state_dict())
+    set_optimizer_state_dict(other, resumed, saved)
+    other.zero_grad()
+    opt.zero_grad()
+    for model, optimizer in ((net, opt), (other, resumed)):
+        model.loss(1).backward()
+        optimizer.step()
+    for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        if p in opt.state:
+            for key, value in opt.state[p].items():
+                assert torch.equal(value, resumed.state[q][key]), (name, key)

@@ -1,0 +1,49 @@
+"""The tests of ``fused_adamw.torch``, with the class of ``fused_adamw.offload``."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", minversion="2.10")
+
+TESTS = Path(__file__).parents[1]
+OTHER_SIGNATURE = "test_signature"  # the plugin's class takes any arguments
+ON_DEVICES = {  # what differs for parameters on a device, by test or file
+    "test_fallback_": "nothing falls back to PyTorch",
+    "test_nothing_is_left_to_pytorch": "other messages",
+    "test_what_has_no_kernel": "other messages",
+    "test_state_dtype_errors": "other messages",
+    "test_masters_of_a_wrong_dtype": "other messages",
+    "test_a_compiled_step": "other messages",
+    "test_without_masters_nothing_changes": "16-bit parameters are not PyTorch's without options",
+    "test_counters": "counters of new state are float32",
+    "test_an_average_that_shares_memory": "with a parameter: not possible",
+    "test_a_scale_of_any_size": "the kernels multiply by the inverse, in float32 parameters too",
+    "test_state_is_made_where_the_parameter_is": "it is made on the host",
+    "test_threads": "counts calls of the kernels",
+    "test_a_group_goes_down_in_one_call": "counts calls of the kernels",
+}
+
+
+def run(simulated, *arguments):
+    paths = os.pathsep.join([str(TESTS / "support"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths}
+    if simulated:
+        environment["FUSED_ADAMW_SIMULATED"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "offload_for_torch"]
+    command += ["-p", "no:cacheprovider", str(TESTS / "torch"), "-m", "not slow", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return int(done.stdout.rstrip().split("\n")[-1].split(" passed")[0].split()[-1])
+
+
+def test_on_the_host():
+    assert run(False, "-k", f"not {OTHER_SIGNATURE}") > 600
+
+
+def test_on_a_device():
+    names = " or ".join([OTHER_SIGNATURE, *ON_DEVICES])
+    assert run(True, "-k", f"not ({names})") > 400
