@@ -1,12 +1,11 @@
-/* Random numbers by counting: a hash of the element's index, so that they depend neither on threads
- * nor on how a tensor is divided. */
+/* Random numbers by counting: a hash of an index, so that they depend neither on threads nor on how a
+ * tensor is divided. */
 #ifndef FUSED_ADAMW_RNG_H
 #define FUSED_ADAMW_RNG_H
 
 #include <stdint.h>
 
-/* 32 random bits for element `index` of a tensor with this key: lowbias32, from C. Wellons' hash
- * prospector. */
+/* 32 random bits for `index` under this key: lowbias32, from C. Wellons' hash prospector. */
 static inline uint32_t random_bits(uint32_t key, uint32_t index)
 {
     uint32_t x = key + index;

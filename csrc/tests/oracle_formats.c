@@ -26,16 +26,19 @@ uint32_t oracle_hash(uint32_t key, uint64_t index)
     return (uint32_t)(x ^ x / 65536);
 }
 
-/* 32 bits of dither of one element in step t: its random number, rotated, plus t times an
- * irrational fraction: 1/rho of the plastic number, 1/phi of the golden ratio, 1/rho^2. */
+/* 32 bits of dither of one element in step t: the random number of its block of 256, rotated, plus
+ * multiples of two irrational fractions: t times 1/rho of the plastic number, 1/phi of the golden
+ * ratio, or 1/rho^2; and the position in the block times the fractional part of a square root. */
 uint32_t oracle_dither(int role, uint32_t key, uint64_t index, int64_t t)
 {
-    static const double FRACTION[] = {0.75487766624669276, 0.61803398874989485,
-                                      0.56984029099805327};
-    static const int ROTATION[] = {0, 16, 8};
-    const uint64_t random = oracle_hash(oracle_hash(key, index >> 32), index % (1ull << 32));
+    static const double OF_T[] = {0.75487766624669276, 0.61803398874989485, 0.56984029099805327};
+    static const int ROTATION[] = {0, 16, 8}, SQUARE[] = {2, 3, 7};
+    const double of_position = fmod(sqrt(SQUARE[role]), 1);
+    const uint64_t block = index / 256, position = index % 256;
+    const uint64_t random = oracle_hash(oracle_hash(key, block >> 32), block % (1ull << 32));
     const uint64_t rotated = (random << ROTATION[role]) | (random << ROTATION[role] >> 32);
-    return (uint32_t)(rotated + (uint64_t)t * (uint64_t)floor(FRACTION[role] * 0x1p32));
+    return (uint32_t)(rotated + (uint64_t)t * (uint64_t)floor(OF_T[role] * 0x1p32) +
+                      position * (uint64_t)floor(of_position * 0x1p32));
 }
 
 /* ---- 16 bits: sign, exponent, `mantissa` bits; subnormal below 2^min_exponent */
@@ -149,7 +152,7 @@ static int64_t scale_of(int64_t low, int64_t high)
         if (base >= lowest || shift == 20)
             return (base >= lowest ? base : lowest) + shift;
     }
-    return 20;
+    return bits_as_int(0x1p-75f) + (1 << 20) + 20;
 }
 
 static void encode_8bit_block(problem *p, ptrdiff_t begin, int n, const float *m, const float *v,
@@ -171,19 +174,21 @@ static void encode_8bit_block(problem *p, ptrdiff_t begin, int n, const float *m
         const int64_t above = root_bits[i] > base ? root_bits[i] - base : 0;
         const int64_t fraction = (int64_t)(dither[i][0] / (0x100000000 / unit));
         const int64_t steps = above / unit + (above % unit + fraction >= unit);
-        ratio[i] = root_bits[i] == 0 ? 0 : m[i] / int_as_bits(base + steps * unit);
+        ratio[i] = root_bits[i] == 0 ? 0 : m[i] / int_as_bits(base + above);
         if (!isfinite(ratio[i]))
             ratio[i] = 0;
         largest = fmaxf(largest, fabsf(ratio[i]));
         ((uint8_t *)p->arrays[V])[begin + i] = root_bits[i] == 0 ? 0 : (uint8_t)(steps + 1);
     }
-    if (largest < 0x1p-100f)
+    if (largest < 0x1p-96f)
         largest = 0;
-    const float factor = largest > 0 ? 127 / largest : 0, m_scale = largest / 127;
+    const float top = 127 * 0x1p24f, m_scale = largest / 127;
+    float factor = largest > 0 ? top / largest : 0;
+    if (factor * largest > top)
+        factor = nextafterf(factor, 0);
     for (int i = 0; i < n; i++) {
-        const float fraction = (float)(dither[i][1] / 65536) / 65536;
-        const float code = floorf(fminf(ratio[i] * factor + fraction + 128, 255));
-        ((int8_t *)p->arrays[M])[begin + i] = (int8_t)((int)code - 128);
+        const int64_t fine = (int64_t)truncf(ratio[i] * factor) + dither[i][1] / 256;
+        ((int8_t *)p->arrays[M])[begin + i] = (int8_t)floor((double)fine / 0x1p24);
     }
     const uint32_t v_scale = (uint32_t)scale;
     memcpy((char *)p->arrays[V_SCALE] + 4 * (begin / 256), &v_scale, 4);

@@ -8,6 +8,7 @@ from twin import adamw_twin, ema_twin
 
 BLOCK = 256
 WEYL = {"v": 0xC13FA9A9, "m": 0x9E3779B9, "params": 0x91E10DA5, "v_max": 0xC13FA9A9}
+STRIDE = {"v": 0x6A09E667, "m": 0xBB67AE85, "params": 0xA54FF53A, "v_max": 0x6A09E667}
 ROTATED = {"v": 0, "m": 16, "params": 8, "v_max": 0}
 HALF = 1 << 31
 
@@ -36,10 +37,12 @@ def dithers(seed, tensor, size, t):
     if seed is None:
         return dict.fromkeys(WEYL)
     key = hashed(hashed(hashed(seed, 0), tensor), 0)  # the upper half of every index here is 0
-    random = hashed(key, np.arange(size)).astype(object if size == 0 else np.int64)
+    block, position = np.divmod(np.arange(size), BLOCK)
+    random = hashed(key, block).astype(np.int64)
     return {
-        role: np.asarray(
-            ((random << by | random >> (32 - by)) + t * WEYL[role]) & 0xFFFFFFFF, np.int64
+        role: (
+            ((random << by | random >> (32 - by)) + t * WEYL[role] + position * STRIDE[role])
+            & 0xFFFFFFFF
         )
         for role, by in ROTATED.items()
     }
@@ -118,7 +121,7 @@ def decode_8bit(state):
 def scale_for(s):
     """base and shift of a block with the bits ``s`` of its finite roots above 0."""
     if s.size == 0:
-        return 0, 20
+        return 0x1A100000, 20  # all codes are 0
     low, high = int(s.min()), int(s.max())
     for shift in range(5, 21):
         base = low - low % 2**shift
@@ -146,14 +149,18 @@ def encode_8bit(m, v, dither):
             up = above % 2**shift + (of_v >> (32 - shift)) >= 2**shift
             code = np.where(finite, above // 2**shift + up + 1, 0)
             state["v"][part], state["v_scale"][b] = code, base + shift
-            ratio = np.where(finite, m[part] / roots(code, base + shift), np.float32(0))
+            raised = floats(np.maximum(bits(s), base))
+            ratio = np.where(finite, m[part] / raised, np.float32(0))
+            ratio = np.where(np.isfinite(ratio), ratio, np.float32(0))
             largest = np.abs(ratio).max(initial=np.float32(0))
-            if largest < np.float32(2.0**-100):
+            if largest < np.float32(2.0**-96):
                 largest = np.float32(0)
-            parts = np.float32(127) / largest if largest > 0 else np.float32(0)
-            fraction = (np.asarray(of_m >> 16) * 2.0**-16).astype(np.float32)
-            at = ratio * parts + fraction + np.float32(128)
-            state["m"][part] = np.floor(np.minimum(at, 255)) - 128
+            top = np.float32(127 * 2**24)
+            factor = top / largest if largest > 0 else np.float32(0)
+            if largest * factor > top:
+                factor = np.nextafter(factor, np.float32(0))
+            fine = (ratio * factor).astype(np.int64) + (of_m >> 8)
+            state["m"][part] = fine // 2**24
             state["m_scale"][b] = largest / np.float32(127)
     return state
 

@@ -329,8 +329,9 @@ def test_parts_of_blocks_get_a_common_scale(first):
     v_scale = np.repeat(merged["v_scale"], BLOCK)[: v.size].astype(np.int64)
     moved = np.abs(np.sqrt(new_v).view(np.int32) - np.sqrt(v).view(np.int32).astype(np.int64))
     assert np.all(moved <= 1 << v_scale % 32)
-    unit = np.repeat(merged["m_scale"], BLOCK)[: m.size] * np.sqrt(new_v)
-    assert np.all(np.abs(new_m - m) <= 0.51 * unit + 0.01 * np.abs(m))
+    unit = np.repeat(merged["m_scale"], BLOCK)[: m.size]
+    (ratio, new_ratio), above_0 = (m, new_m) / np.sqrt([v, new_v], dtype=np.float64), v > 0
+    assert np.all(np.abs(new_ratio - ratio)[above_0] <= 0.501 * unit[above_0])
     assert np.any(new_m != m)
 
 
