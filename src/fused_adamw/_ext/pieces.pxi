@@ -29,7 +29,7 @@ cdef bint add_piece(
     if params.element_type < 0 or not is_compatible(params.element_type, state_format):
         return False
     tensor.params = params.data
-    tensor.size = size_of(&params)
+    tensor.size = params.shape[0]
     tensor.element_type, tensor.state_format = params.element_type, state_format
     storage = StorageType(params.dlpack_code, params.dlpack_bits)
     if not exchange.view_flat(pieces.grads[i], storage, tensor.size, &view):
@@ -123,7 +123,7 @@ def sums_of_squares(DLPackExchange exchange not None, list grads not None, num_t
                 raise TypeError(f"grads[{i}] must be flat and on the CPU; got {type(grads[i])}")
             memset(&space.tensors[i], 0, sizeof(fused_adamw_tensor))
             space.tensors[i].grads = view.data
-            space.tensors[i].size = size_of(&view)
+            space.tensors[i].size = view.shape[0]
             space.tensors[i].element_type = view.element_type
         space.num_active = count
         sums = np.empty(fused_adamw_num_chunks(space.tensors, count))

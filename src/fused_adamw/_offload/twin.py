@@ -27,6 +27,11 @@ def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
     return Kind(format_of(name, group.get("state_dtype")), roles)
 
 
+def options_of(kind: Kind) -> StateOptions:
+    """With which state is stored so."""
+    return StateOptions(kind.format, kind.roles)
+
+
 def dtype_name(p: Tensor) -> str:
     """As in the tables of the kernels."""
     return str(p.dtype).removeprefix("torch.")
@@ -35,13 +40,13 @@ def dtype_name(p: Tensor) -> str:
 @cache
 def state_length(dtype: str, kind: Kind, role: str, size: int) -> int:
     """The length of a state array for this many elements of a parameter."""
-    return prod(state_layout(dtype, (size,), StateOptions(*kind))[role][1])
+    return prod(state_layout(dtype, (size,), options_of(kind))[role][1])
 
 
 def new_state(p: Tensor, kind: Kind) -> State:
     """Zeros in host memory, under the names of state dicts; pages are placed by the threads that
     first write to them."""
-    layout = state_layout(dtype_name(p), tuple(p.shape), StateOptions(*kind))
+    layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
     state: State = {"step": torch.zeros((), dtype=torch.float32)}
     for role, name in state_names(*kind).items():
         storage, shape = layout[role]
@@ -166,7 +171,7 @@ class Twin:
 
     def _checked(self, p: Tensor, role: str, array: Tensor) -> Tensor:
         """A state array as one dimension."""
-        storage, _ = state_layout(self._dtype, (p.numel(),), StateOptions(*self.kind))[role]
+        storage, _ = state_layout(self._dtype, (p.numel(),), options_of(self.kind))[role]
         length = state_length(self._dtype, self.kind, role, p.numel())
         is_like_p = array.shape == p.shape and _strides(array) == _strides(p)
         if (
