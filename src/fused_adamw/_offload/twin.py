@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._optim.options import roles_of
 from .._optim.state_formats import (
+    FORMATS,
     FROM_PARAMS,
     StateOptions,
     format_of,
@@ -22,9 +23,11 @@ from .._torch.state import Kind, State, state_names, torch_dtype
 
 def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
     """How the state of a parameter is stored, whose dtype the kernels support."""
-    name = dtype_name(p)
+    name, state_dtype = dtype_name(p), group.get("state_dtype")
     roles = kept_roles(name, roles_of(group))
-    return Kind(format_of(name, group.get("state_dtype")), roles)
+    if state_dtype is None and name in FORMATS and "master" not in roles:
+        return Kind(name, roles)  # as PyTorch keeps them
+    return Kind(format_of(name, state_dtype), roles)
 
 
 def options_of(kind: Kind) -> StateOptions:
