@@ -27,11 +27,13 @@ def test_ctrl_c_in_a_step(max_grad_norm, delay):
     interrupted = False
     try:
         timer.start()
-        opt.step()
-        timer.join()
+        try:
+            opt.step()
+        finally:
+            timer.cancel()
+            timer.join()
     except KeyboardInterrupt:
         interrupted = True
-    timer.join()
     steps = {int(entry["step"]) for entry in opt.state_dict()["state"].values()}
     assert steps in (set(), {1})
     assert interrupted or steps == {1}

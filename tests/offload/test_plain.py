@@ -78,6 +78,17 @@ def test_rounding_to_nearest(master_weights):
     train_beside(params, params, **options)
 
 
+def test_without_a_format_and_master_weights_all_is_rounded_to_the_nearest():
+    params = parameters(torch.bfloat16)
+    options = {"state_dtype": None, "master_weights": False, "lr": 1e-2}
+    other, opt = Beside(params, seed=None, **options), on_device(params, seed=0, **options)
+    for step in range(3):
+        set_gradients(params, step)
+        other.step()
+        opt.step()
+    other.assert_equal(opt)
+
+
 def test_float64():
     params = parameters(torch.float64)
     opt = train_beside(params, params, state_dtype=None)

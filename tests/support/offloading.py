@@ -109,7 +109,7 @@ class Net(torch.nn.Module):
 
     def loss(self, seed):
         tokens = torch.randint(900, (2, 9), generator=torch.Generator().manual_seed(seed))
-        tokens = tokens.to(self.scale.device)
+        tokens = tokens.to(next(self.parameters()).device)
         logits = self(tokens[:, :-1]).float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 

@@ -53,5 +53,7 @@ class Recipes:
         lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
         hyper = (lr, as_pair(group["betas"]), group["eps"], group["weight_decay"], rates_of(group))
         threads = min(torch.get_num_threads(), default_num_threads())
-        seed, maximize = group.get("seed", 0), bool(group["maximize"])
-        return Recipe(kind, hyper, maximize, seed, self._grad_scale, threads)
+        seed = group.get("seed", 0)
+        if group.get("state_dtype") is None and not group.get("master_weights"):
+            seed = None  # what has the dtypes of PyTorch is rounded as there
+        return Recipe(kind, hyper, bool(group["maximize"]), seed, self._grad_scale, threads)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._optim.options import roles_of
 from .._optim.state_formats import (
+    FORMATS,
     FROM_PARAMS,
     StateOptions,
     format_of,
@@ -22,9 +23,16 @@ from .._torch.state import Kind, State, state_names, torch_dtype
 
 def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
     """How the state of a parameter is stored, whose dtype the kernels support."""
-    name = dtype_name(p)
+    name, state_dtype = dtype_name(p), group.get("state_dtype")
     roles = kept_roles(name, roles_of(group))
-    return Kind(format_of(name, group.get("state_dtype")), roles)
+    if state_dtype is None and name in FORMATS and "master" not in roles:
+        return Kind(name, roles)  # as PyTorch keeps them
+    return Kind(format_of(name, state_dtype), roles)
+
+
+def options_of(kind: Kind) -> StateOptions:
+    """With which state is stored so."""
+    return StateOptions(kind.format, kind.roles)
 
 
 def dtype_name(p: Tensor) -> str:
@@ -35,13 +43,13 @@ def dtype_name(p: Tensor) -> str:
 @cache
 def state_length(dtype: str, kind: Kind, role: str, size: int) -> int:
     """The length of a state array for this many elements of a parameter."""
-    return prod(state_layout(dtype, (size,), StateOptions(kind.format, kind.roles))[role][1])
+    return prod(state_layout(dtype, (size,), options_of(kind))[role][1])
 
 
 def new_state(p: Tensor, kind: Kind) -> State:
     """Zeros in host memory, under the names of state dicts; pages are placed by the threads that
     first write to them."""
-    layout = state_layout(dtype_name(p), tuple(p.shape), StateOptions(kind.format, kind.roles))
+    layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
     state: State = {"step": torch.zeros((), dtype=torch.float32)}
     for role, name in state_names(*kind).items():
         storage, shape = layout[role]
@@ -166,8 +174,7 @@ class Twin:
 
     def _checked(self, p: Tensor, role: str, array: Tensor) -> Tensor:
         """A state array as one dimension."""
-        options = StateOptions(self.kind.format, self.kind.roles)
-        storage, _ = state_layout(self._dtype, (p.numel(),), options)[role]
+        storage, _ = state_layout(self._dtype, (p.numel(),), options_of(self.kind))[role]
         length = state_length(self._dtype, self.kind, role, p.numel())
         is_like_p = array.shape == p.shape and _strides(array) == _strides(p)
         if (
