@@ -9,6 +9,7 @@ model computes in float32 with what the parameters are, and its gradients are ro
 bfloat16."""
 
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,12 +24,16 @@ from fused_adamw.tiny.text_data import mean_loss
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(5)
-STATES = {"float32": None, "bfloat16": "bfloat16", "8bit": "8bit"}
+STATES = {
+    name: partial(AdamW, num_threads=1, state_dtype=name)
+    for name in ("float32", "bfloat16", "8bit")
+}
 
 
-def transformer_run(task, seed, steps, lr, state_dtype):
+def transformer_run(task, seed, steps, lr, make):
+    """``make(params, lr)``: the optimizer."""
     model = TinyTransformer(seed, "float32", **task.sizes)
-    optimizer = AdamW(model.parameters, lr, num_threads=1, state_dtype=state_dtype)
+    optimizer = make(model.parameters, lr)
     return model, complete(train(model, optimizer, task.batches(), steps))
 
 
@@ -38,21 +43,21 @@ def complete(history):
     return history.losses
 
 
-def sentence(seed, state_dtype):
+def sentence(seed, make):
     """The final loss on the sentence."""
-    return transformer_run(sentence_task(), seed, 300, 1e-3, state_dtype)[1][-1]
+    return transformer_run(sentence_task(), seed, 300, 1e-3, make)[1][-1]
 
 
-def text(seed, state_dtype):
+def text(seed, make):
     """The mean loss on all of the training text."""
     corpus = read_text(ROOT / "README.md", context=32)
     sizes = {"d_model": 32, "n_heads": 2, "d_ff": 128}
     task = text_task(corpus, 32, 16, seed, **sizes)
-    model, _ = transformer_run(task, seed, 300, 3e-3, state_dtype)
+    model, _ = transformer_run(task, seed, 300, 3e-3, make)
     return mean_loss(model, corpus.train)
 
 
-def digits(seed, state_dtype):
+def digits(seed, make):
     """The mean loss on all training images."""
     sys.path.insert(0, str(ROOT / "examples"))
     try:
@@ -64,8 +69,7 @@ def digits(seed, state_dtype):
     images, _, labels, _ = example.load_data()
     rng = np.random.default_rng(seed)
     parameters, steps = example.draw_parameters(rng), 400
-    schedule = CosineDecay(3e-3, steps)
-    optimizer = AdamW(parameters, schedule, num_threads=1, state_dtype=state_dtype)
+    optimizer = make(parameters, CosineDecay(3e-3, steps))
     for _ in range(steps):
         chosen = rng.integers(len(images), size=example.BATCH)
         optimizer.step(example.loss_and_gradients(parameters, images[chosen], labels[chosen])[1])
@@ -125,18 +129,18 @@ MIXES = {
 TASKS = {"sentence": sentence, "text": text, "digits": digits}
 
 
-@pytest.mark.parametrize("name", TASKS)
-def bench_state_training(results, name):
+def add_rows(results, title, name, states):
+    """The final losses of a task, for optimizers by the storage format of their state; the first
+    is float32."""
     losses = {
-        state: [float(TASKS[name](seed, state_dtype)) for seed in SEEDS]
-        for state, state_dtype in STATES.items()
+        state: [float(TASKS[name](seed, make)) for seed in SEEDS] for state, make in states.items()
     }
-    own = losses["float32"]
+    own = next(iter(losses.values()))
     for state, found in losses.items():
         differences = [a - b for a, b in zip(found, own, strict=True)]
         within = min(own) <= mean(found) <= max(own)
         results.add_row(
-            f"Final losses of {len(SEEDS)} seeds, by the storage format of the state",
+            title,
             **{
                 "": f"{name}, {state}",
                 "mean": f"{mean(found):.5f}",
@@ -150,10 +154,16 @@ def bench_state_training(results, name):
         )
 
 
+@pytest.mark.parametrize("name", TASKS)
+def bench_state_training(results, name):
+    title = f"Final losses of {len(SEEDS)} seeds, by the storage format of the state"
+    add_rows(results, title, name, STATES)
+
+
 @pytest.mark.parametrize("name", MIXED_TASKS)
 def bench_mixes_training(results, name):
     task = MIXED_TASKS[name]
-    own = [float(TASKS[name](seed, None)) for seed in SEEDS]
+    own = [float(TASKS[name](seed, STATES["float32"])) for seed in SEEDS]
     for mix, options in {"float32 parameters": None, **MIXES}.items():
         found, nbytes = own, [8.0]
         if options is not None:

@@ -16,11 +16,12 @@ const fused_adamw_element_type fused_adamw_element_types[] = {
 };
 
 const fused_adamw_state_format fused_adamw_state_formats[] = {
-#define STATE_FORMAT(id, name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad)   \
-    {name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad},
+#define STATE_FORMAT(id, name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad,   \
+                     own)                                                                          \
+    {name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad, own},
 #include "kernels/formats/list.inc"
 #undef STATE_FORMAT
-    {NULL, NULL, NULL, 0, 0, 0, NULL, NULL, 0},
+    {NULL, NULL, NULL, 0, 0, 0, NULL, NULL, 0, 0},
 };
 
 const fused_adamw_optional_buffer fused_adamw_optional_buffers[FUSED_ADAMW_NUM_BUFFERS] = {

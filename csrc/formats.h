@@ -31,7 +31,7 @@ enum {
 
 /* FUSED_ADAMW_STATE_FLOAT32, ... */
 enum {
-#define STATE_FORMAT(id, name, m_type, v_type, m_bits, v_bits, block, m_scale, v_scale, amsgrad)   \
+#define STATE_FORMAT(id, ...)                                                                      \
     FUSED_ADAMW_STATE_##id,
 #include "kernels/formats/list.inc"
 #undef STATE_FORMAT

@@ -62,11 +62,13 @@ typedef struct {
     int block;                   /* elements that share a scale; 1 where there are no scales */
     const char *m_scale_type, *v_scale_type; /* NULL where there are no scales */
     int amsgrad; /* whether it can store more buffers in the way that it stores v, such as v_max */
+    int own;     /* whether it is for parameters of its own type only */
 } fused_adamw_state_format;
 
-/* Indexed by FUSED_ADAMW_STATE_FLOAT32, _STATE_FLOAT64, _STATE_BFLOAT16, _STATE_8BIT; a row without
- * a name ends it. "float64" requires float64 parameters, and these require it; every other pair of
- * element type and state format has a kernel. */
+/* Indexed by FUSED_ADAMW_STATE_FLOAT32, _STATE_FLOAT64, _STATE_BFLOAT16, _STATE_8BIT, _STATE_FLOAT16;
+ * a row without a name ends it. "float64" requires float64 parameters, and these require it;
+ * "float16" requires float16 parameters; every other pair of element type and state format has a
+ * kernel. */
 FUSED_ADAMW_API extern const fused_adamw_state_format fused_adamw_state_formats[];
 
 /* A buffer that a tensor may have, and the option of the step that it is for. */
@@ -163,7 +165,8 @@ typedef struct {
     int element_type; /* of params and grads */
     int state_format; /* of m and v */
     uint32_t rng_key;
-    ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK */
+    ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK where the
+                                 state format has scales */
     const fused_adamw_scalars *scalars;
 } fused_adamw_tensor;
 

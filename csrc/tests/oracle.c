@@ -19,7 +19,7 @@ static size_t storage_size(const char *type)
     static const struct {
         const char *name;
         size_t size;
-    } SIZES[] = {{"float32", 4}, {"float64", 8}, {"bfloat16", 2},
+    } SIZES[] = {{"float32", 4}, {"float64", 8}, {"bfloat16", 2}, {"float16", 2},
                  {"int8", 1},    {"uint8", 1},   {"uint32", 4},  {"int16", 2}};
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++)
         if (is_named(type, SIZES[i].name))
@@ -34,7 +34,8 @@ int oracle_layout(problem *p)
     const size_t size = (size_t)p->size,
                  blocks = (size_t)((p->size + state->block - 1) / state->block);
     const int is_double = is_named(element->name, "float64");
-    if (is_double != is_named(state->name, "float64") || (p->amsgrad && !state->amsgrad) ||
+    if (is_double != is_named(state->name, "float64") ||
+        (is_named(state->name, "float16") && !is_named(element->name, "float16")) || (p->amsgrad && !state->amsgrad) ||
         (p->master && element->compute == p->element_type))
         return 0;
     memset(p->unit, 0, sizeof p->unit);

@@ -190,7 +190,8 @@ void test_codecs(void)
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++)
         for (int state = 0; state < FUSED_ADAMW_NUM_STATE_FORMATS; state++)
             for (int k = 0; k < 2 * (int)(sizeof SIZES / sizeof *SIZES); k++) {
-                problem p = {.element_type = FLOAT32,
+                const int is_float16 = state == FUSED_ADAMW_STATE_FLOAT16;
+                problem p = {.element_type = is_float16 ? FUSED_ADAMW_FLOAT16 : FLOAT32,
                              .state_format = state,
                              .amsgrad = k % 2,
                              .size = SIZES[k / 2]};

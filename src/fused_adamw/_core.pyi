@@ -30,6 +30,7 @@ class StateFormat(NamedTuple):
     m_scale: str
     v_scale: str
     amsgrad: bool
+    own: bool
 
 class OptionalBuffer(NamedTuple):
     name: str
@@ -164,28 +165,70 @@ class DeferredSignals:
     def __exit__(self, *exception: object) -> None: ...
 
 class DLPackExchange:
-    def __init__(self, *types: type, is_negated: Callable[[Any], bool]) -> None: ...
+    def __init__(
+        self,
+        *types: type,
+        is_negated: Callable[[Any], bool],
+        is_negated_at: tuple[int, int] = (0, 0),
+    ) -> None: ...
 
 def gather_tensors(
-    params: Iterable[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
+    params: list[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
 ) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]] | None: ...
 
 class PreparedStep:
     unsupported: list[int]
+    others: tuple[list[Any], list[Any], list[Any], list[list[Any]]] | None
+    fusible: list[bool]
+    num_supported: int
+    offsets: list[int] | None
     def __init__(
         self,
         exchange: DLPackExchange,
-        tensors: Any,
+        names: dict[str, str],
         *,
+        state_format: str | None = None,
+        seed: int | None = None,
+        fused: bool = False,
+    ) -> None: ...
+    def prepare(
+        self,
+        params: list[Any],
+        state: Mapping[Any, Mapping[str, Any]],
         hyper: Hyper,
+        *,
         maximize: bool,
         num_threads: int | None,
-        state_format: str | None = None,
         grad_scale: float = 1.0,
-        param_indices: list[int] | None = None,
-        seed: int | None = None,
+        first: int = 0,
+        indices: list[int] | None = None,
+    ) -> bool: ...
+    def clear(self) -> int: ...
+    def is_entangled(self) -> bool: ...
+    def grads(self) -> list[Any]: ...
+    def step(self, increment_version: Callable[[list[Any]], object]) -> None: ...
+
+class GroupPlan:
+    def __init__(
+        self,
+        group: dict[str, Any],
+        prepared: PreparedStep,
+        rates: tuple[float | None, ...],
+        first: int,
     ) -> None: ...
-    def step(self) -> None: ...
+
+class StepPlan:
+    def __init__(
+        self,
+        groups: list[GroupPlan],
+        lock: ReentrantLock,
+        *,
+        num_threads: Callable[[], int],
+        increment_version: Callable[[list[Any]], object],
+    ) -> None: ...
+    def step(
+        self, groups: list[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]
+    ) -> bool: ...
 
 def fused_adamw(
     params: Arrays,

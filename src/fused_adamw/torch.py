@@ -1,7 +1,6 @@
 """``AdamW``: ``torch.optim.AdamW`` with the kernels of this package, for tensors in host memory."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any, Self, cast, overload
 
@@ -12,9 +11,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from ._core import DeferredSignals, ReentrantLock
 from ._optim.state_formats import StateDtype
 from ._torch import options
-from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.hooks import hook_step
+from ._torch.portable_state import portable_state, state_to_load
 from ._torch.state import restore_dtypes
+from ._torch.step import take_step, take_step_uncompiled
 
 __all__ = ["AdamW"]
 
@@ -24,8 +24,8 @@ class AdamW(torch.optim.AdamW):
 
     Arguments, errors, hooks, ``param_groups`` and state are PyTorch's, under the same names, so
     checkpoints load in both directions. With ``fused=None`` (the default) or ``fused=True``, the
-    dense float32 and float64 CPU parameters of a group are updated in one call, in one pass, in
-    place, without copies::
+    dense float32, float64, bfloat16 and float16 CPU parameters of a group are updated in one call,
+    in one pass, in place, without copies::
 
         m <- b1 m + (1 - b1) g                  (exp_avg; g is the negated gradient with maximize)
         v <- b2 v + (1 - b2) g^2                (exp_avg_sq; v_hat uses its maximum with amsgrad)
@@ -34,13 +34,17 @@ class AdamW(torch.optim.AdamW):
 
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
+    Parameters of 16 bits are computed in float32, and rounded to the nearest.
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
+
+    Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its part in this way.
+    Their state is DTensors, which PyTorch's distributed checkpoints load on any number of ranks.
 
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;
-    subclasses of ``Parameter``; and steps compiled by ``torch.compile``. PyTorch's fused update
+    and subclasses of ``Parameter``. PyTorch's fused update
     ignores strides on the CPU, so tensors that differ in strides from their state or gradient, or
     have gaps, use PyTorch's loop instead.
 
@@ -73,6 +77,10 @@ class AdamW(torch.optim.AdamW):
             than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
             in float32 for 16-bit parameters. It starts as the parameter before its first step.
+
+    In code that ``torch.compile`` compiles a step ends one graph, runs as it is, and a new graph
+    begins; with ``fullgraph=True`` it is refused. Profilers see the kernels, with their
+    preparation, as ``fused_adamw::adamw``.
 
     Threads may share an optimizer: ``step``, ``state_dict``, ``load_state_dict``,
     ``add_param_group`` and ``copy.deepcopy`` wait for one another, and see whole steps. State dicts
@@ -157,7 +165,8 @@ class AdamW(torch.optim.AdamW):
             groups = options.complete(state_dict, self.param_groups)
             for group in groups:
                 options.check_group(group)
-            saved.update(state_dict, param_groups=groups)
+            completed = {**state_dict, "param_groups": groups}
+            saved.update(state_to_load(self.param_groups, completed))
             return self._loadable(saved)
 
         def after(_: Any) -> None:
@@ -187,10 +196,9 @@ class AdamW(torch.optim.AdamW):
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
         threads go on to change. To save or copy them, use ``exclusive``."""
         with self.exclusive():
-            state: dict[str, Any] = super().state_dict()
-            return state
+            return portable_state(self.param_groups, super().state_dict())
 
-    def exclusive(self) -> AbstractContextManager[Any]:
+    def exclusive(self) -> ReentrantLock:
         """A block in which no other thread steps or loads this optimizer.
 
         Example:
@@ -229,14 +237,10 @@ class AdamW(torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            # Compiled code cannot take a lock.
-            with nullcontext() if torch.compiler.is_compiling() else self.exclusive():
-                dispatches: list[GroupDispatch] = []
-                first = 0
-                for group in self.param_groups:
-                    dispatches += dispatch(self, group, first)
-                    first += len(group["params"])
-                run_all(self, dispatches)
+            if torch.compiler.is_compiling():
+                take_step_uncompiled(self)
+            else:
+                take_step(self)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -88,7 +88,11 @@ class Trainable:
     requires_grad = True
 
 
-@pytest.mark.parametrize("params", [Trainable(), [Trainable()], {"a": [Trainable()]}], ids=str)
+@pytest.mark.parametrize(
+    "params",
+    [Trainable(), [Trainable()], {"a": [Trainable()]}],
+    ids=["alone", "in a list", "in a mapping"],
+)
 def test_tensors_of_pytorch_are_refused_with_a_next_step(params):
     with pytest.raises(TypeError, match=r"must be .*; got Trainable; .*fused_adamw\.torch\.AdamW"):
         AdamW(params)

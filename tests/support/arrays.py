@@ -58,7 +58,7 @@ def command_line(main, monkeypatch, capture, folder):
     return command
 
 
-DELETED = object()
+DELETED = "deleted"
 
 
 def spoil(state, path, value):

@@ -94,7 +94,9 @@ def test_profilers_see_a_step(monkeypatch):
     opt = AdamW([parameter()])
     with torch.autograd.profiler.profile() as profile:
         assert_steps(opt)
-    assert "Optimizer.step#AdamW.step" in [event.name for event in profile.function_events]
+    names = [event.name for event in profile.function_events]
+    assert "Optimizer.step#AdamW.step" in names
+    assert "fused_adamw::adamw" in names  # what the kernels take, with their preparation
     monkeypatch.setattr(torch.autograd.profiler, "record_function", None)  # fails where it is used
     assert_steps(opt)
 

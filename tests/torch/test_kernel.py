@@ -19,7 +19,7 @@ from torch_optimizers import (  # noqa: E402
 
 from fused_adamw import runtime_info  # noqa: E402
 from fused_adamw._core import MIN_ELEMENTS_PER_THREAD  # noqa: E402
-from fused_adamw._torch import dispatch as module  # noqa: E402
+from fused_adamw._torch import dispatch, step  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 
@@ -80,21 +80,16 @@ def test_both_dtypes_in_a_group(fused):
         assert_steps(opt)
 
 
-def record_prepared(monkeypatch):
-    """What the steps of groups are prepared as, and their options."""
-    prepared, real = [], module.PreparedStep
-
-    def prepare(*args, **options):
-        prepared.append((real(*args, **options), options))
-        return prepared[-1][0]
-
-    monkeypatch.setattr(module, "PreparedStep", prepare)
-    return prepared
-
-
 def test_a_group_goes_down_in_one_call(monkeypatch, fused):
     """And nothing of it is left to PyTorch, whatever the layout."""
-    prepared = record_prepared(monkeypatch)
+    prepared, real = [], dispatch.PreparedStep
+
+    def prepare(*args, **options):
+        prepared.append(real(*args, **options))
+        return prepared[-1]
+
+    monkeypatch.setattr(dispatch, "PreparedStep", prepare)
+    monkeypatch.setattr(dispatch, "step_with_torch", None)
     params = [parameter(shape, layout=place) for shape, place in LAYOUTS.values()]
     kernel = parameter((4, 3, 1, 1))  # the strides of a dimension of one element have no meaning
     kernel.grad = kernel.grad.as_strided(kernel.shape, (3, 1, 9, 9))
@@ -102,13 +97,20 @@ def test_a_group_goes_down_in_one_call(monkeypatch, fused):
     groups = [{"params": params}, {"params": [parameter()]}, {"params": [parameter()]}]
     opt = AdamW(groups, fused=fused)
     opt.step()
-    opt.step()
-    assert [step.unsupported for step, _ in prepared] == [[]] * 6
+    opt.step()  # in the same way
+    assert [step.unsupported for step in prepared] == [[]] * 3
 
 
 def test_threads(dtype, monkeypatch):
     """As many as PyTorch has; the bits are the twin's, however many they are."""
-    prepared, expected = record_prepared(monkeypatch), []
+    found, expected, real = [], [], dispatch.num_threads
+
+    def num_threads():
+        found.append(real())
+        return found[-1]
+
+    for module in (dispatch, step):
+        monkeypatch.setattr(module, "num_threads", num_threads)
     most = torch.get_num_threads()
     opt = AdamW(
         [
@@ -123,7 +125,7 @@ def test_threads(dtype, monkeypatch):
             assert_steps(opt)
     finally:
         torch.set_num_threads(most)
-    assert [options["num_threads"] for _, options in prepared] == expected
+    assert found == expected
 
 
 def test_two_optimizers_in_two_threads(dtype):

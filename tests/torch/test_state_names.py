@@ -4,14 +4,16 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from fused_adamw._core import StateFormat, gather_tensors  # noqa: E402
+from fused_adamw._core import PreparedStep, StateFormat, gather_tensors  # noqa: E402
+from fused_adamw._optim.options import NO_RATES  # noqa: E402
 from fused_adamw._torch import state  # noqa: E402
+from fused_adamw._torch.dispatch import EXCHANGE  # noqa: E402
 
 
 @pytest.fixture
 def four_bits(monkeypatch):
     """A format that there is not."""
-    row = StateFormat("4bit", "uint8", "uint8", 4, 4, 128, "float32", "float32", True)
+    row = StateFormat("4bit", "uint8", "uint8", 4, 4, 128, "float32", "float32", True, False)
     monkeypatch.setitem(state.FORMATS, "4bit", row)
 
 
@@ -57,7 +59,11 @@ def test_state_that_is_not_there_yet_raises_nothing():
     names = state.state_names(None, ("ema",))
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
+    hyper = (1e-3, (0.9, 0.999), 1e-8, 0.0, NO_RATES)
+    how = {"maximize": False, "num_threads": 1}
+    prepared = PreparedStep(EXCHANGE, names)
     for found in ({}, {p: {}}, {p: dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), p)}):
         assert gather_tensors([p], found, names) is None
+        assert prepared.prepare([p], found, hyper, **how) is False
     complete = dict.fromkeys(("step", "exp_avg", "exp_avg_sq", "ema"), p)
     assert gather_tensors([p], {p: complete}, names)[3] == {"m": [p], "v": [p], "ema": [p]}

@@ -56,6 +56,7 @@ cdef extern from "fused_adamw.h" nogil:
         const char *m_scale_type
         const char *v_scale_type
         int amsgrad
+        int own
 
     const fused_adamw_state_format *fused_adamw_state_formats
 

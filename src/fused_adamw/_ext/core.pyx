@@ -21,7 +21,10 @@ One module in several files, in the order of their dependencies:
     lock.pxi            one thread at a time
     bound_arrays.pxi    parameters and state, bound for an optimizer's life
     bound_tensors.pxi   steps over them
-    prepared_step.pxi   tensors validated for one step: those of PyTorch
+    gather.pxi          the tensors of a step, in the state of an optimizer for PyTorch
+    checked_tensors.pxi these tensors, described for one step
+    prepared_step.pxi   a step of a group of them
+    step_plan.pxi       steps of all groups at once, while their options stay the same
     codec.pxi           state formats to and from float32
     functional.pxi      the function fused_adamw
     signals.pxi         deferral of signal handlers
@@ -31,6 +34,7 @@ A TypeError is about what an argument is (its kind, its dtype), a ValueError abo
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
@@ -50,7 +54,7 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
-from cpython.dict cimport PyDict_Next
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_Occurred
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.number cimport PyNumber_Index
@@ -86,7 +90,10 @@ include "slots.pxi"
 include "lock.pxi"
 include "bound_arrays.pxi"
 include "bound_tensors.pxi"
+include "gather.pxi"
+include "checked_tensors.pxi"
 include "prepared_step.pxi"
+include "step_plan.pxi"
 include "pieces.pxi"
 include "codec.pxi"
 include "functional.pxi"

@@ -9,6 +9,7 @@ cdef enum:
 cdef extern from "Python.h":
     # Calls without a tuple of arguments, which Cython makes for the limited API.
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
+    void release_object "Py_DECREF"(PyObject *)
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -52,19 +53,28 @@ cdef struct StepCounter:
     long long t        # the step to be taken
 
 
+cdef int raise_pending() except -1:
+    """Pass on an exception that is set."""
+    return -1
+
+
 @cython.no_gc
 cdef class DLPackExchange:
     """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.
     An object of any other type, even a derived one, has no view: its memory may have a different
     meaning. ``is_negated``: whether a tensor's memory has the values with the other sign, which
-    DLPack does not tell."""
+    DLPack does not tell; ``is_negated_at``: the address of the same function in C, or 0, and where
+    in an object its argument is."""
 
     cdef const ExchangeAPI *api
-    cdef object tensor_type
+    cdef PyObject *tensor_type  # the first two of `types`, which almost all objects are of
+    cdef PyObject *second_type
     cdef tuple types
     cdef object is_negated
+    cdef unsigned char (*negated_in_c)(const void *) noexcept
+    cdef Py_ssize_t offset
 
-    def __cinit__(self, *types, is_negated):
+    def __cinit__(self, *types, is_negated, tuple is_negated_at=(0, 0)):
         if not types or not all([isinstance(found, type) for found in types]):
             raise TypeError(f"types must be one type or more; got {types}")
         capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
@@ -76,13 +86,28 @@ cdef class DLPackExchange:
                 f"{types[0].__name__} must have the exchange API of DLPack {DLPACK_MAJOR}; got "
                 f"that of {self.api.major}"
             )
-        self.tensor_type, self.types, self.is_negated = types[0], types, is_negated
+        self.types, self.is_negated = types, is_negated
+        self.tensor_type = <PyObject *>types[0]
+        self.second_type = <PyObject *>types[len(types) > 1]
+        address, self.offset = is_negated_at
+        self.negated_in_c = <unsigned char (*)(const void *) noexcept><size_t>address
+
+    cdef inline bint is_known(self, tensor) except -1:
+        """Whether it is of one of the types."""
+        found = type(tensor)
+        cdef PyObject *kind = <PyObject *>found
+        return (
+            kind == self.tensor_type or kind == self.second_type
+            or (len(self.types) > 2 and found in self.types)
+        )
 
     cdef bint view(self, tensor, ArrayView *view) except -1:
         """Whether the tensor has host memory, which ``view`` then describes."""
+        return self.is_known(tensor) and self.view_any(tensor, view)
+
+    cdef bint view_any(self, tensor, ArrayView *view) except -1:
+        """The same, also of types derived from these. ``nbytes``: of ``measure``."""
         cdef DLTensor found
-        if type(tensor) is not self.tensor_type and type(tensor) not in self.types:
-            return False
         if self.api.tensor_from_object(<PyObject *>tensor, &found) != 0:
             if not PyErr_ExceptionMatches((RuntimeError, TypeError, ValueError, BufferError)):
                 return -1
@@ -96,14 +121,20 @@ cdef class DLPackExchange:
         view.unit = view.itemsize = (found.bits + 7) // 8
         view.element_type = element_type_of_dlpack(view)
         view.readonly = False
-        view.nbytes = dense_size(view) * view.itemsize  # below 0 where there are gaps
+        view.nbytes = 0
         if found.data == NULL:
             view.data = NULL
-            return view.nbytes == 0
+            return dense_size(view) == 0
         view.data = found.data + found.byte_offset
         return found.device == DLPACK_CPU
 
+    cdef inline void measure(self, ArrayView *view) noexcept:
+        """Set ``nbytes``: below 0 where there are gaps."""
+        view.nbytes = dense_size(view) * view.itemsize
+
     cdef bint negates(self, tensor) except -1:
+        if self.negated_in_c != NULL:
+            return self.negated_in_c(<char *><PyObject *>tensor + self.offset)
         return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
 
     cdef bint view_like(
@@ -118,15 +149,34 @@ cdef class DLPackExchange:
         """Whether the tensor has this dtype, and this many elements without gaps."""
         return (
             self.view(tensor, view) and is_of(view, storage) and view.ndim == 1
-            and view.nbytes == size * view.itemsize
+            and view.shape[0] == size and (size <= 1 or view.strides[0] == 1)
         )
+
+    cdef Interval memory_of(self, tensor) except *:
+        """The host memory of a tensor of any type, from its first to its last element."""
+        cdef ArrayView view
+        cdef int i
+        if self.view_any(tensor, &view):
+            view.nbytes = view.itemsize  # not 0, unless there are no elements
+            for i in range(view.ndim):
+                view.nbytes *= view.shape[i]
+            return extent_of(&view)
+        try:  # where it cannot be described, all of its storage
+            storage = tensor.untyped_storage()
+            return interval_at(<const void *><size_t>storage.data_ptr(), storage.nbytes())
+        except (RuntimeError, AttributeError):  # it has none, or is not a tensor
+            return Interval(NULL, NULL)
 
     cdef bint view_step(self, tensor, StepCounter *counter) except -1:
         """Whether the tensor is one number that counts steps."""
         cdef ArrayView view
         cdef double steps
-        if not self.view(tensor, &view) or view.nbytes != view.itemsize:
+        cdef int i
+        if not self.view(tensor, &view) or view.data == NULL:
             return False
+        for i in range(view.ndim):
+            if view.shape[i] != 1:
+                return False
         if view.element_type == FUSED_ADAMW_FLOAT32:
             steps = (<float *>view.data)[0]
         elif view.element_type == FUSED_ADAMW_FLOAT64:

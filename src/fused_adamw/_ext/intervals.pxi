@@ -78,6 +78,27 @@ cdef Interval first_shared(const IntervalSet *found) noexcept:
     return Interval(NULL, NULL)
 
 
+cdef bint share_memory(IntervalSet *a, IntervalSet *b) noexcept:
+    """Whether an interval of one overlaps one of the other; those of one may overlap. Sorts."""
+    cdef Py_ssize_t i = 0, k = 0
+    cdef const char *end_a = NULL
+    cdef const char *end_b = NULL
+    sort_intervals(a.intervals, a.intervals + a.count, a.count)
+    sort_intervals(b.intervals, b.intervals + b.count, b.count)
+    while i < a.count or k < b.count:
+        if k == b.count or (i < a.count and a.intervals[i].begin <= b.intervals[k].begin):
+            if a.intervals[i].begin < end_b:
+                return True
+            end_a = max(end_a, a.intervals[i].end)
+            i += 1
+        else:
+            if b.intervals[k].begin < end_a:
+                return True
+            end_b = max(end_b, b.intervals[k].end)
+            k += 1
+    return False
+
+
 cdef inline bint overlaps(IntervalSet *found, Interval interval) noexcept:
     """Whether an interval overlaps one of these, which are sorted and do not overlap. It is looked
     for where the last one was first: neighbours in memory often follow one another."""

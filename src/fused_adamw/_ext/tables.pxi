@@ -32,6 +32,7 @@ class StateFormat(NamedTuple):
     m_scale: str     # storage types; "" where there are no scales
     v_scale: str
     amsgrad: bool    # whether it can store more buffers like v
+    own: bool        # whether it is for parameters of its own type only
 
 
 class OptionalBuffer(NamedTuple):
@@ -66,7 +67,7 @@ def state_formats():
     while row.name != NULL:
         rows.append(StateFormat(
             text(row.name), text(row.m_type), text(row.v_type), row.m_bits, row.v_bits, row.block,
-            text(row.m_scale_type), text(row.v_scale_type), row.amsgrad != 0,
+            text(row.m_scale_type), text(row.v_scale_type), row.amsgrad != 0, row.own != 0,
         ))
         row += 1
     return rows
@@ -105,9 +106,18 @@ cdef inline int plain_format(int element_type) noexcept:
     return FUSED_ADAMW_STATE_FLOAT64 if element_type == FUSED_ADAMW_FLOAT64 else -1
 
 
+# The format of moments that are stored as their parameters are, by element type.
+cdef int[FUSED_ADAMW_NUM_ELEMENT_TYPES] OWN_FORMAT
+for _type, _name in enumerate(ELEMENT_TYPES):
+    OWN_FORMAT[<int>_type] = FORMAT_INDEX[_name]
+
+
 cdef inline bint is_compatible(int element_type, int state_format) noexcept:
-    """float64 is its own arithmetic's: parameters of it have moments of it, and no others do."""
-    return (element_type == FUSED_ADAMW_FLOAT64) == (state_format == FUSED_ADAMW_STATE_FLOAT64)
+    """float64 parameters have moments of float64; formats of one type of parameters go with no
+    others."""
+    if fused_adamw_state_formats[state_format].own:
+        return state_format == OWN_FORMAT[element_type]
+    return element_type != FUSED_ADAMW_FLOAT64
 
 
 # ---- roles: the arrays that may be kept for a tensor

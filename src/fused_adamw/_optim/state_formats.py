@@ -26,8 +26,8 @@ StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
 ELEMENT_TYPES = {row.name: row for row in element_types()}
 FORMATS = {row.name: row for row in state_formats()}
-STATE_DTYPES = tuple(name for name, row in FORMATS.items() if row.m != "float64")
-"""The formats that can be asked for; float64 parameters have no other than their own."""
+STATE_DTYPES = tuple(name for name, row in FORMATS.items() if not row.own)
+"""The formats that can be asked for: those of more than one type of parameters."""
 BUFFERS = {row.name: row for row in optional_buffers()}
 FROM_PARAMS = ("master", *(name for name, row in BUFFERS.items() if row.from_params))
 """The roles that start as a copy of the parameters."""
@@ -86,16 +86,17 @@ def _like_v(options: StateOptions) -> list[OptionalBuffer]:
 
 
 def format_of(param_dtype: str, state_dtype: str | None) -> str:
-    """The format of the moments: ``state_dtype``, else the parameters' own type where there is a
-    format of that name, else the type of the arithmetic (float16 lacks the range for v)."""
+    """The format of the moments: ``state_dtype``, else the parameters' own type where that can be
+    one, else the type of the arithmetic (float16 lacks the range for v)."""
     if state_dtype is not None:
         return state_dtype
-    return param_dtype if param_dtype in FORMATS else ELEMENT_TYPES[param_dtype].compute
+    return param_dtype if param_dtype in STATE_DTYPES else ELEMENT_TYPES[param_dtype].compute
 
 
 def is_compatible(param_dtype: str, format_: str) -> bool:
-    """Whether there is a kernel: float64 parameters and the float64 format go together only."""
-    return (ELEMENT_TYPES[param_dtype].compute == "float64") == (FORMATS[format_].m == "float64")
+    """Whether there is a kernel. float64 parameters have no format but their own."""
+    row = FORMATS[format_]
+    return row.m == param_dtype if row.own else ELEMENT_TYPES[param_dtype].compute != "float64"
 
 
 def has_param_layout(param_dtype: str, format_: str) -> bool:
@@ -104,8 +105,8 @@ def has_param_layout(param_dtype: str, format_: str) -> bool:
 
 
 def supported_dtypes(options: StateOptions) -> str:
-    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, those that
-    are also the type of the arithmetic, and all with master weights."""
+    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, those of
+    the arithmetic, and all with master weights."""
     state_dtype, roles = options
     return either(
         name
@@ -116,8 +117,7 @@ def supported_dtypes(options: StateOptions) -> str:
 
 
 def kept_roles(param_dtype: str, roles: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the roles that such a parameter has an array for: what is in the type of the
-    arithmetic is its own master."""
+    """Those of the roles that such a parameter has an array for: some are their own masters."""
     has_master = ELEMENT_TYPES[param_dtype].master
     return tuple(role for role in roles if role != "master" or has_master)
 

@@ -1,7 +1,8 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,17 +17,34 @@ from .._core import (
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import StateOptions, supported_dtypes
-from .fallback import step_with_torch, unscale
-from .options import Group, check_group, kernel_only, unscales_in_kernel
-from .state import GroupTensors, Kind, State, kind_of, missing_state, state_names
+from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, either, supported_dtypes
+from .dtensors import has_dtensors, is_dtensor, local_of
+from .fallback import refuse_sparse, step_with_torch, unscale
+from .local_shards import increment_version, prepare
+from .negation import OFFSET, address_of_is_neg
+from .options import Group, check_group, kernel_only
+from .state import (
+    NOTHING,
+    GroupTensors,
+    Kind,
+    State,
+    is_narrow,
+    kind_of,
+    missing_state,
+    state_names,
+)
 
 try:
-    EXCHANGE = DLPackExchange(Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg)
+    EXCHANGE = DLPackExchange(
+        Tensor,
+        torch.nn.Parameter,
+        is_negated=Tensor.is_neg,
+        is_negated_at=(address_of_is_neg(), OFFSET),
+    )
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
 
-NOTHING = GroupTensors([], [], [], {})
+NO_STATES: Mapping[Tensor, State] = MappingProxyType({})
 TORCH_ROLES = {flag: roles_of({"amsgrad": flag}) for flag in (False, True)}
 """By amsgrad, the roles of a group without options that only the kernels implement."""
 
@@ -36,46 +54,49 @@ class Part(NamedTuple):
 
     params: list[Tensor]
     kind: Kind
-    indices: list[int]  # of those with a gradient, among all parameters of the optimizer
+    first: int  # the number of the first parameter in the optimizer, where they are successive
+    indices: list[int] | None  # else of each
 
 
 class GroupDispatch(NamedTuple):
     """The step of a group, or of a part, checked, with nothing changed yet."""
 
     group: Group
-    kernel: GroupTensors
-    fallback: GroupTensors  # PyTorch's
-    prepared: PreparedStep | None  # of ``kernel``; None where that is empty
-    new_state: dict[Tensor, State]  # to be added before the step
+    prepared: PreparedStep | None  # None where the kernels step nothing
+    fallback: GroupTensors = NOTHING  # PyTorch's
+    fusible: list[bool] | None = None  # of ``fallback``, where it is known
+    new_state: Mapping[Tensor, State] = NO_STATES  # to be added before the step
+    first: int = 0
+    rates: Rates = NO_RATES
+    increment_versions: Callable[[list[Tensor]], None] = increment_version
 
     def is_one_call(self, optimizer: torch.optim.AdamW) -> bool:
         """Whether a single call of the kernels changes all that the step changes."""
-        has_others = self.new_state or self.fallback.params
+        has_others = self.new_state or self.fallback.params or self.prepared is None
         return not has_others and getattr(optimizer, "grad_scale", None) is None
 
     def run(self, optimizer: torch.optim.AdamW) -> None:
         for p, entries in self.new_state.items():
             optimizer.state[p].update(entries)
         if self.fallback.params:
-            step_with_torch(optimizer, self.group, self.fallback)
+            step_with_torch(optimizer, self.group, self.fallback, self.fusible)
         if self.prepared is None:
             return
-        in_kernel = unscales_in_kernel(self.group)
+        if getattr(optimizer, "grad_scale", None) is None:
+            self.prepared.step(self.increment_versions)
+            return
+        grads, in_kernel = self.prepared.grads(), _unscales_in_kernel(self.group)
         if not in_kernel:
-            unscale(optimizer, self.kernel.grads)
-        self.prepared.step()
+            unscale(optimizer, grads)
+        self.prepared.step(self.increment_versions)
         if in_kernel:
-            unscale(optimizer, self.kernel.grads)
-        torch.autograd.graph.increment_version(self.kernel.params)
+            unscale(optimizer, grads)
 
 
 def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -> None:
     """Step all groups, or, where a signal handler raises, all or none."""
     if len(dispatches) == 1 and dispatches[0].is_one_call(optimizer):
         dispatches[0].run(optimizer)
-    elif torch.compiler.is_compiling():  # compiled code runs no handlers
-        for group_dispatch in dispatches:
-            group_dispatch.run(optimizer)
     else:
         with DeferredSignals():
             for group_dispatch in dispatches:
@@ -87,50 +108,57 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
     yet but state that PyTorch initializes."""
     option = kernel_only(group)
     if option is None:
-        return [_dispatch_with_fallback(optimizer, group)]
+        return [_dispatch_with_fallback(optimizer, group, first)]
     check_group(group)
-    if torch.compiler.is_compiling():
-        raise RuntimeError(f"{option}={group[option]!r} does not support torch.compile")
     return [_dispatch_to_kernels(optimizer, group, x, option) for x in _parts(group, first)]
 
 
 def _parts(group: Group, first: int) -> Iterator[Part]:
     """The parameters by the kind of their state: with master weights that depends on the dtype."""
     state_dtype, roles = group.get("state_dtype"), roles_of(group)
-    if "master" not in roles:
-        yield Part(group["params"], Kind(state_dtype, roles), _indices(group["params"], first))
-        return
+    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     kinds: dict[Kind, dict[int, Tensor]] = {}
-    for i, p in enumerate(group["params"], first):
-        if p.grad is not None:
-            kinds.setdefault(kind_of(p.dtype, state_dtype, roles), {})[i] = p
+    if "master" in roles or (has_scales and has_dtensors(group["params"])):
+        for i, p in enumerate(group["params"], first):
+            if p.grad is not None:
+                kinds.setdefault(kind_of(p.dtype, state_dtype, roles, is_dtensor(p)), {})[i] = p
+    if len(kinds) <= 1:
+        kind = next(iter(kinds), Kind(state_dtype, roles))
+        yield Part(group["params"], kind, first, None)
+        return
     for kind, params in kinds.items():
-        yield Part(list(params.values()), kind, list(params))
+        yield Part(list(params.values()), kind, first, list(params))
 
 
-def _dispatch_with_fallback(optimizer: torch.optim.AdamW, group: Group) -> GroupDispatch:
-    if torch.compiler.is_compiling():  # which could not trace _gather
-        return GroupDispatch(group, NOTHING, _init(optimizer, group), None, {})
-    names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
-    tensors = _gather(group["params"], optimizer.state, names)
-    if tensors is None:  # the first step of a parameter
-        tensors = _init(optimizer, group)
+def _dispatch_with_fallback(
+    optimizer: torch.optim.AdamW, group: Group, first: int
+) -> GroupDispatch:
     if not _uses_kernels(group):
-        return GroupDispatch(group, NOTHING, tensors, None, {})
-    prepared = PreparedStep(
-        EXCHANGE,
-        tensors,
-        hyper=_hyper(group, NO_RATES),
-        maximize=group["maximize"],
-        num_threads=_num_threads(),
-        state_format=None,
-    )
+        return GroupDispatch(group, None, _init(optimizer, group))
+    params, state = group["params"], optimizer.state
+    names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
+    prepared = PreparedStep(EXCHANGE, names, fused=bool(group["fused"]))
+    how = _arguments(optimizer, group, NO_RATES)
+    increment = prepare(prepared, params, state, names, how)
+    if increment is None:  # the first step of a parameter
+        tensors = _init(optimizer, group)
+        increment = prepare(prepared, params, state, names, how)
+        if increment is None:
+            return GroupDispatch(group, None, tensors)
     if not prepared.unsupported:
-        return GroupDispatch(group, tensors, NOTHING, prepared, {})
-    kernel, fallback = tensors.split(prepared.unsupported)
-    if not kernel.storages().isdisjoint(fallback.storages()):  # the order of the steps matters
-        return GroupDispatch(group, NOTHING, tensors, None, {})
-    return GroupDispatch(group, kernel, fallback, prepared, {})
+        return GroupDispatch(group, prepared, first=first, increment_versions=increment)
+    if prepared.others is None or (prepared.num_supported and prepared.is_entangled()):
+        prepared.clear()  # the order of the steps matters
+        gathered = gather_tensors(params, state, names)
+        tensors = NOTHING if gathered is None else GroupTensors(*gathered)
+        refuse_sparse(optimizer, group, tensors.grads)
+        return GroupDispatch(group, None, tensors)
+    found, grads, steps, moments = prepared.others
+    refuse_sparse(optimizer, group, grads)
+    fallback = GroupTensors(found, grads, steps, dict(zip(names, moments, strict=True)))
+    fusible = prepared.fusible if group["fused"] else None
+    kernel = prepared if prepared.num_supported else None
+    return GroupDispatch(group, kernel, fallback, fusible, increment_versions=increment)
 
 
 def _dispatch_to_kernels(
@@ -141,37 +169,78 @@ def _dispatch_to_kernels(
     Raises:
         TypeError: a tensor is not supported.
     """
-    indices, names = part.indices, state_names(*part.kind)
+    names, rates = state_names(*part.kind), rates_of(group)
     new_state: dict[Tensor, State] = {}
-    tensors = _gather(part.params, optimizer.state, names)
-    if tensors is None:  # the first step of a parameter, or of an option
-        params = [p for p in part.params if p.grad is not None]
-        expanded = {i for i, p in zip(indices, params, strict=True) if _is_expanded(p)}
-        if expanded:  # their state could be larger than the memory
-            _refuse(group, option, expanded)
-        new_state = {p: missing_state(p, optimizer.state.get(p), group) for p in params}
-        state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in params}
-        tensors = _gather(part.params, state, names)
-    if tensors is None:
+    prepared = PreparedStep(
+        EXCHANGE, names, state_format=part.kind.format, seed=_seed(optimizer, group)
+    )
+    how = _arguments(optimizer, group, rates) | {"first": part.first, "indices": part.indices}
+    increment = prepare(prepared, part.params, optimizer.state, names, how)
+    if increment is None:  # the first step of a parameter, or of an option
+        new_state = _missing_states(optimizer, group, part, option)
+        state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in new_state}
+        increment = prepare(prepared, part.params, state, names, how)
+    if increment is None:
         raise KeyError(
             f"the state of a parameter must have {', '.join(names.values())} with "
             f"{option}={group[option]!r}"
         )
-    grad_scale = getattr(optimizer, "grad_scale", None) if unscales_in_kernel(group) else None
-    prepared = PreparedStep(
-        EXCHANGE,
-        tensors,
-        hyper=_hyper(group, rates_of(group)),
-        maximize=group["maximize"],
-        num_threads=_num_threads(),
-        state_format=part.kind.format,
-        grad_scale=1.0 if grad_scale is None else 1 / grad_scale.item(),
-        param_indices=indices,
-        seed=group.get("seed", optimizer.defaults.get("seed", 0)),
-    )
     if prepared.unsupported:
-        _refuse(group, option, {indices[i] for i in prepared.unsupported})
-    return GroupDispatch(group, tensors, NOTHING, prepared, new_state)
+        _refuse(group, option, prepared.unsupported)
+    return GroupDispatch(
+        group,
+        prepared,
+        new_state=new_state,
+        first=part.first,
+        rates=rates,
+        increment_versions=increment,
+    )
+
+
+def _missing_states(
+    optimizer: torch.optim.AdamW, group: Group, part: Part, option: str
+) -> dict[Tensor, State]:
+    """What the parameters of a part lack."""
+    numbers = range(part.first, part.first + len(part.params))
+    indices = numbers if part.indices is None else part.indices
+    params = {i: p for i, p in zip(indices, part.params, strict=True) if p.grad is not None}
+    expanded = [i for i, p in params.items() if _is_expanded(local_of(p))]
+    if expanded:  # their state could be larger than the memory
+        _refuse(group, option, expanded)
+    return {p: missing_state(p, optimizer.state.get(p), group) for p in params.values()}
+
+
+def _arguments(optimizer: torch.optim.AdamW, group: Group, rates: Rates) -> dict[str, Any]:
+    """Of ``PreparedStep.prepare``."""
+    return {
+        "hyper": _hyper(group, rates),
+        "maximize": group["maximize"],
+        "num_threads": num_threads(),
+        "grad_scale": _kernel_scale(optimizer, group),
+    }
+
+
+def _unscales_in_kernel(group: Group) -> bool:
+    """Whether the kernels multiply the gradients, in float32, by what GradScaler leaves to the
+    optimizer: an unscaled gradient can be 0 in float16."""
+    return group.get("state_dtype") is not None or any(map(is_narrow, group["params"]))
+
+
+def _kernel_scale(optimizer: torch.optim.AdamW, group: Group) -> float:
+    """The factor of the gradients in the kernels."""
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    if grad_scale is None or not _unscales_in_kernel(group):
+        return 1.0
+    factor: float = 1 / grad_scale.item()
+    return factor
+
+
+def _seed(optimizer: torch.optim.AdamW, group: Group) -> int | None:
+    """Without a format or master weights, what has the dtypes of PyTorch is rounded as there."""
+    if group.get("state_dtype") is None and not group.get("master_weights"):
+        return None
+    seed: int | None = group.get("seed", optimizer.defaults.get("seed", 0))
+    return seed
 
 
 def _is_expanded(p: Tensor) -> bool:
@@ -179,11 +248,16 @@ def _is_expanded(p: Tensor) -> bool:
     return p.layout is torch.strided and p.untyped_storage().nbytes() < p.nbytes
 
 
-def _refuse(group: Group, option: str, unsupported: set[int]) -> NoReturn:
-    dtypes = supported_dtypes(StateOptions(group.get("state_dtype"), roles_of(group)))
+def _refuse(group: Group, option: str, unsupported: list[int]) -> NoReturn:
+    state_dtype = group.get("state_dtype")
+    dtypes = (
+        either(ELEMENT_TYPES)
+        if state_dtype is None
+        else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
+    )
     raise TypeError(
         f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with matching "
-        f"gradients; unsupported: parameters {abbreviated(sorted(unsupported), most=10)}"
+        f"gradients; unsupported: parameters {abbreviated(unsupported, most=10)}"
     )
 
 
@@ -192,29 +266,11 @@ def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
     tensors = GroupTensors([], [], [], {"m": [], "v": []})
     params, grads, steps, state = tensors
     v_max: list[Tensor] = []
-    if torch.compiler.is_compiling():
+    with DeferredSignals():  # or a parameter could be left with a part of its state
         optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
-    else:
-        with DeferredSignals():  # or a parameter could be left with a part of its state
-            optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
     if group["amsgrad"]:
         state["v_max"] = v_max
     return tensors
-
-
-def _gather(
-    params: list[Tensor], state: Mapping[Tensor, State], names: dict[str, str]
-) -> GroupTensors | None:
-    """Collect the tensors of a step; None where a parameter lacks state.
-
-    Args:
-        names: of ``state_names``.
-    """
-    try:
-        gathered = gather_tensors(params, state, names)
-    except KeyError:
-        return None
-    return None if gathered is None else GroupTensors(*gathered)
 
 
 def _uses_kernels(group: Group) -> bool:
@@ -224,11 +280,6 @@ def _uses_kernels(group: Group) -> bool:
     return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]
 
 
-def _indices(params: list[Tensor], first: int) -> list[int]:
-    """The indices of the parameters that have a gradient, among all those of the optimizer."""
-    return [i for i, p in enumerate(params, first) if p.grad is not None]
-
-
 def _hyper(group: Group, rates: Rates) -> Hyperparams:
     lr = group["lr"]
     if isinstance(lr, Tensor):
@@ -236,6 +287,7 @@ def _hyper(group: Group, rates: Rates) -> Hyperparams:
     return lr, group["betas"], group["eps"], group["weight_decay"], rates
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """That a step may use."""
     threads: int = min(torch.get_num_threads(), default_num_threads())
     return threads

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .options import Group
-from .state import GroupTensors
+from .state import NOTHING, GroupTensors
 
 CHECK_CAPTURE = (  # raises while a CUDA graph is captured; the name depends on the version
     getattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", None)
@@ -16,16 +16,24 @@ CHECK_CAPTURE = (  # raises while a CUDA graph is captured; the name depends on 
 )
 
 
-def step_with_torch(optimizer: torch.optim.AdamW, group: Group, tensors: GroupTensors) -> None:
-    """Update the tensors, with unscaled gradients, as ``torch.optim.AdamW`` does."""
+def step_with_torch(
+    optimizer: torch.optim.AdamW,
+    group: Group,
+    tensors: GroupTensors,
+    fusible: list[bool] | None = None,
+) -> None:
+    """Update the tensors, with unscaled gradients, as ``torch.optim.AdamW`` does. ``fusible``: of
+    each, whether PyTorch's fused update is correct, where it is known."""
     if not tensors.params:
         return
     CHECK_CAPTURE(optimizer)
-    optimizer._init_group(group, [], [], [], [], [], [])  # raises for sparse gradients
-    indices = range(len(tensors.params))
-    fusible = [bool(group["fused"]) and _is_fusible(tensors, i) for i in indices]
-    fused = tensors.select([i for i in indices if fusible[i]])
-    others = tensors.select([i for i in indices if not fusible[i]])
+    fused, others = NOTHING, tensors
+    if group["fused"]:
+        if fusible is None:
+            fusible = [_is_fusible(tensors, i) for i in range(len(tensors.params))]
+        fused, others = tensors, NOTHING
+        if not all(fusible):
+            others, fused = tensors.split([i for i, x in enumerate(fusible) if x])
     scale = getattr(optimizer, "grad_scale", None)  # divides float16 gradients in float32
     with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
         _adam(group, fused, foreach=False, fused=True, grad_scale=scale)
@@ -34,6 +42,12 @@ def step_with_torch(optimizer: torch.optim.AdamW, group: Group, tensors: GroupTe
             _adam(group, others, foreach=False, fused=False)
         else:
             _adam(group, others, foreach=group["foreach"], fused=group["fused"])
+
+
+def refuse_sparse(optimizer: torch.optim.AdamW, group: Group, grads: Iterable[Tensor]) -> None:
+    """Raise what PyTorch raises for sparse gradients."""
+    if any(grad.is_sparse for grad in grads):
+        optimizer._init_group(group, [], [], [], [], [], [])
 
 
 def unscale(optimizer: torch.optim.AdamW, grads: Iterable[Tensor]) -> None:

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer, optimizer
 
 Step = Callable[..., Any]
+
+WHY_UNCOMPILED = (
+    "fused_adamw updates parameters by a compiled kernel of its own, between two graphs; compile "
+    "without fullgraph=True, or leave the step out of what is compiled"
+)
 
 
 def hook_step(step: Step) -> Step:
@@ -17,9 +22,12 @@ def hook_step(step: Step) -> Step:
     closure, during which no code of the user runs, is called directly where nothing observes it.
     """
     hooked = Optimizer.profile_hook_step(step)
+    uncompiled = outside_of_graphs(hooked)
 
     @wraps(step)
     def step_if_hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not (args or kwargs):
+            return uncompiled(self)
         if args or kwargs or _is_observed(self):
             return hooked(self, *args, **kwargs)
         return step(self)
@@ -27,10 +35,18 @@ def hook_step(step: Step) -> Step:
     return step_if_hooked
 
 
+def outside_of_graphs(function: Step) -> Step:
+    """The same, to be called where PyTorch compiles: it ends one graph, runs as it is, and a new
+    graph begins. Unlike ``torch.compiler.disable`` it does not import the compiler."""
+    uncompiled = torch._disable_dynamo(function)
+    uncompiled._torchdynamo_disable = True
+    uncompiled._torchdynamo_disable_msg = WHY_UNCOMPILED  # an error of fullgraph=True has it
+    return cast(Step, uncompiled)
+
+
 def _is_observed(self: Optimizer) -> bool:
     return bool(
-        torch.compiler.is_compiling()  # which traces the hooks as PyTorch has them
-        or self._optimizer_step_pre_hooks
+        self._optimizer_step_pre_hooks
         or self._optimizer_step_post_hooks
         or optimizer._global_optimizer_pre_hooks
         or optimizer._global_optimizer_post_hooks

@@ -30,12 +30,6 @@ def kernel_only(group: Group) -> str | None:
     return None
 
 
-def unscales_in_kernel(group: Group) -> bool:
-    """Whether the kernels multiply the gradients, in float32, by what GradScaler leaves to the
-    optimizer: an unscaled gradient can be 0 in float16."""
-    return group.get("state_dtype") is not None or bool(group.get("master_weights"))
-
-
 def check_group(group: Group) -> None:
     """Raise what is wrong with these options, or cannot be combined with them."""
     check(group)

@@ -25,6 +25,7 @@ from .._optim.state_formats import (
     kept_roles,
     state_layout,
 )
+from .dtensors import is_dtensor, local_of
 
 State = dict[str, Tensor]  # of one parameter, by name
 
@@ -46,21 +47,25 @@ class GroupTensors(NamedTuple):
         state = {role: take(tensors) for role, tensors in self.state.items()}
         return GroupTensors(take(self.params), take(self.grads), take(self.steps), state)
 
+    def with_grads(self, other: "GroupTensors") -> "GroupTensors":
+        return self if other is self else self._replace(grads=other.grads)
+
     def split(self, indices: list[int]) -> tuple["GroupTensors", "GroupTensors"]:
         """The tensors that are not at ``indices``, and those that are."""
         others = set(range(len(self.params))).difference(indices)
         return self.select(sorted(others)), self.select(indices)
 
-    def storages(self) -> set[int]:
-        """The addresses of the storages that the tensors are views of."""
-        lists = (self.params, self.grads, self.steps, *self.state.values())
-        return {_storage(tensor) for tensors in lists for tensor in tensors} - {0}
+
+NOTHING = GroupTensors([], [], [], {})
 
 
 @cache
-def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, str]:
+def state_names(
+    state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
+) -> dict[str, str]:
     """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter;
-    ``roles``: those that options need."""
+    ``roles``: those that options need; ``sharded``: of a DTensor, whose scales no other tensor's
+    state can be confused with."""
     has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     suffix = "_code" if has_scales else ""
     names = {
@@ -68,7 +73,8 @@ def state_names(state_dtype: str | None, roles: tuple[str, ...]) -> dict[str, st
         for role in ("m", "v", *roles)
     }
     if has_scales:
-        names |= {f"{role}_scale": f"{NAMES[role]}_scale" for role in ("m", "v")}
+        scale = "_shard_scale" if sharded else "_scale"
+        names |= {f"{role}_scale": f"{NAMES[role]}{scale}" for role in ("m", "v")}
     return names
 
 
@@ -79,8 +85,8 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-    layout = _layout(p, options)
-    for role, name in state_names(*options).items():
+    layout = _layout(local_of(p), options)
+    for role, name in state_names(*options, is_dtensor(p)).items():
         if not state or (role in FROM_PARAMS and name not in state):
             missing[name] = _zeros(p, role, *layout[role])
             if role in FROM_PARAMS and missing[name].is_floating_point():
@@ -101,15 +107,28 @@ def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
     parameter's."""
     indices = (i for group in saved["param_groups"] for i in group["params"])
     for group in optimizer.param_groups:
-        has_own = group.get("state_dtype") is not None or "master" in roles_of(group)
         for p, i in zip(group["params"], indices, strict=False):
-            if has_own:
+            if _has_own_dtypes(p, group):
                 _restore(optimizer.state[p], saved["state"].get(i, {}), p, _options_of(p, group))
+
+
+def _has_own_dtypes(p: Tensor, group: dict[str, Any]) -> bool:
+    """Whether some of the state has a dtype that PyTorch's class would not give it."""
+    if group.get("state_dtype") is not None:
+        return True
+    return not set(_options_of(p, group).roles).isdisjoint(FROM_PARAMS) and is_narrow(p)
+
+
+def is_narrow(p: Tensor) -> bool:
+    """Whether the kernels compute such a parameter in another dtype: one of 16 bits."""
+    row = ELEMENT_TYPES.get(_name(p.dtype))
+    return row is not None and row.compute != row.name
 
 
 def _restore(state: State, saved: State, p: Tensor, options: StateOptions) -> None:
     layout = _layout(p, options)
-    expected = {name: torch_dtype(layout[role][0]) for role, name in state_names(*options).items()}
+    names = state_names(*options, is_dtensor(p))
+    expected = {name: torch_dtype(layout[role][0]) for role, name in names.items()}
     for name, value in saved.items():
         if not isinstance(value, Tensor) or name == "step":
             continue
@@ -127,24 +146,30 @@ class Kind(NamedTuple):
 
     format: str | None  # None: in the dtype of the parameter
     roles: tuple[str, ...]  # that options need
+    sharded: bool = False  # whether they are DTensors
 
 
 @cache
-def kind_of(dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...]) -> Kind:
+def kind_of(
+    dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
+) -> Kind:
     """The kind of parameters of this dtype in a group with these options."""
     name = _name(dtype)
     if name in ELEMENT_TYPES and "master" in roles:
         roles = kept_roles(name, roles)
         if "master" in roles:
-            return Kind(format_of(name, state_dtype), roles)
-    return Kind(state_dtype, roles)
+            return Kind(format_of(name, state_dtype), roles, sharded)
+    return Kind(state_dtype, roles, sharded)
 
 
 def _options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
-    """The options of a group, as far as they concern a parameter of this dtype."""
-    name, roles = _name(p.dtype), roles_of(group)
+    """The options of a group, as far as they concern a parameter of this dtype. Without them the
+    moments are of that dtype, as PyTorch keeps them."""
+    name, roles, state_dtype = _name(p.dtype), roles_of(group), group.get("state_dtype")
     kept = kept_roles(name, roles) if name in ELEMENT_TYPES else roles
-    return StateOptions(group.get("state_dtype"), kept)
+    if state_dtype is None and name in FORMATS and "master" not in kept:
+        state_dtype = name
+    return StateOptions(state_dtype, kept)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -161,9 +186,10 @@ def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
 
 
 def _zeros(p: Tensor, role: str, storage: str, shape: Shape) -> Tensor:
-    """A new array: flat for scales and packed elements, else with the parameter's strides."""
+    """A new array: flat for scales and packed elements, of those of this rank; else with the
+    parameter's strides, and placed like it."""
     dtype = torch_dtype(storage)
-    if prod(shape) == p.numel() and not role.endswith("_scale"):
+    if prod(shape) == local_of(p).numel() and not role.endswith("_scale"):
         return torch.zeros_like(p, dtype=dtype)
     return torch.zeros(shape, dtype=dtype, device=p.device)
 
@@ -172,12 +198,3 @@ def torch_dtype(storage: str) -> torch.dtype:
     """The dtype of a storage type. PyTorch can do little with uint32."""
     dtype: torch.dtype = getattr(torch, "int32" if storage == "uint32" else storage)
     return dtype
-
-
-def _storage(tensor: Tensor) -> int:
-    """The address of a tensor's storage; 0 where it has no memory of its own."""
-    try:
-        address: int = tensor.untyped_storage().data_ptr()
-        return address
-    except (RuntimeError, AttributeError):  # a sparse tensor, or not a tensor
-        return 0

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,6 @@ from rich.text import Text
 
 from ..tiny.text_data import Prediction
 from ..tiny.train_loop import History, TrainingResult
-from ..tiny.worked_example import Quantity
 
 
 def make_console() -> Console:
@@ -67,6 +66,14 @@ def heading(text: str) -> Padding:
 def paragraph(text: str) -> Padding:
     """Return text with the left margin of tables."""
     return Padding(Text(text), (0, 0, 0, 1), expand=False)
+
+
+def bullets(items: Iterable[str]) -> Padding:
+    """Return a list with the left margin of tables."""
+    table = Table.grid(padding=(0, 1))
+    for item in items:
+        table.add_row("-", Text(item))
+    return Padding(table, (0, 0, 0, 1), expand=False)
 
 
 # ---------------------------------------------------------------------------- progress
@@ -236,36 +243,6 @@ def sample_panel(text: str) -> Panel:
         c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
     return Panel(Text(shown), title="A sample", title_align="left", box=box.ROUNDED)
-
-
-def worked_update_table(kernel: Sequence[Quantity], reference: Sequence[Quantity]) -> Table:
-    """Return the numbers of the kernel beside those in pure Python."""
-    table = text_table("", "formula")
-    for header in ("kernel", "pure Python"):
-        table.add_column(header, justify="right")
-    for (name, formula, value), other in zip(kernel, reference, strict=True):
-        style = "bold" if name == "theta" else None
-        table.add_row(name, formula, f"{value:+.9f}", f"{other.value:+.9f}", style=style)
-    return table
-
-
-def effective_rates_table(rows: Sequence[tuple[float, float]], lr: float) -> Table:
-    """Return the effective learning rate of gradients by their size."""
-    table = number_table("|g|", "effective lr", "multiple of lr")
-    for gradient, multiplier in rows:
-        table.add_row(f"{gradient:g}", f"{multiplier * lr:.6f}", f"{multiplier:.2f} x")
-    return table
-
-
-def parameters_table(shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    """Return the number of values in each parameter and in its state."""
-    table = number_table("parameter", "shape", "values", "AdamW state")
-    counts = [math.prod(shape) for shape in shapes.values()]
-    for (name, shape), count in zip(shapes.items(), counts, strict=True):
-        table.add_row(name, " x ".join(map(str, shape)), f"{count:,}", f"{2 * count:,}")
-    table.add_section()
-    table.add_row("total", "", f"{sum(counts):,}", f"{2 * sum(counts):,}", style="bold")
-    return table
 
 
 def benchmark_table(

@@ -14,7 +14,7 @@ Outside attention no position sees another, so sequence and position are one axi
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,22 +82,46 @@ def attention_mask(tokens: IntArray, causal_mask: FloatArray) -> FloatArray:
     return mask + np.where(hidden, causal_mask.dtype.type(-np.inf), causal_mask.dtype.type(0))
 
 
+class AttentionCache(NamedTuple):
+    """What the backward pass needs of attention."""
+
+    W: FloatArray  # (3, heads, D, d_head): W_Q, W_K, W_V
+    Q: FloatArray  # (heads, B, n, d_head)
+    K: FloatArray  # (heads, B, n, d_head)
+    V: FloatArray  # (heads, B, n, d_head)
+    P: FloatArray  # (heads, B, n, n): each row is what a position attends to
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of the loss with respect to what attention is computed from."""
+
+    dX: FloatArray  # (N, D), the sum of the paths
+    dW_Q: FloatArray  # (heads, D, d_head)
+    dW_K: FloatArray  # (heads, D, d_head)
+    dW_V: FloatArray  # (heads, D, d_head)
+    paths: FloatArray  # (3, heads, N, D): what reaches X through Q, K and V
+
+
+def attention_scores(Q: FloatArray, K: FloatArray, mask: FloatArray) -> FloatArray:
+    scores: FloatArray = Q @ K.swapaxes(-1, -2) / math.sqrt(Q.shape[-1]) + mask
+    return scores  # (heads, B, n, n)
+
+
 def attention_forward(
     X: FloatArray, W_Q: FloatArray, W_K: FloatArray, W_V: FloatArray, mask: FloatArray
-) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+) -> tuple[FloatArray, AttentionCache]:
     n_heads, _, d_head = W_Q.shape
     W = np.array((W_Q, W_K, W_V))  # (3, heads, D, d_head): one product for three
     Q, K, V = (X @ W).reshape(3, n_heads, -1, mask.shape[-1], d_head)  # (heads, B, n, d_head) each
-    scores = Q @ K.swapaxes(-1, -2) / math.sqrt(d_head) + mask  # (heads, B, n, n)
-    P = softmax(scores)  # (heads, B, n, n)
+    P = softmax(attention_scores(Q, K, mask))  # (heads, B, n, n)
     A = P @ V  # (heads, B, n, d_head)
     concatenated = A.reshape(n_heads, -1, d_head).swapaxes(0, 1).reshape(X.shape)  # (N, D)
-    return concatenated, (W, Q, K, V, P)
+    return concatenated, AttentionCache(W, Q, K, V, P)
 
 
 def attention_backward(
-    dconcatenated: FloatArray, X: FloatArray, cache: tuple[FloatArray, ...]
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    dconcatenated: FloatArray, X: FloatArray, cache: AttentionCache
+) -> AttentionGradients:
     W, Q, K, V, P = cache
     _, n_heads, _, d_head = W.shape
     by_head = dconcatenated.reshape(-1, n_heads, d_head).swapaxes(0, 1)  # (heads, N, d_head)
@@ -109,9 +133,9 @@ def attention_backward(
     dK = dscores.swapaxes(-1, -2) @ Q  # (heads, B, n, d_head)
     dV = P.swapaxes(-1, -2) @ dA  # (heads, B, n, d_head)
     dQKV = np.array((dQ, dK, dV)).reshape(3, n_heads, -1, d_head)  # (3, heads, N, d_head)
-    dX = (dQKV @ W.swapaxes(-1, -2)).sum(axis=(0, 1))  # (N, D)
+    paths = dQKV @ W.swapaxes(-1, -2)  # (3, heads, N, D)
     dW_Q, dW_K, dW_V = X.T @ dQKV  # (heads, D, d_head) each
-    return dX, dW_Q, dW_K, dW_V
+    return AttentionGradients(paths.sum(axis=(0, 1)), dW_Q, dW_K, dW_V, paths)
 
 
 # ---------------------------------------------------------------------------- gelu
@@ -122,13 +146,21 @@ GELU_LINEAR = math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
-def gelu_forward(X: FloatArray) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+class GeluCache(NamedTuple):
+    """What the backward pass needs of GELU."""
+
+    X: FloatArray  # (N, d_ff), what it is applied to
+    square: FloatArray  # (N, d_ff)
+    gate: FloatArray  # (N, d_ff)
+
+
+def gelu_forward(X: FloatArray) -> tuple[FloatArray, GeluCache]:
     square = X * X  # (N, d_ff)
     gate = 0.5 + 0.5 * np.tanh(X * (GELU_LINEAR + GELU_CUBIC * square))  # (N, d_ff)
-    return X * gate, (X, square, gate)
+    return X * gate, GeluCache(X, square, gate)
 
 
-def gelu_backward(dY: FloatArray, cache: tuple[FloatArray, ...]) -> FloatArray:
+def gelu_backward(dY: FloatArray, cache: GeluCache) -> FloatArray:
     X, square, gate = cache
     # gate' = (1 - tanh(u)^2) / 2 * u', and 1 - tanh(u)^2 = 4 gate (1 - gate).
     u_slope = GELU_LINEAR + 3 * GELU_CUBIC * square  # (N, d_ff)
@@ -140,19 +172,26 @@ def gelu_backward(dY: FloatArray, cache: tuple[FloatArray, ...]) -> FloatArray:
 # ---------------------------------------------------------------------------- layernorm
 
 
+class LayernormCache(NamedTuple):
+    """What the backward pass needs of layer normalization."""
+
+    normalized: FloatArray  # (N, D), of mean 0 and variance 1 in each row
+    inverse_std: FloatArray  # (N, 1)
+
+
 def layernorm_forward(
     X: FloatArray, gamma: FloatArray, beta: FloatArray
-) -> tuple[FloatArray, tuple[FloatArray, ...]]:
+) -> tuple[FloatArray, LayernormCache]:
     D = X.shape[-1]
     centred = X - X.sum(axis=-1, keepdims=True) / D  # (N, D)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / D  # (N, 1)
     inverse_std = 1.0 / np.sqrt(variance + LAYERNORM_EPS)  # (N, 1)
     normalized = centred * inverse_std  # (N, D)
-    return normalized * gamma + beta, (normalized, inverse_std)
+    return normalized * gamma + beta, LayernormCache(normalized, inverse_std)
 
 
 def layernorm_backward(
-    dY: FloatArray, gamma: FloatArray, cache: tuple[FloatArray, ...]
+    dY: FloatArray, gamma: FloatArray, cache: LayernormCache
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     normalized, inverse_std = cache
     D = dY.shape[-1]

@@ -14,9 +14,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .layers import (
+    AttentionCache,
+    AttentionGradients,
     CrossEntropyCache,
     FloatArray,
+    GeluCache,
     IntArray,
+    LayernormCache,
     attention_backward,
     attention_forward,
     attention_mask,
@@ -45,20 +49,34 @@ INITIAL_STD = 0.1
 
 
 class Activations(NamedTuple):
-    """What the backward pass needs of each layer."""
+    """What the forward pass has computed, layer by layer."""
 
     tokens: IntArray  # (B, n)
     X: FloatArray  # (N, D), the embedded tokens
-    attention: tuple[FloatArray, ...]
+    attention: AttentionCache
     concatenated: FloatArray  # (N, D), the heads side by side
     H: FloatArray  # (N, D)
-    gelu: tuple[FloatArray, ...]
+    gelu: GeluCache
     hidden: FloatArray  # (N, d_ff)
-    layernorm: tuple[FloatArray, ...]
+    F: FloatArray  # (N, D)
+    layernorm: LayernormCache
     Y: FloatArray  # (N, D)
 
 
 Cache: TypeAlias = tuple[Activations, CrossEntropyCache]
+
+
+class ActivationGradients(NamedTuple):
+    """Gradients of the loss with respect to the activations, in the order of the backward pass."""
+
+    dlogits: FloatArray  # (N, V)
+    dY: FloatArray  # (N, D)
+    dF: FloatArray  # (N, D); H + F passes it on to both
+    dhidden: FloatArray  # (N, d_ff)
+    dgelu: FloatArray  # (N, d_ff), with respect to what GELU is applied to
+    dH: FloatArray  # (N, D), through F and through the sum H + F
+    dconcatenated: FloatArray  # (N, D)
+    attention: AttentionGradients
 
 
 class TinyTransformer:
@@ -152,6 +170,10 @@ class TinyTransformer:
         """The number of parameters."""
         return sum(parameter.size for parameter in self.parameters.values())
 
+    def causal_mask(self, n: int) -> FloatArray:
+        """Return what is added to the (n, n) scores: -inf where a key comes after the query."""
+        return self._causal_mask[:n, :n]
+
     def logits(self, tokens: Sequences) -> FloatArray:
         """Return the scores of the next token: (n, V) for one sequence, (B, n, V) for a batch."""
         rows, one_sequence = token_rows(tokens, self.max_length)
@@ -190,11 +212,15 @@ class TinyTransformer:
         Y, layernorm = layernorm_forward(H + F, p["gamma"], p["beta"])  # (N, D)
         logits = linear_forward(Y, p["W_lm"])  # (N, V)
         return logits, Activations(
-            tokens, X, attention, concatenated, H, gelu, hidden, layernorm, Y
+            tokens, X, attention, concatenated, H, gelu, hidden, F, layernorm, Y
         )
 
     def backward(self, cache: Cache) -> Parameters:
         """Return the gradients of the loss by parameter name, from the cache of `forward`."""
+        return self.backward_through_layers(cache)[0]
+
+    def backward_through_layers(self, cache: Cache) -> tuple[Parameters, ActivationGradients]:
+        """Return what `backward` returns, and the gradients on the way there."""
         a, cross_entropy = cache
         p = self.parameters
         dlogits = cross_entropy_backward(cross_entropy)  # (N, V)
@@ -202,17 +228,18 @@ class TinyTransformer:
         dF, dgamma, dbeta = layernorm_backward(dY, p["gamma"], a.layernorm)  # (N, D)
         dhidden, dW_2 = linear_backward(dF, a.hidden, p["W_2"])  # (N, d_ff)
         dgelu = gelu_backward(dhidden, a.gelu)  # (N, d_ff)
-        dH, dW_1 = linear_backward(dgelu, a.H, p["W_1"])  # (N, D)
+        dH_through_F, dW_1 = linear_backward(dgelu, a.H, p["W_1"])  # (N, D)
         # H reaches the loss twice: through F and through the sum H + F, whose gradient is dF too.
-        dconcatenated, dW_O = linear_backward(dH + dF, a.concatenated, p["W_O"])  # (N, D)
-        dX, dW_Q, dW_K, dW_V = attention_backward(dconcatenated, a.X, a.attention)
-        dE_token, dE_pos = embedding_backward(dX, a.tokens, p["E_token"], p["E_pos"])
-        return {
+        dH = dH_through_F + dF  # (N, D)
+        dconcatenated, dW_O = linear_backward(dH, a.concatenated, p["W_O"])  # (N, D)
+        attention = attention_backward(dconcatenated, a.X, a.attention)
+        dE_token, dE_pos = embedding_backward(attention.dX, a.tokens, p["E_token"], p["E_pos"])
+        grads = {
             "E_token": dE_token,
             "E_pos": dE_pos,
-            "W_Q": dW_Q,
-            "W_K": dW_K,
-            "W_V": dW_V,
+            "W_Q": attention.dW_Q,
+            "W_K": attention.dW_K,
+            "W_V": attention.dW_V,
             "W_O": dW_O,
             "W_1": dW_1,
             "b_1": dgelu.sum(axis=0),
@@ -222,3 +249,6 @@ class TinyTransformer:
             "gamma": dgamma,
             "beta": dbeta,
         }
+        return grads, ActivationGradients(
+            dlogits, dY, dF, dhidden, dgelu, dH, dconcatenated, attention
+        )

@@ -46,7 +46,11 @@ try:
     except TerminatedError:
         save_checkpoint(path, opt)
 except ValueError as error:
-    Path(path).with_suffix(".refused").write_text(str(error))  # mpiexec may lose what is printed
+    # mpiexec may lose what is printed; and a rank that has ended makes it kill the others, at
+    # whatever they are writing.
+    own = Path(path).with_suffix(f".{RANK}")
+    own.write_text(str(error))
+    own.replace(Path(path).with_suffix(".refused"))
     raise
 assert COMM.allgather(opt.t) == [read_step(path)] * COMM.size
 print("saved", flush=True)

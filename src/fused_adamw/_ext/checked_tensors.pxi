@@ -1,0 +1,246 @@
+"""PyTorch's tensors, described for one step: parameters, gradients, counters and state."""
+
+cdef enum:
+    OWN = 3  # references to a parameter, its gradient, its counter; those to its state come next
+
+
+@cython.no_gc
+cdef class CheckedTensors:
+    """Tensors that the kernels serve. Between steps it keeps its memory, and the order of the
+    addresses, but nothing that is true of the tensors: what is stepped is what the optimizer has at
+    that moment, even if it was loaded, moved or replaced."""
+
+    cdef DLPackExchange exchange
+    cdef list names            # of the counter and of the state, in the dicts of an optimizer
+    cdef int[ROLES] roles
+    cdef int num_roles
+    cdef int state_format      # -1 for that of the parameters
+    cdef bint stochastic
+    cdef uint32_t seed
+    cdef Py_ssize_t capacity
+    cdef Workspace space
+    cdef StepCounter *counters
+    cdef PyObject **references
+    cdef IntervalSet written   # sorted
+    cdef Interval *unsorted    # the same as they were added
+    cdef Py_ssize_t num_unsorted
+    cdef bint overlapping
+    cdef int threads
+    cdef const fused_adamw_isa *isa
+
+    def __dealloc__(self):
+        self.clear()
+        self.free()
+
+    cdef int free(self) except -1:
+        release(&self.space)
+        PyMem_Free(self.counters)
+        PyMem_Free(self.references)
+        PyMem_Free(self.written.intervals)
+        PyMem_Free(self.unsorted)
+        self.space.derived = NULL
+        self.counters, self.references, self.written.intervals = NULL, NULL, NULL
+        self.unsorted = NULL
+        return 0
+
+    cdef int reserve(self, Py_ssize_t count) except -1:
+        """Memory for this many tensors."""
+        if count <= self.capacity:
+            return 0
+        self.free()
+        self.capacity = 0
+        prepare(&self.space, count)
+        self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
+        self.references = <PyObject **>allocate(
+            count * (OWN + self.num_roles), sizeof(PyObject *)
+        )
+        reserve(&self.written, count * (self.num_roles + 2))
+        self.unsorted = <Interval *>allocate(count * (self.num_roles + 2), sizeof(Interval))
+        self.num_unsorted = -1  # none is known
+        self.capacity = count
+        return 0
+
+    cpdef int clear(self) except -1:
+        """Give up what is prepared, with its references."""
+        cdef Py_ssize_t i
+        for i in range(self.space.num_active * (OWN + self.num_roles)):
+            release_object(self.references[i])
+        self.space.num_active = 0
+        return 0
+
+    cdef bint check(self, Py_ssize_t k, Py_ssize_t index) except -1:
+        """Whether the kernels serve the tensors of a parameter, which are then described."""
+        cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
+        cdef PyObject **found = &self.references[k * (OWN + self.num_roles)]
+        cdef DLPackExchange exchange = self.exchange
+        cdef ArrayView params, grads
+        if not exchange.view(<object>found[0], &params) or params.element_type < 0:
+            return False
+        exchange.measure(&params)
+        memset(tensor, 0, sizeof(fused_adamw_tensor))
+        tensor.params = params.data
+        tensor.size = size_of(&params)
+        tensor.element_type = params.element_type
+        tensor.state_format = (
+            OWN_FORMAT[params.element_type] if self.state_format < 0 else self.state_format
+        )
+        if not (
+            params.nbytes >= 0
+            and is_compatible(tensor.element_type, tensor.state_format)
+            and exchange.view_like(
+                <object>found[1], StorageType(params.dlpack_code, params.dlpack_bits), &params,
+                &grads,
+            )
+            and not exchange.negates(<object>found[0]) and not exchange.negates(<object>found[1])
+            and self.check_state(found + OWN, tensor, &params)
+            and exchange.view_step(<object>found[2], &self.counters[k])
+        ):
+            return False
+        tensor.grads = grads.data
+        if self.stochastic:
+            tensor.rng_key = fused_adamw_rng_key(self.seed, index)
+        return True
+
+    cdef int begin_at(self, Py_ssize_t k, Py_ssize_t offset) except -1:
+        """The first element has this index in the whole parameter, which its random numbers depend
+        on. Those of blocks begin at a multiple of the size of a block."""
+        cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
+        if offset < 0:
+            raise ValueError(f"offsets must be at least 0; got {offset}")
+        if fused_adamw_state_formats[tensor.state_format].block > 1:
+            offset -= offset % FUSED_ADAMW_BLOCK
+        tensor.element_offset = offset
+        return 0
+
+    cdef bint check_state(
+        self, PyObject **tensors, fused_adamw_tensor *tensor, const ArrayView *params
+    ) except -1:
+        """Scales are flat; other state is like the parameters, unless elements share a byte."""
+        cdef int k, role
+        cdef bint found
+        cdef StorageType storage
+        cdef Py_ssize_t nbytes
+        cdef ArrayView view
+        for k in range(self.num_roles):
+            role = self.roles[k]
+            storage = stored_type(tensor, role)
+            if storage.bits == 0:
+                return False
+            nbytes = storage_nbytes(tensor, role)
+            if role != M_SCALE and role != V_SCALE and nbytes * 8 == tensor.size * storage.bits:
+                found = self.exchange.view_like(<object>tensors[k], storage, params, &view)
+            else:
+                found = self.exchange.view_flat(
+                    <object>tensors[k], storage, nbytes * 8 // storage.bits, &view
+                )
+            if not found:
+                return False
+            role_pointer(tensor, role)[0] = view.data
+        return True
+
+    cdef int derive_scalars(self, Py_ssize_t begin, Py_ssize_t group, hyper) except -1:
+        """Of the tensors from ``begin`` on, whose ``hyper`` have the number ``group``."""
+        cdef Py_ssize_t k
+        cdef fused_adamw_tensor *tensor
+        for k in range(begin, self.space.num_active):
+            tensor = &self.space.tensors[k]
+            tensor.scalars = scalars_of(
+                &self.space, group, True, fused_adamw_element_types[tensor.element_type].compute,
+                self.counters[k].t, hyper,
+            )
+        return 0
+
+    # ---- memory that is shared
+
+    cdef bint has_overlaps(self) except -1:
+        """Whether memory that is updated is also another tensor's."""
+        cdef Py_ssize_t k, count = 0
+        cdef int r
+        cdef bint same = True
+        cdef fused_adamw_tensor *tensor
+        for k in range(self.space.num_active):
+            tensor = &self.space.tensors[k]
+            same &= self.write(
+                &count, interval_at(tensor.params, storage_nbytes(tensor, PARAMS))
+            )
+            for r in range(self.num_roles):
+                same &= self.write(&count, interval_at(
+                    role_pointer(tensor, self.roles[r])[0], storage_nbytes(tensor, self.roles[r])
+                ))
+            same &= self.write(&count, interval_at(
+                self.counters[k].address,
+                fused_adamw_element_types[self.counters[k].element_type].size,
+            ))
+        if not same or count != self.num_unsorted:
+            self.num_unsorted = count
+            self.written.count = self.written.near = 0
+            for k in range(count):
+                include_interval(&self.written, self.unsorted[k])
+            self.overlapping = sort_and_find_overlap(&self.written)
+        if self.overlapping:
+            return True
+        for k in range(self.space.num_active):
+            tensor = &self.space.tensors[k]
+            if overlaps(
+                &self.written, interval_at(tensor.grads, storage_nbytes(tensor, PARAMS))
+            ):
+                return True
+        return False
+
+    cdef inline bint write(self, Py_ssize_t *count, Interval interval) noexcept:
+        """Add memory that is updated; returns whether it was the same before the last step."""
+        cdef Interval *before = &self.unsorted[count[0]]
+        cdef bint same = (
+            count[0] < self.num_unsorted and before.begin == interval.begin
+            and before.end == interval.end
+        )
+        before[0] = interval
+        count[0] += 1
+        return same
+
+    # ---- the step
+
+    cdef list objects(self, int which):
+        """The parameters (0) or gradients (1) that are stepped here."""
+        cdef Py_ssize_t k
+        return [
+            <object>self.references[k * (OWN + self.num_roles) + which]
+            for k in range(self.space.num_active)
+        ]
+
+    cdef bint pays_threads(self) noexcept:
+        return fused_adamw_useful_threads(self.space.tensors, self.space.num_active, 2) > 1
+
+    @property
+    def num_supported(self):
+        """How many tensors will be stepped."""
+        return self.space.num_active
+
+    def grads(self):
+        """The gradients that are read."""
+        return self.objects(1)
+
+    cdef int run(self, increment_version) except -1:
+        cdef Py_ssize_t k, count = self.space.num_active
+        cdef fused_adamw_tensor *tensors = self.space.tensors
+        cdef const StepCounter *counter
+        cdef double started
+        cdef int threads = threads_without_stalls(
+            fused_adamw_useful_threads(tensors, count, self.threads)
+        )
+        if count == 0:
+            return 0
+        started = clock_of(threads)
+        with nogil:
+            fused_adamw_step(self.isa, tensors, count, threads)
+        watch_for_stall(tensors, count, threads, started)
+        for k in range(count):
+            counter = &self.counters[k]
+            if counter.element_type == FUSED_ADAMW_FLOAT32:
+                (<float *>counter.address)[0] = counter.t
+            else:
+                (<double *>counter.address)[0] = counter.t
+        params = self.objects(0)
+        self.clear()
+        call_with(increment_version, <PyObject *>params, NULL)
+        return 0

@@ -1,0 +1,149 @@
+"""Steps of all groups of an optimizer for PyTorch, as long as their options stay the same."""
+
+cdef frozenset READ_EACH_TIME = frozenset(("params", "lr", "betas", "eps", "weight_decay"))
+cdef object ANY = object()  # for the values of these
+
+
+@cython.no_gc
+cdef class GroupPlan:
+    """How a group is stepped whose options are those of ``group`` at this moment; ``hyper`` are
+    read at each step."""
+
+    cdef list options  # names and values, which the pointers are to
+    cdef PyObject **pointers
+    cdef Py_ssize_t num_options
+    cdef PreparedStep prepared
+    cdef tuple rates
+    cdef bint maximize
+    cdef Py_ssize_t first
+
+    def __cinit__(
+        self, dict group not None, PreparedStep prepared not None, tuple rates not None,
+        Py_ssize_t first,
+    ):
+        cdef Py_ssize_t i
+        self.options = []
+        for name, value in group.items():
+            self.options += [name, ANY if name in READ_EACH_TIME else value]
+        self.num_options = len(group)
+        self.pointers = <PyObject **>allocate(2 * self.num_options, sizeof(PyObject *))
+        for i in range(2 * self.num_options):
+            self.pointers[i] = <PyObject *>self.options[i]
+        self.prepared, self.rates, self.first = prepared, rates, first
+        self.maximize = group["maximize"]
+
+    def __dealloc__(self):
+        PyMem_Free(self.pointers)
+
+    cdef bint has_changed(self, dict group) except -1:
+        """Whether an option has been added, removed, or set to another object."""
+        cdef Py_ssize_t i = 0, position = 0
+        cdef PyObject *name
+        cdef PyObject *value
+        while PyDict_Next(group, &position, &name, &value):
+            if i == self.num_options or name != self.pointers[2 * i] or (
+                value != self.pointers[2 * i + 1] and self.pointers[2 * i + 1] != <PyObject *>ANY
+            ):
+                return True
+            i += 1
+        return i != self.num_options
+
+
+@cython.no_gc
+cdef class StepPlan:
+    """All groups of an optimizer, in one list of tensors for all that are stored in one way.
+    ``num_threads``: called where several threads pay; ``increment_version``: called with the
+    parameters that have been stepped."""
+
+    cdef list groups
+    cdef list steps  # PreparedSteps
+    cdef ReentrantLock lock
+    cdef object num_threads, increment_version
+
+    def __cinit__(
+        self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
+    ):
+        cdef GroupPlan plan, other
+        cdef list kinds = []
+        for plan in groups:
+            for other in kinds:
+                if plan.maximize == other.maximize and plan.prepared.is_like(other.prepared):
+                    plan.prepared = other.prepared
+                    break
+            else:
+                kinds.append(plan)
+                plan.prepared.factor = -1 if plan.maximize else 1
+        self.steps = [(<GroupPlan>found).prepared for found in kinds]
+        self.groups, self.lock = groups, lock
+        self.num_threads, self.increment_version = num_threads, increment_version
+
+    def step(self, list groups not None, state not None):
+        """Step all groups, without a moment at which signal handlers of Python run; or return
+        False, with nothing changed, where one is no longer as planned."""
+        cdef PreparedStep prepared
+        self.lock.acquire()
+        try:
+            if not self.prepare(groups, state):
+                return False
+            for prepared in self.steps:
+                prepared.run(self.increment_version)
+            return True
+        finally:
+            for prepared in self.steps:
+                prepared.clear()
+            self.lock.release()
+
+    cdef bint prepare(self, list groups, state) except -1:
+        """Whether all can be stepped like this; nothing is changed yet."""
+        cdef Py_ssize_t i, total = 0
+        cdef PreparedStep prepared
+        if len(groups) != len(self.groups):
+            return False
+        for i, group in enumerate(groups):
+            if type(group) is not dict or (<GroupPlan>self.groups[i]).has_changed(group):
+                return False
+            if type(group["params"]) is not list:
+                return False
+            total += len(<list>group["params"])
+        for prepared in self.steps:
+            prepared.begin(total)
+        if not self.add_groups(groups, state):
+            return False
+        for prepared in self.steps:
+            if prepared.has_overlaps():
+                return False
+            finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)
+            prepared.threads = 1
+            if prepared.pays_threads():
+                prepared.threads = check_num_threads(self.num_threads())
+        return True
+
+    cdef bint add_groups(self, list groups, state) except -1:
+        cdef Py_ssize_t i, begin, number = 0
+        cdef StateCursor cursor = StateCursor(0, 0)
+        cdef GroupPlan plan
+        cdef tuple hyper = None, before
+        for i, group in enumerate(groups):
+            plan = <GroupPlan>self.groups[i]
+            begin = plan.prepared.space.num_active
+            if not isinstance(group["lr"], (float, int)):
+                return False
+            if not plan.prepared.add(group["params"], state, &cursor, plan.first, None):
+                return False
+            if plan.prepared.unsupported:
+                return False
+            before = hyper
+            hyper = (
+                group["lr"], group["betas"], group["eps"], group["weight_decay"], plan.rates
+            )
+            number += before is None or not same_objects(before, hyper)
+            plan.prepared.derive_scalars(begin, number, hyper)
+        return True
+
+
+cdef bint same_objects(tuple a, tuple b) except -1:
+    """Whether two tuples of one length hold the same objects."""
+    for i in range(len(a)):
+        if a[i] is not b[i]:
+            return False
+    return True

@@ -1,0 +1,119 @@
+"""The parameters of a group as the kernels see them: the local shard in the place of each DTensor.
+
+Every rank steps its own shards. Nothing is communicated, except for a gradient that is not placed
+as its parameter is.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._core import PreparedStep
+from .dtensors import has_dtensors, is_dtensor, is_placed_like, local_of, offset_of
+from .state import State
+
+increment_version = torch._C._increment_version
+
+
+class LocalGroup(NamedTuple):
+    """The parameters of a group that have a gradient, with the memory of this rank.
+
+    What cannot be stepped in parts, such as a DTensor with state that is placed otherwise, is left
+    as it is, which no kernel supports.
+    """
+
+    params: list[Tensor]
+    state: Mapping[Tensor, State]
+    offsets: list[int]  # of the shards, for stochastic rounding that does not depend on the ranks
+    whole: dict[Tensor, Tensor]  # the DTensors of the shards
+
+    def increment_versions(self, params: list[Tensor]) -> None:
+        """Of the parameters of the user, after these were updated."""
+        increment_version([self.whole.get(p, p) for p in params])
+
+
+def prepare(
+    prepared: PreparedStep,
+    params: list[Tensor],
+    state: Mapping[Tensor, State],
+    names: dict[str, str],
+    how: dict[str, Any],
+) -> Callable[[list[Tensor]], None] | None:
+    """Prepare a step, of DTensors that of the shards of this rank.
+
+    Args:
+        names: of the state, by role.
+        how: more arguments of ``PreparedStep.prepare``.
+
+    Returns:
+        What increments the versions of the parameters afterwards; None where a parameter lacks
+        state.
+    """
+    if not has_dtensors(params):
+        return increment_version if prepared.prepare(params, state, **how) else None
+    local = _local_group(params, state, names)
+    prepared.offsets = local.offsets
+    found = prepared.prepare(local.params, local.state, **how)
+    return local.increment_versions if found else None
+
+
+def _local_group(
+    params: list[Tensor], state: Mapping[Tensor, State], names: dict[str, str]
+) -> LocalGroup:
+    group = LocalGroup([], {}, [], {})
+    found: dict[Tensor, State] = {}
+    for p in params:
+        entries = state.get(p, {})
+        shard = _shard_of(p, entries, names)
+        if shard is None:
+            group.params.append(p)
+            found[p] = entries
+        else:
+            local, found[local] = shard
+            group.params.append(local)
+            group.whole[local] = p
+        group.offsets.append(offset_of(p))
+    return group._replace(state=found)
+
+
+def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, State] | None:
+    """The local memory of a parameter, with its gradient, and of its state; None where it has no
+    such parts."""
+    if not is_dtensor(p) or any(placement.is_partial() for placement in p._spec.placements):
+        return None  # or the values are sums over the ranks
+    grad = _local_grad(p.grad, p)
+    state = {
+        name: x if _is_whole(name, names) else _local_like(x, p) for name, x in entries.items()
+    }
+    if grad is None or any(x is None for x in state.values()):
+        return None
+    local = local_of(p).detach()
+    try:
+        local.grad = grad
+    except (RuntimeError, TypeError):  # its dtype or shape is different
+        return None
+    return local, state
+
+
+def _is_whole(name: str, names: dict[str, str]) -> bool:
+    """Whether an array of the state is not divided: the counter, and the scales of local blocks."""
+    return name == "step" or name in (names.get("m_scale"), names.get("v_scale"))
+
+
+def _local_grad(grad: Any, p: Any) -> Any:
+    """Redistributed as the parameter is, which PyTorch's operators do too."""
+    if not (is_dtensor(p) and is_dtensor(grad)):
+        return _local_like(grad, p)
+    if not is_placed_like(grad, p) and grad._spec.mesh == p._spec.mesh:
+        with torch.no_grad():
+            grad = grad.redistribute(placements=p._spec.placements)
+    return _local_like(grad, p)
+
+
+def _local_like(x: Any, p: Any) -> Any:
+    """None where the two are not parts of the same elements."""
+    if is_dtensor(x) and is_dtensor(p):
+        return local_of(x) if is_placed_like(x, p) else None
+    return None if is_dtensor(p) else x

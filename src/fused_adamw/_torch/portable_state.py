@@ -1,0 +1,204 @@
+"""State dicts of optimizers with DTensors, which can be loaded on any number of ranks.
+
+An optimizer keeps one scale per block of the local shard. PyTorch's checkpoints divide each DTensor
+between the ranks that load it, and a block there may be of parts of two. A state dict has the
+scales as DTensors placed like the parameter, one per cell: the part of a block that stays together.
+Loading brings them back to one per block. Blocks whose cells had the same scale keep their bits;
+the moments of others are decoded, and encoded with a new scale.
+
+Master weights of 16 bits are pairs of bytes there: no collective operation knows 16-bit integers.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._optim.state_formats import FORMATS
+from .dtensors import grid_of, has_dtensors, is_dtensor, is_placed_like, local_of, new_dtensor
+from .merged_blocks import merge_blocks
+from .state import State, state_names
+
+Group = dict[str, Any]
+MOMENTS = ("m", "v")
+
+
+def portable_state(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of an optimizer, as others can load it."""
+    if not has_dtensors(chain.from_iterable(group["params"] for group in groups)):
+        return saved
+    state = dict(saved["state"])
+    for p, i, state_format in _saved(groups, saved):
+        if is_dtensor(p):
+            integers = {k: x for k, x in state[i].items() if getattr(x, "dtype", 0) == torch.int16}
+            state[i] = state[i] | {name: _as_bytes(p, x) for name, x in integers.items()}
+            if state_format and state[i].keys() >= set(_names(state_format, True).values()):
+                state[i] |= _global_scales(p, state[i], state_format)
+    return {**saved, "state": state}
+
+
+def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict as an optimizer with these groups keeps it.
+
+    Raises:
+        ValueError: what is saved of a parameter cannot be divided as the parameter is.
+    """
+    state = dict(saved["state"])
+    for p, i, state_format in _saved(groups, saved):
+        master = state[i].get("master")
+        if isinstance(master, Tensor) and master.dtype == torch.int8:
+            state[i] = state[i] | {"master": _from_bytes(p, master)}
+        if state_format:
+            state[i] = _with_own_scales(p, state[i], state_format)
+    return {**saved, "state": state}
+
+
+def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
+    """The parameters that have saved state, its keys, and their state format if it has scales."""
+    for group, of_group in zip(groups, saved["param_groups"], strict=False):
+        state_format = of_group.get("state_dtype")
+        if state_format is not None and FORMATS[state_format].block == 1:
+            state_format = None
+        for p, i in zip(group["params"], of_group["params"], strict=False):
+            if i in saved["state"]:
+                yield p, i, state_format
+
+
+def _as_bytes(p: Any, master: Any) -> Any:
+    """The same memory, with one more dimension."""
+    pairs = local_of(master).unsqueeze(-1).view(torch.int8)
+    return new_dtensor(p, pairs, (*p.shape, pairs.shape[-1]))
+
+
+def _from_bytes(p: Any, pairs: Any) -> Any:
+    integers = local_of(pairs).contiguous().view(torch.int16).squeeze(-1)
+    return new_dtensor(pairs, integers, tuple(pairs.shape[:-1])) if is_dtensor(pairs) else integers
+
+
+def _names(state_format: str, sharded: bool) -> dict[str, str]:
+    """The names of the scales of the moments."""
+    names = state_names(state_format, (), sharded)
+    return {role: names[f"{role}_scale"] for role in MOMENTS}
+
+
+def _global_scales(p: Any, entry: State, state_format: str) -> State:
+    """The scales of cells, and the moments that they belong to: copies of both, or neither."""
+    block = FORMATS[state_format].block
+    scales = {
+        name: _global_scale(p, name, entry[name], block)
+        for name in _names(state_format, True).values()
+    }
+    if grid_of(p._spec, block).cell == block:
+        return scales
+    moments = [state_names(state_format, (), True)[role] for role in MOMENTS]
+    return scales | {name: entry[name].clone() for name in moments}
+
+
+def _global_scale(p: Any, name: str, scale: Tensor, block: int) -> Any:
+    """One scale per cell; in the memory that the optimizer uses, where the cells are blocks."""
+    local, grid = local_of(p), grid_of(p._spec, block)
+    if grid.is_by_element:
+        cells = torch.empty_like(local, dtype=scale.dtype, requires_grad=False)
+        _in_memory_order(cells).copy_(scale.repeat_interleave(block)[: local.numel()])
+        return new_dtensor(p, cells, grid.shape, tuple(p.stride()))
+    if not local.is_contiguous():
+        raise ValueError(f"{name} must be of a contiguous shard; got strides {local.stride()}")
+    if grid.cell < block:
+        scale = scale.repeat_interleave(block // grid.cell)[: local.numel() // grid.cell]
+    return new_dtensor(p, scale.view(grid.local_shape(local.shape)), grid.shape)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The elements of a dense tensor, as one dimension."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _with_own_scales(p: Any, entry: State, state_format: str) -> State:
+    """The state with scales of this parameter's kind. Those under the names of the other kind are
+    of a gathered state dict, and preferred: PyTorch fills in what a state dict lacks."""
+    own, other = (_names(state_format, is_dtensor(p) == flag) for flag in (True, False))
+    given = other if entry.keys() >= set(other.values()) else own
+    if not entry.keys() >= set(given.values()) or not (given is other or is_dtensor(p)):
+        return entry
+    rest = {name: x for name, x in entry.items() if name not in other.values()}
+    block = FORMATS[state_format].block
+    scales = {role: _local_scale(p, name, entry[name], block) for role, name in given.items()}
+    per_block = -(-local_of(p).numel() // block)
+    if all(scale.shape == (per_block,) for scale in scales.values()):
+        return rest | {own[role]: scale for role, scale in scales.items()}
+    return rest | _merged(p, entry, scales, state_format)
+
+
+def _merged(p: Any, entry: State, scales: State, state_format: str) -> State:
+    """The moments with scales per block, from those with scales per element."""
+    names = state_names(state_format, (), is_dtensor(p))
+    own = {role: _moment(p, names[role], entry.get(names[role])) for role in MOMENTS}
+    arrays = {role: _in_memory_order(local_of(x)).numpy() for role, x in own.items()}
+    for role, x in scales.items():
+        spread = torch.empty_like(local_of(p), dtype=x.dtype, requires_grad=False).copy_(x)
+        arrays[f"{role}_scale"] = _in_memory_order(spread).numpy()
+    merged = merge_blocks(state_format, arrays)
+    for role in MOMENTS:
+        arrays[role][:] = merged[role]
+    return {names[role]: own[role] for role in MOMENTS} | {
+        names[f"{role}_scale"]: torch.from_numpy(merged[f"{role}_scale"]) for role in MOMENTS
+    }
+
+
+def _moment(p: Any, name: str, value: Any) -> Any:
+    """A copy, in the memory order of the parameter."""
+    if not _has_same_elements(p, value):
+        raise ValueError(f"{name} must be placed like its parameter; got {_described(value)}")
+    return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _has_same_elements(p: Any, value: Any) -> bool:
+    if not isinstance(value, Tensor) or is_dtensor(value) != is_dtensor(p):
+        return False
+    return value.shape == p.shape and (not is_dtensor(p) or is_placed_like(value, p))
+
+
+def _local_scale(p: Any, name: str, value: Any, block: int) -> Tensor:
+    """The scales of the elements of this rank or, flat, of its blocks."""
+    if is_dtensor(p) and is_dtensor(value) and is_placed_like(value, p):
+        grid = grid_of(p._spec, block)
+        if tuple(value.shape) == grid.shape:
+            cells = local_of(value).reshape(-1)
+            if grid.cell == block:
+                return cells
+            return cells.repeat_interleave(grid.cell).view(local_of(p).shape)
+    cell = _cell_of_whole(p, value, block)
+    if cell is None:
+        raise ValueError(
+            f"{name} must have a scale for each block of its parameter or for each of equal parts "
+            f"of the blocks, placed like it; got {_described(value)}"
+        )
+    scale = value.full_tensor() if is_dtensor(value) else value
+    whole = scale.reshape(-1).repeat_interleave(cell)[: p.numel()].view(p.shape)
+    return _part_of(p, whole) if is_dtensor(p) else whole
+
+
+def _cell_of_whole(p: Any, value: Any, block: int) -> int | None:
+    """The number of elements per scale, where these are the scales of the whole parameter."""
+    if not isinstance(value, Tensor) or (is_dtensor(value) and not is_dtensor(p)):
+        return None
+    size, cells = p.numel(), value.numel()
+    cell = block if cells == -(-size // block) else size // max(cells, 1)
+    fits = cell == block or (cell > 0 and cell * cells == size and block % cell == 0)
+    return cell if fits and (cell == 1 or p.is_contiguous()) else None
+
+
+def _part_of(p: Any, whole: Tensor) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    found = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
+    return local_of(found).to(local_of(p).device)
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    placed = f" placed {value.placements}" if is_dtensor(value) else ""
+    return f"{type(value).__name__} of shape {tuple(value.shape)}{placed}"

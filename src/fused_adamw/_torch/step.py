@@ -1,0 +1,62 @@
+"""The step of all groups: as the last one, where nothing but tensors and rates has changed."""
+
+import torch
+from torch.autograd.profiler import record_function
+
+from .._core import GroupPlan, ReentrantLock, StepPlan
+from .dispatch import GroupDispatch, dispatch, num_threads, run_all
+from .hooks import outside_of_graphs
+from .local_shards import increment_version
+
+PROFILED_AS = "fused_adamw::adamw"
+
+
+def take_step(optimizer: torch.optim.AdamW) -> None:
+    """Update all parameters that have a gradient."""
+    if torch.autograd._profiler_enabled():
+        with record_function(PROFILED_AS):
+            _take_step(optimizer)
+    else:
+        _take_step(optimizer)
+
+
+take_step_uncompiled = outside_of_graphs(take_step)
+"""The same where PyTorch compiles: it breaks the graph."""
+
+
+def _take_step(optimizer: torch.optim.AdamW) -> None:
+    plan: StepPlan | None = optimizer.__dict__.get("_plan")
+    if (
+        plan is not None
+        and getattr(optimizer, "grad_scale", None) is None
+        and plan.step(optimizer.param_groups, optimizer.state)
+    ):
+        return
+    lock: ReentrantLock = optimizer.exclusive()
+    with lock:
+        optimizer.__dict__.pop("_plan", None)
+        dispatches: list[list[GroupDispatch]] = []
+        first = 0
+        for group in optimizer.param_groups:
+            dispatches.append(dispatch(optimizer, group, first))
+            first += len(group["params"])
+        run_all(optimizer, [part for parts in dispatches for part in parts])
+        plan = _plan_for(dispatches, lock)
+        if plan is not None:
+            optimizer.__dict__["_plan"] = plan
+
+
+def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> StepPlan | None:
+    """To step like this again; None where not all tensors are stepped by the kernels, group by
+    group."""
+    groups: list[GroupPlan] = []
+    for parts in dispatches:
+        prepared = parts[0].prepared
+        if len(parts) != 1 or prepared is None or parts[0].fallback.params:
+            return None
+        if parts[0].increment_versions is not increment_version:  # of DTensors
+            return None
+        if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
+            return None
+        groups.append(GroupPlan(parts[0].group, prepared, parts[0].rates, parts[0].first))
+    return StepPlan(groups, lock, num_threads=num_threads, increment_version=increment_version)

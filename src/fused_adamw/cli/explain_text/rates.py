@@ -1,0 +1,54 @@
+"""The text of the section on effective learning rates."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from ...explain.rates import Rate, Rates, TensorRates
+from ..console import heading, number_table, paragraph
+from .numbers import cell, factor, number, times
+
+
+def rates_text(found: Rates) -> Iterator[RenderableType]:
+    """Yield the section."""
+    h = found.hyperparameters
+    yield heading("The smaller the gradient, the larger its effective learning rate")
+    yield paragraph(
+        f"effective rate = α / (√v̂ + ε), with α = {h.lr:g} and ε = {h.eps:g}. At the first step "
+        "v̂ = g²: every parameter moves by about α, whatever its gradient."
+    )
+    yield by_gradient(found.by_gradient)
+    yield heading("In the tiny transformer, while it trains")
+    yield paragraph(
+        "Effective rates of the parameters of each tensor, as multiples of α. Parameters whose "
+        "gradient has always been 0 are left out: the embeddings of <PAD>, <EOS> and the last "
+        f"position, from which nothing is predicted. λ = {factor(h.weight_decay)}, "
+        f"β₁ = {factor(h.betas[0])}, β₂ = {factor(h.betas[1])}."
+    )
+    for step, loss in found.losses.items():
+        rows = [row for row in found.by_tensor if row.step == step]
+        yield by_tensor(rows, f"Step {step:,}: loss {number(loss)} after it")
+
+
+def by_gradient(rows: Sequence[Rate]) -> Table:
+    """Return the effective rate of gradients by their size."""
+    table = number_table("|gradient|", "v̂ (≈ g²)", "effective rate", "multiplier")
+    for row in rows:
+        table.add_row(
+            f"{row.gradient:.3f}",
+            cell(row.v_hat),
+            cell(row.effective_lr),
+            f"{times(row.multiplier)} ×",
+        )
+    return table
+
+
+def by_tensor(rows: Sequence[TensorRates], title: str) -> Table:
+    """Return the rates of each tensor at a step."""
+    table = number_table("", "least", "median", "largest", "left out", title=title)
+    for row in rows:
+        values = (row.least, row.median, row.largest)
+        cells = ("" if value is None else f"{times(value)} ×" for value in values)
+        table.add_row(row.tensor, *cells, str(row.without_gradient or ""))
+    return table

@@ -1,0 +1,350 @@
+"""DTensors on the only rank of a mesh, and how their scales are divided between several."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from twin_state import decode_8bit
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from sharded_training import draw, place_on  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
+from torch.distributed.tensor import (  # noqa: E402
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
+from torch_ranks import only_rank  # noqa: E402
+
+import fused_adamw  # noqa: E402
+from fused_adamw import AdamW as ForNumPy  # noqa: E402
+from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep  # noqa: E402
+from fused_adamw._torch.dtensors import grid_of, local_of  # noqa: E402
+from fused_adamw._torch.local_shards import increment_version  # noqa: E402
+from fused_adamw._torch.merged_blocks import merge_blocks  # noqa: E402
+from fused_adamw.torch import AdamW  # noqa: E402
+
+BLOCK = 256
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    with only_rank(tmp_path_factory.mktemp("rank")):
+        yield init_device_mesh("cpu", (1,))
+
+
+def parameter(mesh, shape=(3, 100), placement=None):
+    return torch.nn.Parameter(distribute_tensor(draw(shape, 1), mesh, [placement or Shard(0)]))
+
+
+def trained(mesh, *shapes, **options):
+    params = [parameter(mesh, shape) for shape in shapes or [(3, 100)]]
+    opt = AdamW(params, lr=1e-2, **options)
+    for p in params:
+        p.grad = distribute_tensor(draw(p.shape, 2), mesh, [Shard(0)])
+    opt.step()
+    return params, opt
+
+
+# ---------------------------------------------------------------------------- steps
+
+
+@needs_gloo
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16"}])
+def test_a_step_counts_as_a_change_of_the_parameter(mesh, options):
+    (p,), opt = trained(mesh, **options)
+    before = p._version
+    opt.step()
+    assert p._version > before
+
+
+@needs_gloo
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16"}])
+def test_gradients_are_unscaled_as_those_of_other_tensors(mesh, options):
+    """GradScaler leaves it to the optimizer."""
+    found = []
+    for place in (lambda x: x, place_on(mesh, Shard(0))):
+        p = torch.nn.Parameter(place(draw((3, 100), 1)))
+        p.grad = place(draw((3, 100), 2))
+        opt = AdamW([p], **options)
+        opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+        opt.step()
+        found += [p.detach(), p.grad]
+    torch.testing.assert_close(found[2].full_tensor(), found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[3].full_tensor(), found[1], rtol=0, atol=0)
+
+
+@needs_gloo
+def test_gradients_that_are_sums_over_the_ranks(mesh):
+    p, q = parameter(mesh), parameter(mesh)
+    local = draw(p.shape, 2)
+    p.grad = DTensor.from_local(local, mesh, [Partial()])
+    q.grad = distribute_tensor(local, mesh, [Shard(0)])
+    AdamW([p, q], state_dtype="bfloat16", seed=None).step()
+    assert torch.equal(p.to_local(), q.to_local())
+
+
+@needs_gloo
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": False}], ids=str)
+def test_pytorch_s_own_update_takes_what_the_kernels_do_not(mesh, options):
+    (p,), _ = trained(mesh, **options)
+    q = parameter(mesh)
+    q.grad = p.grad
+    torch.optim.AdamW([q], lr=1e-2, **options).step()
+    assert torch.equal(p.to_local(), q.to_local())
+
+
+def plain_parameter(p, opt):
+    """Of a plain parameter whose state is of a DTensor."""
+    opt.param_groups[0]["params"][0] = q = torch.nn.Parameter(p.detach().to_local())
+    q.grad = torch.ones_like(q)
+    opt.state[q] = opt.state.pop(p)
+
+
+def other_placement(p, opt):
+    state = opt.state[p]
+    state["exp_avg"] = state["exp_avg"].redistribute(placements=[Replicate()])
+
+
+def plain_moment(p, opt):
+    opt.state[p]["exp_avg_sq"] = opt.state[p]["exp_avg_sq"].to_local()
+
+
+@needs_gloo
+@pytest.mark.parametrize("change", [plain_parameter, other_placement, plain_moment])
+def test_tensors_that_are_not_divided_in_one_way_are_refused(mesh, change):
+    (p,), opt = trained(mesh, state_dtype="bfloat16")
+    before = p.detach().clone()
+    change(p, opt)
+    with pytest.raises(TypeError, match=r"requires dense .*unsupported: parameters \[?0"):
+        opt.step()
+    assert torch.equal(p.to_local(), before.to_local())
+
+
+# ---------------------------------------------------------------------------- random numbers
+
+
+def prepared(p, state, offsets=None):
+    step = PreparedStep(EXCHANGE, {"m": "m", "v": "v"}, state_format="bfloat16", seed=0)
+    p.grad = state["grad"]
+    hyper = (1e-2, (0.9, 0.999), 1e-8, 0.0, (None,) * 2)
+    step.offsets = offsets
+    assert step.prepare([p], {p: state}, hyper, maximize=False, num_threads=1)
+    return step
+
+
+def new_state(size):
+    state = {"grad": draw((size,), 2), "step": torch.zeros(())}
+    return state | {name: torch.zeros(size, dtype=torch.bfloat16) for name in "mv"}
+
+
+def test_parts_have_the_random_numbers_of_the_whole():
+    p, state = draw((700,), 1), new_state(700)
+    parts = [slice(0, 300), slice(300, 700)]
+    others = [
+        (p[part].clone(), {k: x[part].clone() if x.ndim else x.clone() for k, x in state.items()})
+        for part in parts
+    ]
+    prepared(p, state).step(increment_version)
+    for part, (other, its_state) in zip(parts, others, strict=True):
+        prepared(other, its_state, offsets=[part.start]).step(increment_version)
+        for name in "mv":
+            assert torch.equal(state[name][part], its_state[name])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 0], "offsets must have 1 entries; got 2"),
+        ([-1], "offsets must be at least 0; got -1"),
+    ],
+)
+def test_wrong_offsets(offsets, message):
+    with pytest.raises(ValueError, match=message):
+        prepared(draw((8,), 1), new_state(8), offsets=offsets)
+
+
+# ---------------------------------------------------------------------------- state dicts
+
+
+def scale_shapes(state):
+    return [tuple(x.shape) for name, x in state.items() if name.endswith("_shard_scale")]
+
+
+@needs_gloo
+def test_scales_are_placed_like_the_parameter(mesh):
+    _, opt = trained(mesh, (3, 512), (3, 100), (300,), state_dtype="8bit")
+    states = opt.state_dict()["state"]
+    assert [scale_shapes(states[i]) for i in range(3)] == [
+        [(3, 2)] * 2,
+        [(3, 25)] * 2,
+        [(300, 1)] * 2,
+    ]
+
+
+@needs_gloo
+def test_an_earlier_state_dict_keeps_moments_with_their_scales(mesh):
+    """A tensor that is copied beside one that later steps change would make no sense."""
+    _, opt = trained(mesh, (300,), state_dtype="8bit")
+    earlier = opt.state_dict()["state"][0]
+    copies = {name: x.clone() for name, x in earlier.items() if name != "step"}
+    opt.step()
+    for name, x in copies.items():
+        assert torch.equal(earlier[name].to_local(), x.to_local())
+
+
+@needs_gloo
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_other_memory_orders(mesh, state_dtype):
+    p = torch.nn.Parameter(DTensor.from_local(draw((30, 20), 1).t(), mesh, [Replicate()]))
+    assert p.stride() == p.to_local().stride() == (1, 20)
+    opt = AdamW([p], state_dtype=state_dtype)
+    p.grad = p.detach().clone()
+    opt.step()
+    before = {name: x.clone() for name, x in opt.state[p].items()}
+    opt.load_state_dict(opt.state_dict())
+    for name, x in opt.state[p].items():
+        assert x.stride() == before[name].stride()
+        assert torch.equal(local_of(x), local_of(before[name]))
+
+
+@needs_gloo
+def test_scales_of_another_parameter_are_refused(mesh):
+    (p,), opt = trained(mesh, state_dtype="8bit")
+    _, other = trained(mesh, (2, 100), state_dtype="8bit")
+    before = opt.state[p]["exp_avg_shard_scale"].clone()
+    saved = opt.state_dict()
+    wrong = other.state_dict()["state"][0]["exp_avg_shard_scale"]
+    saved["state"][0] = {**saved["state"][0], "exp_avg_shard_scale": wrong}
+    with pytest.raises(ValueError, match="exp_avg_shard_scale must have a scale for each block"):
+        opt.load_state_dict(saved)
+    assert torch.equal(opt.state[p]["exp_avg_shard_scale"], before)
+
+
+@needs_gloo
+def test_moments_without_the_parameter_s_placement_are_refused(mesh):
+    _, opt = trained(mesh, state_dtype="8bit")
+    saved = opt.state_dict()
+    state = saved["state"][0]
+    saved["state"][0] = {**state, "exp_avg_code": state["exp_avg_code"].to_local()}
+    with pytest.raises(ValueError, match="exp_avg_code must be placed like its parameter; got"):
+        opt.load_state_dict(saved)
+
+
+# ---------------------------------------------------------------------------- scales
+
+
+class Mesh(NamedTuple):
+    shape: tuple
+
+
+class Spec(NamedTuple):
+    shape: tuple
+    stride: tuple
+    placements: tuple
+    mesh: Mesh
+
+
+def spec_of(shape, ranks, *placements):
+    strides = torch.empty(shape, device="meta").stride()
+    return Spec(shape, strides, placements, Mesh(ranks))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "cell"),
+    [
+        (spec_of((8, 512), (3,), Shard(0)), (8, 2), 256),
+        (spec_of((7, 2, 384), (3,), Shard(0)), (7, 3), 256),
+        (spec_of((6, 200), (4,), Shard(0)), (6, 25), 8),
+        (spec_of((300,), (2,), Shard(0)), (300, 1), 1),
+        (spec_of((4, 768), (3,), Shard(1)), (4, 3), 256),
+        (spec_of((4, 768), (2,), Shard(1)), (4, 6), 128),
+        (spec_of((4, 768), (2,), _StridedShard(1, split_factor=2)), (4, 768, 1), 1),
+        (spec_of((4, 10), (3,), Shard(1)), (4, 5), 2),
+        (spec_of((4, 9), (2,), Shard(1)), (4, 9), 1),
+        (spec_of((4, 6, 64), (2, 2), Shard(1), Shard(1)), (4, 6, 1), 64),
+        (spec_of((4, 768), (2, 2), Shard(0), Shard(1)), (4, 6), 128),
+        (spec_of((7, 512), (2,), Replicate()), (7, 2), 256),
+        (spec_of((), (2,), Replicate()), (1,), 1),
+        (spec_of((0, 3), (2,), Shard(0)), (0, 3), 1),
+    ],
+    ids=str,
+)
+def test_cells(spec, shape, cell):
+    grid = grid_of(spec, BLOCK)
+    assert (grid.shape, grid.cell) == (shape, cell)
+    placed = [placement for placement in spec.placements if placement.is_shard()]
+    elements = torch.arange(int(np.prod(spec.shape))).view(spec.shape)
+    cells = torch.arange(int(np.prod(shape))).view(shape)
+    if len(placed) == 1:  # a cell's elements are on the rank that has the cell
+        (dim,) = (placement.dim for placement in placed)
+        ranks = spec.mesh.shape[spec.placements.index(placed[0])]
+        parts = (x.chunk(ranks, dim) for x in (elements, cells))
+        for own, its_cells in zip(*parts, strict=True):
+            of_elements = own.reshape(-1) // cell
+            assert torch.equal(of_elements, its_cells.reshape(-1).repeat_interleave(cell))
+            assert grid.local_shape(own.shape) == its_cells.shape
+
+
+def stored(size, seed):
+    """Moments of 8 bits after steps, in NumPy."""
+    opt = ForNumPy([draw((size,), seed).numpy()], state_dtype="8bit")
+    sizes = np.linspace(1e-6, 1, size, dtype=np.float32)
+    for step in range(3):
+        opt.step([draw((size,), 10 * seed + step).numpy() * sizes])
+    arrays = opt.state_dict()["state"]["0"]
+    return {name: arrays[name] for name in ("m", "v", "m_scale", "v_scale")}
+
+
+def with_scale_per_element(arrays):
+    size = arrays["m"].size
+    return {
+        name: np.repeat(x, BLOCK)[:size] if name.endswith("_scale") else x
+        for name, x in arrays.items()
+    }
+
+
+def test_whole_blocks_keep_their_bits():
+    arrays = stored(700, 1)
+    merged = merge_blocks("8bit", with_scale_per_element(arrays))
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(merged[name], x)
+
+
+@pytest.mark.parametrize("first", [1, 100, 255])
+def test_parts_of_blocks_get_a_common_scale(first):
+    arrays = stored(70 * BLOCK + 10, 2)
+    part = {name: x[first:] for name, x in with_scale_per_element(arrays).items()}
+    merged = merge_blocks("8bit", part)
+    m, v = (x[first:] for x in decode_8bit(arrays))
+    new_m, new_v = decode_8bit(merged)
+    v_scale = np.repeat(merged["v_scale"], BLOCK)[: v.size].astype(np.int64)
+    moved = np.abs(np.sqrt(new_v).view(np.int32) - np.sqrt(v).view(np.int32).astype(np.int64))
+    assert np.all(moved <= 1 << v_scale % 32)
+    unit = np.repeat(merged["m_scale"], BLOCK)[: m.size] * np.sqrt(new_v)
+    assert np.all(np.abs(new_m - m) <= 0.51 * unit + 0.01 * np.abs(m))
+    assert np.any(new_m != m)
+
+
+# ---------------------------------------------------------------------------- documentation
+
+
+@needs_gloo
+def test_the_example_of_the_documentation(mesh):
+    text = (Path(__file__).parents[2] / "docs/distributed-tensors.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+    model.forward = lambda x: model.layers[1](model.layers[0](x))
+    names = {"model": model, "mesh": mesh, "inputs": torch.ones(3, 4), "torch": torch}
+    exec(example, names | {"fully_shard": fully_shard, "fused_adamw": fused_adamw})
+    (weight, *_) = model.parameters()
+    assert isinstance(weight, DTensor)

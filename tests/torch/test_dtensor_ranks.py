@@ -1,0 +1,195 @@
+"""DTensors on several ranks: FSDP2, tensor parallelism and distributed checkpoints."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from sharded_training import (  # noqa: E402
+    OPTIONS,
+    WHOLE_BLOCKS,
+    Model,
+    call_all,
+    exchange_with_plain,
+    gathered,
+    reshard,
+    train,
+    train_fsdp,
+    train_mixed,
+    train_shards,
+)
+from torch_ranks import run_ranks  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+]
+BLOCK, STEPS = 256, 3
+NUMBERS = {name: i for i, (name, _) in enumerate(Model().named_parameters())}
+ELEMENTWISE = [kind for kind in OPTIONS if not kind.startswith("8bit")]
+MIXED = ["float32", "float64", "ema", "master", "8bit"]  # stochastic only in 8 bits
+FSDP = [{}, {"state_dtype": "bfloat16"}, {"state_dtype": "8bit"}]
+SAVED = ["float32", "bfloat16", "master", "8bit"]
+RESUMED = ["bfloat16", "8bit"]
+EXCHANGED = ["float32", "8bit", "8bit_master"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By number of ranks, what each rank has found. A checkpoint goes from 2 to 1 and to 3."""
+    folder = tmp_path_factory.mktemp("ranks")
+    calls = {
+        2: {
+            "shards": (train_shards, list(OPTIONS), STEPS),
+            "mixed": (train_mixed, MIXED, STEPS),
+            "fsdp": (train_fsdp, FSDP),
+            "reshard": (reshard, SAVED, folder, None, "two", (0, 3)),
+            "whole": (reshard, RESUMED, folder, None, "whole", (0, 4)),
+            "half": (reshard, RESUMED, folder, None, "half", (0, 2)),
+            "resumed": (reshard, RESUMED, folder, "half", "resumed", (2, 4)),
+            "exchange": (exchange_with_plain, EXCHANGED),
+        },
+        1: {
+            "reshard": (reshard, SAVED, folder, "two", "one", (3, 3)),
+            "exchange": (exchange_with_plain, EXCHANGED),
+        },
+        3: {
+            "reshard": (reshard, SAVED, folder, "one", "three", (3, 3)),
+            "shards": (train_shards, list(OPTIONS), STEPS),
+        },
+    }
+    return {ranks: run_ranks(ranks, folder, call_all, calls[ranks]) for ranks in (2, 1, 3)}
+
+
+# ---------------------------------------------------------------------------- comparing
+
+
+def plain_name(name):
+    return name.replace("_shard_scale", "_scale")
+
+
+def per_element(scale, size):
+    """In a state dict of DTensors, one per part of a block; these are of one size."""
+    scale = scale.reshape(-1)
+    in_blocks = scale.numel() == -(-size // BLOCK)
+    return scale.repeat_interleave(BLOCK if in_blocks else size // scale.numel())[:size]
+
+
+def by_plain_names(state):
+    """The arrays of one parameter as others can be compared with them: flat, master weights of 16
+    bits as bytes, scales per element."""
+    size = max(x.numel() for name, x in state.items() if name.startswith("exp_avg"))
+    return {
+        plain_name(name): per_element(x, size)
+        if name.endswith("_scale")
+        else x.reshape(-1).view(torch.int8)
+        for name, x in state.items()
+    }
+
+
+def assert_same(found, expected):
+    """Equal bits of one parameter and its state."""
+    found, expected = by_plain_names(found), by_plain_names(expected)
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        assert torch.equal(x, expected[name]), name
+
+
+def decoded(state):
+    """Per element: m, the bits of the root, and how much a unit of each is."""
+    flat = by_plain_names(state)
+    m, v = flat["exp_avg_code"].numpy(), flat["exp_avg_sq_code"].numpy().view(np.uint8)
+    m_scale, v_scale = flat["exp_avg_scale"].numpy(), flat["exp_avg_sq_scale"].numpy()
+    v_scale = v_scale.view(np.uint32).astype(np.int64)
+    shift = v_scale % 32
+    bits = np.where(v == 0, 0, v_scale - shift + ((v.astype(np.int64) - 1) << shift))
+    root = bits.astype(np.uint32).view(np.float32)
+    return m_scale * m * root, bits, m_scale * root, 1 << shift
+
+
+def assert_within(units, found, expected):
+    m, bits, *_ = decoded(expected)
+    new_m, new_bits, m_unit, bits_unit = decoded(found)
+    assert np.any(m != 0)
+    assert np.all(np.abs(new_bits - bits) <= units * bits_unit)
+    assert np.all(np.abs(new_m - m) <= units * m_unit * 1.001)
+
+
+# ---------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_rows_on_ranks_have_the_bits_of_one_process(results, ranks, kind):
+    """Also where they begin within a block, unless its elements share a scale."""
+    expected = gathered(*train(kind, STEPS))
+    for result in results[ranks]:
+        for name in expected if kind in ELEMENTWISE else WHOLE_BLOCKS:
+            assert_same(result["shards"][kind][name], expected[name])
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_other_placements_beside_plain_tensors(results, kind):
+    """Stochastic rounding differs where rows are divided; nothing else does."""
+    expected = gathered(*train(kind, STEPS))
+    for result in results[2]:
+        for name, found in result["mixed"][kind].items():
+            if kind == "8bit" and name in ("more_blocks", "parts_of_blocks"):
+                p, other = found["param"], expected[name]["param"]
+                torch.testing.assert_close(p, other, rtol=0, atol=0.02)
+            else:
+                assert_same(found, expected[name])
+
+
+def test_fsdp_has_the_losses_of_pytorch_s_class(results):
+    (losses, fallbacks), (others, _) = (result["fsdp"] for result in results[2])
+    assert losses == others
+    assert fallbacks == 0
+    for offload in (False, True):
+        expected = losses["torch", offload]
+        assert expected[-1] < expected[0]
+        np.testing.assert_allclose(losses["{}", offload], expected, rtol=1e-5)
+        for options in FSDP[1:]:
+            np.testing.assert_allclose(losses[str(options), offload], expected, rtol=0.02)
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize(("ranks", "before"), [(1, 2), (3, 1)])
+def test_resharding(results, ranks, before, kind):
+    """8 bits: the same where a row has whole blocks, which is so in one parameter."""
+    states = [results[count][0]["reshard"][kind]["state"] for count in (ranks, before)]
+    assert states[0].keys() == states[1].keys() == NUMBERS.keys()
+    for name in NUMBERS:
+        found, expected = (state[name] for state in states)
+        assert torch.equal(found["step"], expected["step"])
+        if kind == "8bit" and name != "first.weight":
+            assert_within(1, found, expected)
+        else:
+            assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_resuming_on_as_many_ranks_goes_on_with_the_same_bits(results, kind):
+    """The parts of a block are put together again."""
+    for result in results[2]:
+        for name, expected in result["whole"][kind]["state"].items():
+            assert_same(result["resumed"][kind]["state"][name], expected)
+
+
+@pytest.mark.parametrize("kind", EXCHANGED)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gathered_state_goes_to_and_from_other_tensors(results, ranks, kind):
+    for result in results[ranks]:
+        first, *others = result["exchange"][kind]
+        assert len(others) == 4
+        for name, expected in first["state"].items():
+            for other in others:
+                found = other["state"].get(name) or other["state"][NUMBERS[name]]
+                if ranks == 1 or kind == "float32" or name == "first.weight":
+                    assert_same(found, expected)
+                else:  # with the scales of other blocks, and then of the old ones again
+                    assert torch.equal(found["step"], expected["step"])
+                    assert_within(2, found, expected)
