@@ -94,7 +94,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: FilePath, optimizer: "AdamW | ShardedAdamW", *, convert: bool = False
+    path: FilePath, optimizer: "AdamW | ShardedAdamW", *, convert: bool = True
 ) -> dict[str, Any]:
     """Restore the parameters and the state of an optimizer from a file, in place.
 
@@ -112,8 +112,9 @@ def load_checkpoint(
         optimizer: an ``AdamW`` or a ``ShardedAdamW`` over parameters of the same names, shapes and
             dtypes. Their memory order may differ, unless their state is stored flat: parameters of
             16 bits, and any with a ``state_dtype``.
-        convert: convert from one ``state_dtype`` or memory order to another, rounding to nearest.
-            Master weights and averages that the file lacks are initialised from its parameters. To
+        convert: convert from one ``state_dtype`` or memory order to another, rounding to nearest,
+            with one UserWarning (on rank 0) that names the formats. Master weights and averages
+            that the file lacks are initialised from its parameters. False refuses such a file. To
             a ``state_dtype`` with scales ("8bit") in another memory order, a file is slow to
             convert: each 65,536 elements of a tensor may take a read of all of it.
 

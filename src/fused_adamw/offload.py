@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine, Plan
-from ._offload.loading import host_state, offloaded, without
 from ._offload.modules import UseOrder, require_waited, require_whole
 from ._offload.simulation import new_engine, simulated
+from ._offload.twin import host_target
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.fallback import unscale
+from ._torch.stored import Target
 from .torch import AdamW as HostAdamW
 
 __all__ = ["AdamW", "CpuLane", "simulated"]
@@ -243,30 +244,22 @@ class AdamW(HostAdamW):
 
     # ---- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:
         """As in ``fused_adamw.torch.AdamW``; the tensors are in host memory."""
         with self.exclusive():
             self.synchronize()
-            return super().state_dict()
+            return super().state_dict(format=format)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], convert: bool = True) -> None:
         """As in ``fused_adamw.torch.AdamW``, into host memory. Discards a step that has begun."""
         with self.exclusive():
             self.synchronize()
-            super().load_state_dict(state_dict)
+            super().load_state_dict(state_dict, convert)
             self._engine().forget()
 
-    def _loadable(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """What PyTorch is to load, which it copies to the device of each parameter."""
-        found = offloaded(saved, self.param_groups, self._engine().lanes)
-        return without(saved, {key for key, _, _ in found})
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        super()._restore(self._loadable(saved))
-        for key, p, group in offloaded(saved, self.param_groups, self._engine().lanes):
-            self.state.pop(p, None)
-            if key in saved["state"]:
-                self.state[p] = host_state(p, group, saved["state"][key])
+    def _target(self, p: Tensor, group: dict[str, Any]) -> Target | None:
+        on_device = self._engine().lanes.of(p) is not None
+        return host_target(p, group) if on_device else super()._target(p, group)
 
     def __getstate__(self) -> dict[str, Any]:
         self.synchronize()

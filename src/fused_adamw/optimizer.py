@@ -6,11 +6,12 @@ from typing import Any
 
 from ._core import BoundTensors, DeferredSignals, ReentrantLock
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
+from ._optim.conversion import convert_state
 from ._optim.decoded_state import DecodedState
-from ._optim.options import HYPERPARAMETERS
+from ._optim.options import HYPERPARAMETERS, check_flag
 from ._optim.param_groups import DecayMask, matrices_only
-from ._optim.state_dict import SavedState, recognized_entry
-from ._optim.state_formats import StateDtype, allocate_state, convert_state
+from ._optim.state_dict import SavedState, recognized_entry, warn_of_conversion
+from ._optim.state_formats import StateDtype, allocate_state
 from .schedules import Schedule
 
 __all__ = ["AdamW", "DecayMask", "matrices_only"]
@@ -169,14 +170,15 @@ class AdamW(DecodedState):
                 entry |= state.copy().arrays
             return numbers
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = False) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], convert: bool = True) -> None:
         """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
 
         Args:
             state_dict: from ``state_dict()``; its arrays are copied.
             convert: where the snapshot stores state in another format or memory order than this
-                optimizer, convert it, rounding to the nearest. Missing master weights and averages
-                are initialised from the current parameters.
+                optimizer, convert it, rounding to the nearest, with one UserWarning that names the
+                formats. Missing master weights and averages are initialised from the current
+                parameters. False refuses such a snapshot.
 
         Raises:
             TypeError, ValueError: naming the entry, with nothing changed.
@@ -185,11 +187,12 @@ class AdamW(DecodedState):
         """
         with self._lock:
             self.check_numbers(state_dict)
-            entries = self._checked_entries(state_dict, convert)
+            entries = self._checked_entries(state_dict, check_flag("convert", convert))
+            warn_of_conversion("state_dict", (entry.difference for entry in entries))
             with DeferredSignals():
                 self.load_numbers(state_dict)
                 for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
-                    convert_state(*saved, own, param)
+                    convert_state(saved.state, saved.order, own, param)
 
     def _checked_entries(self, saved: Mapping[str, Any], convert: bool) -> list[SavedState]:
         entries = []

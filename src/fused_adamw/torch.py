@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Self, cast, overload
+from typing import Any, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from ._core import DeferredSignals, ReentrantLock
+from ._optim.options import check_flag
 from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.hooks import hook_step
-from ._torch.portable_state import portable_state, state_to_load
-from ._torch.state import restore_dtypes
+from ._torch.portable_state import portable_state
+from ._torch.state_dict import Loaded, as_of_pytorch, to_load
 from ._torch.step import take_step, take_step_uncompiled
+from ._torch.stored import Target, target_of
 
 __all__ = ["AdamW"]
 
@@ -148,29 +150,34 @@ class AdamW(torch.optim.AdamW):
                 self.param_groups.pop()
                 raise
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.AdamW``; ``state_dtype``, ``master_weights`` and ``seed`` are those of
-        the saved groups too.
+    def load_state_dict(self, state_dict: dict[str, Any], convert: bool = True) -> None:
+        """As ``torch.optim.AdamW``; ``state_dtype`` and ``master_weights`` stay as they are.
 
-        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed``,
-        ``master_weights``, the decay rate of an average, and, where the state is stored so,
-        ``state_dtype`` as they are in this optimizer. Master weights and averages that were not
-        saved, and master weights that PyTorch's class has loaded and saved, start from the
-        parameters at the next step.
-        Signal handlers of Python are deferred to the end.
+        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed`` and the
+        decay rate of an average as they are in this optimizer. Master weights and averages that
+        were not saved, and master weights that PyTorch's class has loaded and saved, start from the
+        parameters at the next step. Signal handlers of Python are deferred to the end.
+
+        Args:
+            state_dict: Of this class or of PyTorch's, with ``state_dtype`` or without.
+            convert: Where state was saved in another format, with master weights or without,
+                convert it, rounding to the nearest, with one UserWarning that names the formats.
+                False refuses it.
+
+        Raises:
+            TypeError, ValueError: As ``torch.optim.AdamW``; and for state that cannot be converted,
+                or must not be. Nothing is changed.
         """
-        saved: dict[str, Any] = {}  # after the hooks of the user
+        check_flag("convert", convert)
+        loaded: list[Loaded] = []
 
-        def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-            groups = options.complete(state_dict, self.param_groups)
-            for group in groups:
-                options.check_group(group)
-            completed = {**state_dict, "param_groups": groups}
-            saved.update(state_to_load(self.param_groups, completed))
-            return self._loadable(saved)
+        def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:  # after the user's hooks
+            loaded.append(to_load(self.param_groups, state_dict, convert, self._target))
+            return loaded[0].state_dict
 
         def after(_: Any) -> None:
-            self._restore(saved)
+            for p, state in loaded[0].state.items():
+                self.state[p].update(state)
 
         # PyTorch replaces groups and state in several places.
         with self.exclusive(), DeferredSignals():
@@ -184,19 +191,27 @@ class AdamW(torch.optim.AdamW):
                 for hook in hooks:
                     hook.remove()
 
-    def _loadable(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """Of a state dict with complete groups, what PyTorch is to load."""
-        return saved
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        """Add to what PyTorch has loaded."""
-        restore_dtypes(self, saved)
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:
         """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
-        threads go on to change. To save or copy them, use ``exclusive``."""
+        threads go on to change. To save or copy them, use ``exclusive``.
+
+        Args:
+            format: None: state as it is stored. "torch": what ``torch.optim.AdamW`` loads and
+                continues: moments in float32 (float64 for float64 parameters; in the dtype of the
+                parameter where they are stored so), without master weights, averages and the
+                options that PyTorch lacks.
+        """
+        if format not in (None, "torch"):
+            raise ValueError(f"format must be None or 'torch'; got {format!r}")
         with self.exclusive():
-            return portable_state(self.param_groups, super().state_dict())
+            state: dict[str, Any] = super().state_dict()
+            if format is None:
+                return portable_state(self.param_groups, state)
+            return as_of_pytorch(self.param_groups, state, self._target)
+
+    def _target(self, p: Tensor, group: dict[str, Any]) -> Target | None:
+        """How the state of a parameter is kept; None for a dtype that no kernel supports."""
+        return target_of(p, group)
 
     def exclusive(self) -> ReentrantLock:
         """A block in which no other thread steps or loads this optimizer.

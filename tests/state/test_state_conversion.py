@@ -17,7 +17,7 @@ from states import (
 from twin_state import encode_8bit, raw, to_bfloat16
 
 from fused_adamw import AdamW
-from fused_adamw._optim import state_formats
+from fused_adamw._optim import conversion
 
 NEAREST = {"m": None, "v": None}
 
@@ -32,7 +32,7 @@ def test_a_state_is_converted_to_the_nearest(before, after, dtype, orders):
     saved, untouched = opt.state_dict(), contents(other)
     if not loads_unconverted(dtype, before, after, orders):
         with pytest.raises((TypeError, ValueError), match="pass convert=True to convert"):
-            other.load_state_dict(saved)
+            other.load_state_dict(saved, convert=False)
         assert contents(other) == untouched
     overwrite(other, opt)
     other.load_state_dict(saved, convert=True)
@@ -105,7 +105,7 @@ def test_averages_of_the_weights_are_made_kept_and_dropped(dtype, state_dtype):
     opt = trained(dtype, "F", state_dtype=state_dtype, ema_decay=0.5, steps=1)
     before = contents(opt)
     with pytest.raises((TypeError, ValueError), match=r"\['ema'\]|convert=True"):
-        opt.load_state_dict(without.state_dict())
+        opt.load_state_dict(without.state_dict(), convert=False)
     assert contents(opt) == before
     overwrite(opt, without)
     opt.load_state_dict(without.state_dict(), convert=True)
@@ -142,15 +142,15 @@ def test_a_snapshot_with_other_arrays_is_described():
         (amsgrad, plain, r"\['0'\] was saved with amsgrad=False; this optimizer has amsgrad=True"),
     ):
         with pytest.raises(ValueError, match=expected):
-            opt.load_state_dict(saved.state_dict())
+            opt.load_state_dict(saved.state_dict(), convert=False)
 
 
 def test_conversion_calls_the_codec_once_a_tensor(monkeypatch):
     """Not once a block."""
     calls = []
-    encode = state_formats.encode_state
+    encode = conversion.encode_state
     monkeypatch.setattr(
-        state_formats, "encode_state", lambda *args, **kwargs: calls.append(encode(*args, **kwargs))
+        conversion, "encode_state", lambda *args, **kwargs: calls.append(encode(*args, **kwargs))
     )
     opt, other = trained(), trained(state_dtype="8bit")
     other.load_state_dict(opt.state_dict(), convert=True)

@@ -152,7 +152,7 @@ def test_resumed(dtype, state_dtype, through):
             file.seek(0)
             saved = torch.load(file, weights_only=True)
         resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed)
+        other = AdamW(resumed, state_dtype=state_dtype)
         other.load_state_dict(saved)
     assert other.param_groups[0]["ema_decay"] == DECAY
     assert_equal_tensors(averages(params, opt), averages(resumed, other))

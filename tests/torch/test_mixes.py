@@ -132,8 +132,8 @@ def test_resumed(dtype, state_dtype, master_weights, through):
             file.seek(0)
             saved = torch.load(file, weights_only=True)
         resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed)
-        other.load_state_dict(saved)
+        other = AdamW(resumed, state_dtype=state_dtype, master_weights=master_weights)
+        other.load_state_dict(saved, convert=False)
         assert other.param_groups[0]["master_weights"] is master_weights
     for p, q in zip(params, resumed, strict=True):
         assert_equal_tensors(opt.state[p].values(), other.state[q].values())
@@ -160,7 +160,7 @@ def test_through_pytorch_s_class_and_back(state_dtype, master_weights):
         return
     theirs.step()
     resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    other = AdamW(resumed)
+    other = AdamW(resumed, **options)
     other.load_state_dict(copy.deepcopy(theirs.state_dict()))
     assert not any("master" in entry for entry in other.state.values())
     for entry in other.state.values():

@@ -150,7 +150,7 @@ def test_hooks_of_loading_have_their_say():
     params, opt = trained(state_dtype="8bit")
     saved = copy.deepcopy(opt.state_dict())
     resumed = parameters()
-    other, seen = AdamW(resumed), []
+    other, seen = AdamW(resumed, state_dtype="8bit"), []
 
     def zero_scale(_, state_dict):
         changed = copy.deepcopy(state_dict)
@@ -205,8 +205,8 @@ def test_resumed(dtype, state_dtype, through):
             file.seek(0)
             saved = torch.load(file, weights_only=True)
         resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed)
-        other.load_state_dict(saved)
+        other = AdamW(resumed, state_dtype=state_dtype)
+        other.load_state_dict(saved, convert=False)
     for p, q in zip(params, resumed, strict=True):
         for name, value in opt.state[p].items():
             assert other.state[q][name].dtype == value.dtype
@@ -221,7 +221,7 @@ def test_state_shares_no_memory_with_what_was_loaded():
     saved = opt.state_dict()
     before = copy.deepcopy(saved)
     resumed = parameters()
-    other = AdamW(resumed)
+    other = AdamW(resumed, state_dtype="8bit")
     other.load_state_dict(saved)
     train(resumed, other, 1)
     for i, entry in before["state"].items():

@@ -17,8 +17,9 @@ from .._optim.arrays import (
     transposed_positions,
 )
 from .._optim.base import BaseOptimizer
+from .._optim.conversion import convert_range, without_blocks
 from .._optim.state_dict import StateMatch
-from .._optim.state_formats import FORMATS, TensorState, convert_range, without_blocks
+from .._optim.state_formats import FORMATS, TensorState
 from .checkpoint_schema import Header
 from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
 

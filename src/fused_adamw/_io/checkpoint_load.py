@@ -19,7 +19,8 @@ from .._optim.arrays import (
     transposed_positions,
 )
 from .._optim.base import BaseOptimizer
-from .._optim.state_dict import StateMatch, match_state
+from .._optim.options import check_flag
+from .._optim.state_dict import StateMatch, match_state, warn_of_conversion
 from .._optim.state_formats import storage_dtype
 from .checkpoint_convert import convert_shards
 from .checkpoint_schema import (
@@ -51,6 +52,7 @@ def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, A
     with optimizer.exclusive("load_checkpoint"), ExitStack() as stack:
         with ranks.agreement(call):
             call |= optimizer.collective_call("load_checkpoint")
+            convert = check_flag("convert", convert)
             name = path_text(path)
             file = stack.enter_context(open_regular(name))
         header = _verify(name, file, ranks)
@@ -59,6 +61,8 @@ def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, A
             with translate_read_errors(name):
                 extra = read_metadata(header.metadata, "extra")
             _require_scratch()
+            if ranks.rank == 0:
+                warn_of_conversion(printable(name), (match.difference for match in matches))
         with DeferredSignals():
             with ranks.agreement(), _partial_load_reported(name):
                 _read(file, header, optimizer, ranks.rank, matches)

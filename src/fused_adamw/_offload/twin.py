@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._optim.options import roles_of
 from .._optim.state_formats import (
+    ELEMENT_TYPES,
     FORMATS,
     FROM_PARAMS,
     StateOptions,
@@ -19,6 +20,7 @@ from .._optim.state_formats import (
     state_layout,
 )
 from .._torch.state import Kind, State, state_names, torch_dtype
+from .._torch.stored import Target, storage_of
 
 
 def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
@@ -38,6 +40,15 @@ def options_of(kind: Kind) -> StateOptions:
 def dtype_name(p: Tensor) -> str:
     """As in the tables of the kernels."""
     return str(p.dtype).removeprefix("torch.")
+
+
+def host_target(p: Tensor, group: Mapping[str, Any]) -> Target | None:
+    """Where the state of a parameter is kept, and how; None for a dtype that no kernel supports."""
+    if dtype_name(p) not in ELEMENT_TYPES:
+        return None
+    like, kind = local(p).detach(), kind_on_host(p, group)
+    storage = storage_of(like, StateOptions(kind.format, kind.roles))
+    return Target(storage, like, torch.device("cpu"), is_host_only=True)
 
 
 @cache

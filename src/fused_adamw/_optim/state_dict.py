@@ -1,6 +1,7 @@
 """State dicts: what they contain, and checks of what is loaded."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -8,7 +9,15 @@ import numpy as np
 from .._core import abbreviated
 from .arrays import Array, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS
-from .state_formats import BUFFERS, TensorState, has_param_layout, recognize, stored_as
+from .state_formats import (
+    BUFFERS,
+    FROM_PARAMS,
+    TensorState,
+    has_param_layout,
+    recognize,
+    stored_as,
+)
+from .user_warnings import warn_user
 
 MAX_STEPS = 2**63 - 2**32  # leaves a count of 64 bits far from its end
 
@@ -20,14 +29,26 @@ ArrayTypes: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
 """By role, the dtype and shape of arrays."""
 
 
+class Difference(NamedTuple):
+    """How saved state differs from that of an optimizer, in words."""
+
+    found: str  # a clause, such as "holds 'float32' moments"
+    stored: str  # what the optimizer stores in the place of that
+
+
 class StateMatch(NamedTuple):
     """How the state of a tensor was saved, and whether the optimizer stores it in that way."""
 
     format: str
     own_format: str
     order: MemoryOrder | None  # of saved arrays that are flat
-    is_equal: bool  # the arrays can be copied
+    difference: Difference | None  # None where the arrays can be copied
     roles: tuple[str, ...]  # of saved arrays
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the arrays can be copied."""
+        return self.difference is None
 
 
 class SavedState(NamedTuple):
@@ -35,6 +56,61 @@ class SavedState(NamedTuple):
 
     state: TensorState
     order: MemoryOrder | None
+    difference: Difference | None = None  # of ``StateMatch``
+
+
+class Stored(NamedTuple):
+    """How the state of a tensor is stored, as far as that can differ, for messages."""
+
+    format: str
+    names: frozenset[str]  # of the arrays; master weights and averages under their roles
+    order: Any = None  # in memory
+    master: str = ""  # the dtype of master weights
+
+    def difference_from(self, own: "Stored") -> Difference | None:
+        """From how an optimizer stores it; None if that is the same."""
+        if self == own:
+            return None
+        found, stored = f"is in memory order {self.order!r}", f"{own.order!r}"
+        if self.format != own.format:
+            found, stored = f"holds {self.format!r} moments", f"{own.format!r}"
+            for role in sorted((self.names ^ own.names) & set(FROM_PARAMS)):
+                found += f" with{'' if role in self.names else 'out'} {role}"
+                stored += f" with{'' if role in own.names else 'out'} {role}"
+        elif self.names != own.names:
+            found, stored = f"has {sorted(self.names)}", f"{sorted(own.names)}"
+        elif self.order == own.order:
+            found, stored = f"holds master weights as {self.master}", own.master
+        return Difference(found, stored)
+
+
+def check_difference(where: str, difference: Difference | None, convert: bool) -> None:
+    """Raise ValueError for a difference that is not to be converted."""
+    if difference is not None and not convert:
+        found, stored = difference
+        raise ValueError(
+            f"{where} {found}, this optimizer stores {stored}; pass convert=True to convert"
+        )
+
+
+def warn_of_conversion(
+    what: str, differences: Iterable[Difference | None], *, through: Iterable[str] = ()
+) -> None:
+    """Issue one warning of all conversions of a load; none where nothing is converted.
+
+    Args:
+        what: was loaded.
+        differences: of each tensor.
+        through: as in ``warn_user``.
+    """
+    counts = Counter(difference for difference in differences if difference is not None)
+    if counts:
+        listed = "; ".join(
+            f"the state of {count} tensor{'' if count == 1 else 's'} {found}, "
+            f"this optimizer stores {stored}"
+            for (found, stored), count in counts.items()
+        )
+        warn_user(f"{what} was converted: {listed}; convert=False refuses that", through=through)
 
 
 def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -> list[int]:
@@ -84,7 +160,7 @@ def recognized_entry(
     match = match_state(where, found, entry.get("order"), own, param, convert)
     if match.order is not None:  # flat arrays, which are decoded where they are
         arrays = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
-    return SavedState(TensorState(match.format, arrays), match.order)
+    return SavedState(TensorState(match.format, arrays), match.order, match.difference)
 
 
 def match_state(
@@ -121,20 +197,18 @@ def match_state(
     if (order is None) != has_param_layout(dtype, format_):
         raise ValueError(f"the order of {where} must be 'C' or 'F' if it is flat; got {order!r}")
     own_order = None if has_param_layout(dtype, own_format) else order_of(param)
-    is_equal = saved == expected and order == own_order
-    if not (is_equal or convert):
-        found, stored = f"is in memory order {order!r}", f"{own_order!r}"
-        if format_ != own_format:
-            found, stored = f"holds {format_!r} moments", f"{own_format!r}"
-        elif set(saved) != set(own):
-            found, stored = f"has {sorted(saved)}", f"{sorted(own)}"
-        elif order == own_order:
-            found = f"holds master weights as {saved['master'][0]}"
-            stored = f"{expected['master'][0]}"
-        raise ValueError(
-            f"{where} {found}, this optimizer stores {stored}; pass convert=True to convert"
+    difference = None
+    if saved != expected or order != own_order:
+        difference = _described(format_, saved, order).difference_from(
+            _described(own_format, expected, own_order)
         )
-    return StateMatch(format_, own_format, order, is_equal, tuple(saved))
+    check_difference(where, difference, convert)
+    return StateMatch(format_, own_format, order, difference, tuple(saved))
+
+
+def _described(format_: str, arrays: ArrayTypes, order: MemoryOrder | None) -> Stored:
+    master = str(arrays["master"][0]) if "master" in arrays else ""
+    return Stored(format_, frozenset(arrays), order, master)
 
 
 def _raise_difference(where: str, saved: ArrayTypes, expected: ArrayTypes) -> None:

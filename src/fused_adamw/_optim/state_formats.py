@@ -1,4 +1,4 @@
-"""State of one tensor: which arrays it consists of, and conversion between formats.
+"""State of one tensor: which arrays it consists of.
 
 The formats are the rows of ``_core.state_formats()``. The kernels read and write them, and do the
 encoding and decoding. docs/state-formats.md describes what the arrays contain.
@@ -15,12 +15,11 @@ from .._core import (
     OptionalBuffer,
     decode_state,
     element_types,
-    encode_state,
     optional_buffers,
     state_formats,
 )
-from .arrays import Array, MemoryOrder, Shape, order_of, ravel_like, reshape_like
-from .master_weights import read_master, rest_of, start_of, with_whole_master
+from .arrays import Array, Shape, order_of, ravel_like, reshape_like
+from .master_weights import read_master, start_of, with_whole_master
 
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
@@ -208,7 +207,7 @@ def moment(state: TensorState, role: str, param: Array) -> Array:
     return reshape_like(array, param)
 
 
-# ---------------------------------------------------------------------------- conversion
+# ---------------------------------------------------------------------------- saved arrays
 
 
 def recognize(
@@ -234,67 +233,3 @@ def recognize(
     raise ValueError(
         f"the state must be that of a {param_dtype} parameter of shape {param_shape}; got {listed}"
     )
-
-
-def convert_range(source: TensorState, target: TensorState, params: Array) -> None:
-    """Write the state of a range of a tensor's elements in a different format.
-
-    Moments are decoded and rounded to the nearest; those of the same format keep their bits.
-    Arrays that start as the parameters are made from them where the source lacks them.
-
-    Args:
-        source, target: flat arrays for a range of elements that begins at a multiple of the blocks
-            of both formats. The arrays of ``target`` are written.
-        params: the parameters of the range, flat; bfloat16 may be given as uint16.
-    """
-    for role, array in target.arrays.items():
-        if role in AS_COMPUTED or source.format == target.format:
-            saved = source.arrays.get(role)
-            if saved is not None and saved.dtype != array.dtype:
-                saved = rest_of(saved, params)
-            array[...] = start_of(array.dtype, params) if saved is None else saved
-    if source.format != target.format:
-        moments = decode_state(source.format, source.arrays, params.size)
-        encode_state(target.format, target.arrays, **moments)
-
-
-def convert_state(
-    source: TensorState, order: MemoryOrder | None, target: TensorState, param: Array
-) -> None:
-    """Write the state of a whole tensor in a different format or memory order.
-
-    Args:
-        source: arrays as in a state dict.
-        order: the memory order of flat arrays; None where they have the parameter's shape.
-        target: the state to write.
-        param: the parameter, dense.
-    """
-    own = order_of(param)
-    flat = {role: ravel_like(array, own) for role, array in target.arrays.items()}
-    source = _in_order(source, order, own, param.shape)
-    convert_range(source, TensorState(target.format, flat), ravel_like(param, own))
-
-
-def _in_order(
-    state: TensorState, order: MemoryOrder | None, wanted: MemoryOrder, shape: Shape
-) -> TensorState:
-    """The state with flat arrays in the wanted memory order; a format with scales is decoded."""
-    if order == wanted:
-        return state
-    if order is None:
-        flat = {role: x.ravel(order=wanted) for role, x in state.arrays.items()}
-        return TensorState(state.format, flat)
-    state = without_blocks(state, prod(shape))
-    return TensorState(
-        state.format,
-        {r: x.reshape(shape, order=order).ravel(order=wanted) for r, x in state.arrays.items()},
-    )
-
-
-def without_blocks(state: TensorState, size: int) -> TensorState:
-    """The same state with one item for each of its elements; a format with scales is decoded."""
-    if FORMATS[state.format].block == 1:
-        return state
-    kept = {role: x for role, x in state.arrays.items() if role in AS_COMPUTED}
-    moments = decode_state(state.format, state.arrays, size)
-    return TensorState("float32", moments | kept)  # what moments are decoded to

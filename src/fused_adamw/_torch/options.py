@@ -5,7 +5,6 @@ from typing import Any
 
 from .._optim.options import OPTIONS, RATE_OPTIONS, roles_of
 from .._optim.state_formats import StateOptions, check_roles
-from .state import is_stored_as
 
 Group = dict[str, Any]  # of param_groups
 
@@ -13,6 +12,9 @@ DEFAULTS: Group = {name: option.default for name, option in OPTIONS.items() if o
 RATES = DEFAULTS.keys() & RATE_OPTIONS
 FLAGS = tuple(name for name, default in DEFAULTS.items() if default is False)
 KERNEL_ONLY = tuple(name for name, x in DEFAULTS.items() if x is None or name in FLAGS)
+
+OF_STORAGE = tuple(name for name in DEFAULTS if not OPTIONS[name].saved)
+"""The options that decide how state is stored, which loading does not change."""
 
 
 def select(arguments: Group) -> Group:
@@ -52,22 +54,18 @@ def check(group: Group) -> None:
 
 
 def complete(saved: dict[str, Any], groups: list[Group]) -> list[Group]:
-    """The groups of a state dict. Options that one lacks are those of the same one of ``groups``,
-    as are decay rates that are None: an average that silently ended would be noticed too late."""
-    own = chain(groups, repeat(DEFAULTS))
-    pairs = zip(saved["param_groups"], own, strict=False)
-    return [group | _lacking(group, other, saved["state"]) for group, other in pairs]
+    """The groups of a state dict, with the options of the same one of ``groups``: those that decide
+    how state is stored; those that a saved group lacks; and decay rates that are None there, as an
+    average that silently ended would be noticed too late."""
+    pairs = zip(saved["param_groups"], chain(groups, repeat(DEFAULTS)), strict=False)
+    return [group | _own(group, other) for group, other in pairs]
 
 
-def _lacking(saved: Group, own: Group, state: dict[Any, Any]) -> Group:
+def _own(saved: Group, own: Group) -> Group:
     if DEFAULTS.keys().isdisjoint(saved) and DEFAULTS.keys().isdisjoint(own):
         return {}  # both are PyTorch's
-    lacking = {name: own.get(name, default) for name, default in DEFAULTS.items()}
-    entries = [state[i] for i in saved["params"] if i in state]
-    if not is_stored_as(lacking["state_dtype"], entries):
-        lacking["state_dtype"] = None
     return {
-        name: value
-        for name, value in lacking.items()
-        if name not in saved or (name in RATES and saved[name] is None)
+        name: own.get(name, default)
+        for name, default in DEFAULTS.items()
+        if name in OF_STORAGE or name not in saved or (name in RATES and saved[name] is None)
     }

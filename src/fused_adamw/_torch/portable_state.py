@@ -58,7 +58,7 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
 def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
     """The parameters that have saved state, its keys, and their state format if it has scales."""
     for group, of_group in zip(groups, saved["param_groups"], strict=False):
-        state_format = of_group.get("state_dtype")
+        state_format = of_group.get("state_dtype", group.get("state_dtype"))
         if state_format is not None and FORMATS[state_format].block == 1:
             state_format = None
         for p, i in zip(group["params"], of_group["params"], strict=False):

@@ -5,7 +5,6 @@ that PyTorch gives it, or its own. In a format with scales the names of the mome
 ``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
-from collections.abc import Iterable
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -81,7 +80,7 @@ def state_names(
 def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
     """The state that a parameter lacks: all of it before its first step; later, what an option
     needs that starts as the parameter."""
-    options = _options_of(p, group)
+    options = options_of(p, group)
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -94,51 +93,10 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     return missing
 
 
-def is_stored_as(state_dtype: str | None, entries: Iterable[State]) -> bool:
-    """Whether saved states have the names and the dtype of moments in ``state_dtype``."""
-    if state_dtype is None:
-        return True
-    name, dtype = state_names(state_dtype, ())["m"], torch_dtype(FORMATS[state_dtype].m)
-    return all(getattr(entry.get(name), "dtype", None) == dtype for entry in entries)
-
-
-def restore_dtypes(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
-    """After loading: put back state in its own dtypes, which PyTorch has converted to the
-    parameter's."""
-    indices = (i for group in saved["param_groups"] for i in group["params"])
-    for group in optimizer.param_groups:
-        for p, i in zip(group["params"], indices, strict=False):
-            if _has_own_dtypes(p, group):
-                _restore(optimizer.state[p], saved["state"].get(i, {}), p, _options_of(p, group))
-
-
-def _has_own_dtypes(p: Tensor, group: dict[str, Any]) -> bool:
-    """Whether some of the state has a dtype that PyTorch's class would not give it."""
-    if group.get("state_dtype") is not None:
-        return True
-    return not set(_options_of(p, group).roles).isdisjoint(FROM_PARAMS) and is_narrow(p)
-
-
 def is_narrow(p: Tensor) -> bool:
     """Whether the kernels compute such a parameter in another dtype: one of 16 bits."""
-    row = ELEMENT_TYPES.get(_name(p.dtype))
+    row = ELEMENT_TYPES.get(dtype_name(p.dtype))
     return row is not None and row.compute != row.name
-
-
-def _restore(state: State, saved: State, p: Tensor, options: StateOptions) -> None:
-    layout = _layout(p, options)
-    names = state_names(*options, is_dtensor(p))
-    expected = {name: torch_dtype(layout[role][0]) for role, name in names.items()}
-    for name, value in saved.items():
-        if not isinstance(value, Tensor) or name == "step":
-            continue
-        dtype = expected.get(name, value.dtype)
-        if name == "master" and value.dtype != dtype:
-            # PyTorch's class had loaded it, and stepped the parameters without it.
-            del state[name]
-            continue
-        widened = value.is_floating_point() and dtype.itemsize > value.dtype.itemsize
-        state[name] = value.to(p.device, dtype if widened else value.dtype, copy=True)
 
 
 class Kind(NamedTuple):
@@ -154,7 +112,7 @@ def kind_of(
     dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
 ) -> Kind:
     """The kind of parameters of this dtype in a group with these options."""
-    name = _name(dtype)
+    name = dtype_name(dtype)
     if name in ELEMENT_TYPES and "master" in roles:
         roles = kept_roles(name, roles)
         if "master" in roles:
@@ -162,23 +120,24 @@ def kind_of(
     return Kind(state_dtype, roles, sharded)
 
 
-def _options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
+def options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
     """The options of a group, as far as they concern a parameter of this dtype. Without them the
     moments are of that dtype, as PyTorch keeps them."""
-    name, roles, state_dtype = _name(p.dtype), roles_of(group), group.get("state_dtype")
+    name, roles, state_dtype = dtype_name(p.dtype), roles_of(group), group.get("state_dtype")
     kept = kept_roles(name, roles) if name in ELEMENT_TYPES else roles
     if state_dtype is None and name in FORMATS and "master" not in kept:
         state_dtype = name
     return StateOptions(state_dtype, kept)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Its name without the one of PyTorch."""
     return str(dtype).removeprefix("torch.")
 
 
 def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
     """The storage type and shape of each array."""
-    dtype, shape = _name(p.dtype), tuple(p.shape)
+    dtype, shape = dtype_name(p.dtype), tuple(p.shape)
     if dtype in ELEMENT_TYPES:
         return state_layout(dtype, shape, options)
     # For a parameter that the kernels do not support.

@@ -91,7 +91,7 @@ class TrainingCheckpoint:
 
     def load(self, optimizer: "AdamW | ShardedAdamW") -> None:
         """Restore parameters and optimizer as they were when the file was saved."""
-        load_checkpoint(self.path, optimizer)
+        load_checkpoint(self.path, optimizer, convert=False)
 
     def save_when_due(self, optimizer: "AdamW | ShardedAdamW", history: History) -> None:
         """Save if the training is at its end or at a multiple of `every`.
