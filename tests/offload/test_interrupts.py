@@ -14,6 +14,9 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Beside, Net, on_device  # noqa: E402
 
+from fused_adamw._offload import pump  # noqa: E402
+from fused_adamw._offload.threads import start_thread  # noqa: E402
+
 
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
 @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
@@ -44,6 +47,34 @@ def test_ctrl_c_in_a_step(max_grad_norm, delay):
     other.step()
     opt.step()
     other.assert_equal(opt)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_ctrl_c_when_the_thread_has_just_started(max_grad_norm, monkeypatch):
+    """There is one thread all the same."""
+    started = []
+
+    def start_and_interrupt(*arguments):
+        start_thread(*arguments)
+        started.append(arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(pump, "start_thread", start_and_interrupt)
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": max_grad_norm})
+    opt = on_device(params, lr=1e-2, max_grad_norm=max_grad_norm)
+    net.loss(0).backward()
+    with pytest.raises(KeyboardInterrupt):
+        opt.step()
+    if opt.state_dict()["state"]:
+        other.step()
+    opt.zero_grad()
+    net.loss(1).backward()
+    other.step()
+    opt.step()
+    other.assert_equal(opt)
+    assert len(started) == 1
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from .._core import CHUNK, norm_of_chunks
+from .._core import CHUNK, DeferredSignals, norm_of_chunks
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
@@ -162,15 +162,16 @@ class Engine:
             return known[0]
         arguments = self._job_arguments(plan, plan.lane.ticket())
         job = SumJob(*arguments, plan.recipe.num_threads)
-        self._summed[plan.p] = job, Gradient(plan.grad)
         pump = self._pump()
         pump.start()
+        self._summed[plan.p] = job, Gradient(plan.grad)
         pump.put([job])
         return job
 
     def norm(self, plans: Sequence[Plan]) -> float:
         """The norm of all gradients, with the bits of ``AdamW``."""
-        jobs = [self.begin_sum(plan) for plan in plans]
+        with DeferredSignals():  # or a thread, or a job, could be begun and not known
+            jobs = [self.begin_sum(plan) for plan in plans]
         for job in jobs:
             self._pump().wait(job)
         self._summed.clear()

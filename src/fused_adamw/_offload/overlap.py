@@ -83,7 +83,8 @@ class Overlap:
         engine.check_state()
         self._check(plan)
         if self._sums_only:
-            engine.begin_sum(plan)
+            with DeferredSignals():
+                engine.begin_sum(plan)
             return
         sample = p.dtype, plan.recipe, float(plan.twin.step.item())
         if sample not in self._rehearsed:
