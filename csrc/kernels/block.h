@@ -45,13 +45,15 @@ static inline int has_like_v(const fused_adamw_tensor *tensor, int buffer)
 static inline struct rounding rounding_of(int role, const fused_adamw_tensor *tensor,
                                           ptrdiff_t begin)
 {
-    /* The strides are the fractional parts of the square roots of 2, 3 and 7. */
+    /* The strides are the fractional parts of the square roots of 31, 41 and 43. Their multiples by
+     * powers of 2 fill the interval evenly, too: those are what lies between the elements of a
+     * column, where rows are shorter than a block. */
     static const struct {
         int turn;
         uint32_t stride;
-    } ROLES[] = {[DITHER_V] = {0, 0x6a09e667},
-                 [DITHER_M] = {16, 0xbb67ae85},
-                 [DITHER_PARAMS] = {8, 0xa54ff53a}};
+    } ROLES[] = {[DITHER_V] = {0, 0x9159015a},
+                 [DITHER_M] = {16, 0x67332667},
+                 [DITHER_PARAMS] = {8, 0x8eb44a87}};
     const uint64_t index = (uint64_t)(tensor->element_offset + begin);
     const uint64_t block = index / FUSED_ADAMW_BLOCK;
     const uint32_t stride = ROLES[role].stride, within = (uint32_t)(index % FUSED_ADAMW_BLOCK);

@@ -32,7 +32,7 @@ uint32_t oracle_hash(uint32_t key, uint64_t index)
 uint32_t oracle_dither(int role, uint32_t key, uint64_t index, int64_t t)
 {
     static const double OF_T[] = {0.75487766624669276, 0.61803398874989485, 0.56984029099805327};
-    static const int ROTATION[] = {0, 16, 8}, SQUARE[] = {2, 3, 7};
+    static const int ROTATION[] = {0, 16, 8}, SQUARE[] = {31, 41, 43};
     const double of_position = fmod(sqrt(SQUARE[role]), 1);
     const uint64_t block = index / 256, position = index % 256;
     const uint64_t random = oracle_hash(oracle_hash(key, block >> 32), block % (1ull << 32));

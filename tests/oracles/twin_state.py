@@ -8,7 +8,7 @@ from twin import adamw_twin, ema_twin
 
 BLOCK = 256
 WEYL = {"v": 0xC13FA9A9, "m": 0x9E3779B9, "params": 0x91E10DA5, "v_max": 0xC13FA9A9}
-STRIDE = {"v": 0x6A09E667, "m": 0xBB67AE85, "params": 0xA54FF53A, "v_max": 0x6A09E667}
+STRIDE = {"v": 0x9159015A, "m": 0x67332667, "params": 0x8EB44A87, "v_max": 0x9159015A}
 ROTATED = {"v": 0, "m": 16, "params": 8, "v_max": 0}
 HALF = 1 << 31
 

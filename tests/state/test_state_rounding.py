@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from arrays import dtype_named
 from states import CARRIED, STILL, stored
-from twin_state import roots
+from twin_state import dithers, roots
 
 from fused_adamw import AdamW
 
@@ -101,3 +101,32 @@ def test_one_element_over_many_steps(role):
     # Successive steps fill the interval: 2000 multiples of a quadratic irrational number, or of
     # those of the plastic number, leave a discrepancy of some log2(2000) = 11, not sqrt(2000) = 45.
     assert (np.abs(ups.sum(0) - steps * (exact - below) * 128) <= 11).all()
+
+
+@pytest.mark.parametrize("role", ["m", "v"])
+def test_neighbours_cancel(role):
+    """Of each block of 256 equal elements, as many go up as their fraction says: their dithers fill
+    the interval. By independent draws the standard deviation were sqrt(256 * 0.21) = 7.3. Which ones
+    go up differs from block to block."""
+    share, blocks = 0.3, 400
+    x = np.float32(1 + share / 128)
+    exact = {"m": float(x), "v": float(x * x)}[role]
+    below = np.floor(exact * 128) / 128
+    opt = AdamW(np.zeros(256 * blocks, np.float32), **CARRIED, state_dtype="bfloat16")
+    opt.step(np.full(256 * blocks, x))
+    ups = (getattr(opt, role) > below).reshape(blocks, 256)
+    assert (np.abs(ups.sum(1) - 256 * (exact - below) * 128) <= 5).all()
+    assert len(np.unique(ups, axis=0)) > blocks / 2
+    assert_share(ups[:, 0], (exact - below) * 128)
+
+
+@pytest.mark.parametrize("columns", [2**k for k in range(7)])
+@pytest.mark.parametrize("role", ["m", "v", "params"])
+def test_columns_of_short_rows_do_not_go_up_together(columns, role):
+    """The elements of a column in one block are no more correlated than independent ones. A stride
+    whose multiple by ``columns`` is close to a fraction of few parts has up to twice the deviation."""
+    u = dithers(0, 0, 2**19, 1)[role].reshape(-1, 256 // columns, columns) / 2**32
+    for share in (0.1, 0.3, 0.5):
+        ups = (u < share).sum(1)
+        variance = 256 / columns * share * (1 - share)
+        assert ups.var() <= 1.4 * variance
