@@ -20,6 +20,7 @@ from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.dispatch import GroupDispatch, dispatch, run_all
 from ._torch.fallback import unscale
+from ._torch.paths import GroupPath, note_paths
 from ._torch.stored import Target
 from .torch import AdamW as HostAdamW
 
@@ -198,7 +199,7 @@ class AdamW(HostAdamW):
         )
         self._check(plans)
         engine.wait_for([p for p in engine.pending if p not in engine.begun])
-        dispatches = [] if clips else self._dispatch_host()
+        dispatches = self._dispatch_host(none=clips)
         overlap.require_unchanged(engine, self.param_groups)
         clip = 1.0
         if clips:
@@ -226,21 +227,37 @@ class AdamW(HostAdamW):
                 p.grad = None
         engine.begun.clear()
 
-    def _dispatch_host(self) -> list[GroupDispatch]:
-        """The step of the parameters on the CPU."""
-        lanes, dispatches, first = self._engine().lanes, [], 0
+    def _dispatch_host(self, none: bool = False) -> list[GroupDispatch]:
+        """The step of the parameters on the CPU. ``none``: it is planned otherwise."""
+        lanes, first = self._engine().lanes, 0
+        dispatches: list[list[GroupDispatch]] = []
         for group in self.param_groups:
             params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]
-            if any(p.grad is not None for p in params):
-                dispatches += dispatch(self, group | {"params": params}, first)
+            has_any = not none and any(p.grad is not None for p in params)
+            dispatches.append(dispatch(self, group | {"params": params}, first) if has_any else [])
             first += len(params)
-        return dispatches
+        note_paths(self, dispatches)
+        return [part for parts in dispatches for part in parts]
 
     def _check(self, plans: list[Plan]) -> None:
         """Raise where parameters have been used before their update."""
         if self._order() is not None and plans:
             indices = {plan.p: plan.twin.index for plan in plans}
             require_waited(list(indices), self._engine().pending, indices)
+
+    @property
+    def last_path(self) -> list[GroupPath]:
+        """As in ``fused_adamw.torch.AdamW``. What is off-loaded is always updated by the kernels,
+        as are all parameters with ``max_grad_norm``; PyTorch may update others on the CPU."""
+        of = self._engine().lanes.of
+        kernels = [
+            any(p in self.state and (self.max_grad_norm or of(p)) for p in group["params"])
+            for group in self.param_groups
+        ]
+        return [
+            path._replace(path="both" if path.reason else "kernels") if flag else path
+            for path, flag in zip(super().last_path, kernels, strict=False)
+        ]
 
     # ---- state
 

@@ -13,15 +13,16 @@ from ._optim.options import check_flag
 from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.hooks import hook_step
+from ._torch.inspection import GroupPath, Inspected
 from ._torch.portable_state import portable_state
 from ._torch.state_dict import Loaded, as_of_pytorch, to_load
 from ._torch.step import take_step, take_step_uncompiled
 from ._torch.stored import Target, target_of
 
-__all__ = ["AdamW"]
+__all__ = ["AdamW", "GroupPath"]
 
 
-class AdamW(torch.optim.AdamW):
+class AdamW(Inspected, torch.optim.AdamW):
     """Drop-in replacement for ``torch.optim.AdamW`` (Loshchilov & Hutter 2019).
 
     Arguments, errors, hooks, ``param_groups`` and state are PyTorch's, under the same names, so
@@ -48,7 +49,9 @@ class AdamW(torch.optim.AdamW):
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;
     and subclasses of ``Parameter``. PyTorch's fused update
     ignores strides on the CPU, so tensors that differ in strides from their state or gradient, or
-    have gaps, use PyTorch's loop instead.
+    have gaps, use PyTorch's loop instead. ``last_path`` tells which groups fell back, and why; one
+    UserWarning per optimizer says so the first time, unless the user asked for it: by an option, or
+    by parameters on another device than the CPU.
 
     Args:
         params: Parameters, named parameters or parameter groups. A group may override every

@@ -18,12 +18,14 @@ OTHER_CLASS = {  # what differs, by test
 }
 ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_fallback_": "nothing falls back to PyTorch",
+    "test_inspection": "nothing falls back to PyTorch",
     "test_nothing_is_left_to_pytorch": "other messages",
     "test_what_has_no_kernel": "other messages",
     "test_state_dtype_errors": "other messages",
     "test_masters_of_a_wrong_dtype": "other messages",
     "test_a_compiled_step": "other messages",
     "test_without_masters_nothing_changes": "16-bit parameters are not PyTorch's without options",
+    "test_float32_moments_of_float16_parameters": "the same",
     "test_counters": "counters of new state are float32",
     "test_an_average_that_shares_memory": "with a parameter: not possible",
     "test_a_scale_of_any_size": "the kernels multiply by the inverse, in float32 parameters too",

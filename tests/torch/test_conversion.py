@@ -161,7 +161,17 @@ def test_moments_of_float16(state_dtype):
     ]
     assert_stored(opt, params, wide, state_dtype or "float32")
     train(params, opt, 1, first=7)
+
+
+def test_float32_moments_of_float16_parameters():
+    """Become float16 without a ``state_dtype``, as PyTorch's class keeps them."""
+    _, saving = of_pytorch(torch.float16)
+    saved = contents(saving)
     plain = AdamW(parameters(torch.float16))
+    wide = [
+        {k: x.float() if k != "step" else x for k, x in entry.items()}
+        for entry in saved["state"].values()
+    ]
     wide_saved = {**saved, "state": dict(enumerate(wide))}
     with pytest.warns(UserWarning, match="holds 'float32' moments, this .* stores 'float16'"):
         plain.load_state_dict(wide_saved)

@@ -19,6 +19,7 @@ from .._optim.state_formats import (
     kept_roles,
     state_layout,
 )
+from .._torch.fallback import require_step_tensor
 from .._torch.state import Kind, State, state_names, torch_dtype
 from .._torch.stored import Target, storage_of
 
@@ -133,6 +134,7 @@ class Twin:
         self.written: Address | None = None
         self._entry = {**entry, **self.added}
         self.step = self._entry["step"]
+        require_step_tensor(self.step)
         self._flat = {r: self._checked(p, r, self._entry[name]) for r, name in names.items()}
 
     def is_like(self, p: Tensor) -> bool:

@@ -19,7 +19,7 @@ from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, either, supported_dtypes
 from .dtensors import has_dtensors, is_dtensor, local_of
-from .fallback import refuse_sparse, step_with_torch, unscale
+from .fallback import refuse_sparse, require_step_tensor, step_with_torch, unscale
 from .local_shards import increment_version, prepare
 from .negation import OFFSET, address_of_is_neg
 from .options import Group, check_group, kernel_only
@@ -186,6 +186,8 @@ def _dispatch_to_kernels(
             f"{option}={group[option]!r}"
         )
     if prepared.unsupported:
+        for p in part.params:
+            require_step_tensor(optimizer.state.get(p, {}).get("step", p))
         _refuse(group, option, prepared.unsupported)
     return GroupDispatch(
         group,

@@ -50,6 +50,15 @@ def refuse_sparse(optimizer: torch.optim.AdamW, group: Group, grads: Iterable[Te
         optimizer._init_group(group, [], [], [], [], [], [])
 
 
+def require_step_tensor(count: object) -> None:
+    """Raise what PyTorch raises for a count of steps that is no tensor."""
+    if not isinstance(count, Tensor):
+        raise RuntimeError(
+            "API has changed, `state_steps` argument must contain a list of singleton tensors; got "
+            f"{type(count).__name__}"
+        )
+
+
 def unscale(optimizer: torch.optim.AdamW, grads: Iterable[Tensor]) -> None:
     """Divide by ``grad_scale`` in place, as PyTorch's fused update does."""
     grad_scale = getattr(optimizer, "grad_scale", None)

@@ -7,6 +7,7 @@ from .._core import GroupPlan, ReentrantLock, StepPlan
 from .dispatch import GroupDispatch, dispatch, num_threads, run_all
 from .hooks import outside_of_graphs
 from .local_shards import increment_version
+from .paths import note_paths
 
 PROFILED_AS = "fused_adamw::adamw"
 
@@ -40,6 +41,7 @@ def _take_step(optimizer: torch.optim.AdamW) -> None:
         for group in optimizer.param_groups:
             dispatches.append(dispatch(optimizer, group, first))
             first += len(group["params"])
+        note_paths(optimizer, dispatches)
         run_all(optimizer, [part for parts in dispatches for part in parts])
         plan = _plan_for(dispatches, lock)
         if plan is not None:

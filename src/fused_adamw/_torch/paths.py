@@ -1,0 +1,161 @@
+"""Which groups the kernels have updated and which PyTorch, and why, in words.
+
+A step only notes what it was divided into; the words are found when somebody asks.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._optim.state_formats import ELEMENT_TYPES
+from .._optim.user_warnings import warn_user
+from .dispatch import GroupDispatch
+from .dtensors import local_of
+from .options import Group
+from .state import State, dtype_name
+
+PYTORCH = str(Path(torch.__file__).parent)
+"""Where the lines are that lead from the program of the user to ``step``."""
+
+Noted = list[tuple[bool, list[Tensor]]]
+"""Of the parts of a group: whether the kernels updated any of it, and what PyTorch did."""
+
+NOTED, ASKED = "_noted_paths", "_noted_fallbacks"  # attributes of the optimizer
+
+
+class GroupPath(NamedTuple):
+    """What the last step of a group went through.
+
+    Attributes:
+        path: "kernels", "PyTorch", "both", or "none" where no parameter had a gradient.
+        reason: Why PyTorch; "" for the kernels.
+    """
+
+    path: Literal["kernels", "PyTorch", "both", "none"]
+    reason: str = ""
+
+
+def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch]]) -> None:
+    """Keep what a step, which is to follow, is divided into.
+
+    Warns:
+        UserWarning: once per optimizer, where PyTorch is to update what was meant for the kernels.
+    """
+    noted: list[Noted] = [
+        [
+            (part.prepared is not None and part.prepared.num_supported > 0, part.fallback.params)
+            for part in parts
+        ]
+        for parts in dispatches
+    ]
+    attributes = vars(optimizer)
+    attributes[NOTED] = noted
+    asked: set[int] | None = attributes.setdefault(ASKED, set())
+    if asked is None:  # it has been warned of
+        return
+    for i, parts in enumerate(noted):
+        if i not in asked and any(params for _, params in parts):
+            asked.add(i)  # once per group: to look at the tensors takes longer than to step them
+            if _warn_of_fallback(optimizer, i, parts):
+                attributes[ASKED] = None
+                return
+
+
+def last_paths(optimizer: torch.optim.AdamW) -> list[GroupPath]:
+    """Of each group, for the last step; [] before the first."""
+    noted: list[Noted] = vars(optimizer).get(NOTED, [])
+    pairs = zip(optimizer.param_groups, noted, strict=False)
+    return [_path(optimizer, group, parts) for group, parts in pairs]
+
+
+def _path(optimizer: torch.optim.AdamW, group: Group, parts: Noted) -> GroupPath:
+    params = [p for _, found in parts for p in found]
+    by_kernels = any(flag for flag, _ in parts)
+    if not params:
+        return GroupPath("kernels" if by_kernels else "none")
+    reason = _asked_for(group) or _listed(_reasons(optimizer, params))
+    return GroupPath("both" if by_kernels else "PyTorch", reason)
+
+
+def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: Noted) -> bool:
+    """Whether there was a reason to: not for what the user asked for, by an option or by parameters
+    on a device, where this class has no kernels."""
+    params = [p for _, found in parts for p in found if p.device.type == "cpu"]
+    if not params or _asked_for(optimizer.param_groups[index]):
+        return False
+    count = sum(p.grad is not None for p in optimizer.param_groups[index]["params"])
+    warn_user(
+        f"PyTorch, not fused_adamw, updates {len(params)} of {count} tensors of "
+        f"param_groups[{index}]: {_listed(_reasons(optimizer, params))}. `last_path` of the "
+        "optimizer tells of each step; fused=False selects PyTorch without this warning",
+        through=[PYTORCH],
+    )
+    return True
+
+
+def _asked_for(group: Group) -> str:
+    """The option by which the user has chosen PyTorch's update; "" without one."""
+    for name in ("capturable", "differentiable"):
+        if group[name]:
+            return f"{name}=True"
+    if not group["decoupled_weight_decay"]:
+        return "decoupled_weight_decay=False"
+    if group["fused"] is False:
+        return "fused=False"
+    return "foreach=True" if group["fused"] is None and group["foreach"] else ""
+
+
+def _reasons(optimizer: torch.optim.AdamW, params: list[Tensor]) -> Counter[str]:
+    return Counter(_reason(local_of(p), p, optimizer.state.get(p, {})) for p in params)
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+
+
+def _reason(local: Tensor, p: Tensor, state: State) -> str:
+    """Why no kernel supports a parameter, as far as it can be seen after the step."""
+    if p.device.type != "cpu":
+        return f"on device {p.device}"
+    if type(local) not in (Tensor, torch.nn.Parameter):
+        return f"of class {type(p).__name__}"
+    if p.layout is not torch.strided:
+        return f"of layout {p.layout}"
+    if dtype_name(p.dtype) not in ELEMENT_TYPES:
+        return f"of dtype {p.dtype}"
+    if local.is_neg():
+        return "a negated view"
+    if not _is_dense(local):
+        return "with gaps or overlaps in memory"
+    if not isinstance(state.get("step", p), Tensor):
+        return "with a count of steps that is no tensor"
+    tensors = {"gradient": p.grad} | {k: x for k, x in state.items() if k != "step"}
+    for name, x in tensors.items():
+        difference = _difference(local_of(x), local) if isinstance(x, Tensor) else ""
+        if difference:
+            return f"with {name} {difference}"
+    return "sharing memory with other tensors, or in another way unsupported"
+
+
+def _difference(x: Tensor, p: Tensor) -> str:
+    if x.layout is not p.layout or x.device != p.device:
+        return f"of layout {x.layout} on device {x.device}"
+    if x.dtype != p.dtype:
+        return f"of dtype {x.dtype}"
+    if x.shape != p.shape:
+        return f"of shape {tuple(x.shape)}"
+    if x.is_neg():
+        return "that is a negated view"
+    pairs = zip(x.stride(), p.stride(), p.shape, strict=True)
+    if any(a != b for a, b, size in pairs if size > 1):
+        return f"in a memory layout of its own (strides {x.stride()}, not {p.stride()})"
+    return ""
+
+
+def _is_dense(p: Tensor) -> bool:
+    meta = torch.empty_like(p, device="meta")
+    pairs = zip(meta.stride(), p.stride(), p.shape, strict=True)
+    return p.numel() == 0 or all(a == b for a, b, size in pairs if size > 1)

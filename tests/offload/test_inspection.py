@@ -1,0 +1,65 @@
+"""What ran, counts of steps that are no tensors, and state of PyTorch's class, on a device."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import on_device  # noqa: E402
+
+from fused_adamw.torch import GroupPath  # noqa: E402
+
+
+def parameter(dtype=torch.float32):
+    p = torch.nn.Parameter(torch.ones(300, dtype=dtype))
+    p.grad = torch.full_like(p, 0.5)
+    return p
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_what_is_offloaded_is_stepped_by_the_kernels(max_grad_norm):
+    p, without = parameter(), parameter()
+    without.grad = None
+    opt = on_device([{"params": [p]}, {"params": [without]}], max_grad_norm=max_grad_norm)
+    assert opt.last_path == []
+    opt.step()
+    assert opt.last_path == [GroupPath("kernels"), GroupPath("none")]
+    assert opt.state_nbytes == 8 * 300
+
+
+@pytest.mark.parametrize("count", [3, 3.0, None])
+def test_a_count_of_steps_that_is_a_number(count):
+    p = parameter()
+    opt = on_device([p])
+    opt.step()
+    opt.state[p]["step"] = count
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="`state_steps` argument must contain a list of single"):
+        opt.step()
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_state_of_pytorch_s_class(state_dtype):
+    p = parameter(torch.bfloat16)
+    theirs = torch.optim.AdamW([p])
+    theirs.step()
+    saved = copy.deepcopy(theirs.state_dict())
+    opt = on_device([p], state_dtype=state_dtype)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match="convert=True"):
+        opt.load_state_dict(saved, convert=False)
+    assert opt.state_dict() == before
+    with pytest.warns(UserWarning, match="state_dict was converted") as caught:
+        opt.load_state_dict(saved)
+    assert [x.filename for x in caught] == [__file__]
+    assert opt.param_groups[0]["state_dtype"] == state_dtype
+    assert opt.param_groups[0]["master_weights"] is True
+    opt.step()
+    assert opt.state[p]["step"] == 2
+    out = opt.state_dict(format="torch")
+    assert out["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    theirs.load_state_dict(out)
+    theirs.step()
+    assert theirs.state[p]["step"] == 3
