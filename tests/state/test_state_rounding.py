@@ -106,8 +106,8 @@ def test_one_element_over_many_steps(role):
 @pytest.mark.parametrize("role", ["m", "v"])
 def test_neighbours_cancel(role):
     """Of each block of 256 equal elements, as many go up as their fraction says: their dithers fill
-    the interval. By independent draws the standard deviation were sqrt(256 * 0.21) = 7.3. Which ones
-    go up differs from block to block."""
+    the interval. By independent draws the standard deviation were sqrt(256 * 0.21) = 7.3. Which
+    ones go up differs from block to block."""
     share, blocks = 0.3, 400
     x = np.float32(1 + share / 128)
     exact = {"m": float(x), "v": float(x * x)}[role]
@@ -124,7 +124,8 @@ def test_neighbours_cancel(role):
 @pytest.mark.parametrize("role", ["m", "v", "params"])
 def test_columns_of_short_rows_do_not_go_up_together(columns, role):
     """The elements of a column in one block are no more correlated than independent ones. A stride
-    whose multiple by ``columns`` is close to a fraction of few parts has up to twice the deviation."""
+    whose multiple by ``columns`` is close to a fraction of few parts has up to twice the
+    deviation."""
     u = dithers(0, 0, 2**19, 1)[role].reshape(-1, 256 // columns, columns) / 2**32
     for share in (0.1, 0.3, 0.5):
         ups = (u < share).sum(1)
