@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .._core import BLOCK
-from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateDtype, format_of
+from .._optim.state_formats import ELEMENT_TYPES, STATE_DTYPES, StateDtype, format_of
 from ..optimizer import AdamW
 from .harness import Step
 from .streams import Stream, bind_streams
@@ -68,7 +68,7 @@ def available_mixes() -> dict[Mix, "Traffic"]:
     """
     dtypes = (name for name, row in ELEMENT_TYPES.items() if row.compute == "float32")
     mixes: dict[Mix, Traffic] = {}
-    for dtype, master, format_ in product(dtypes, (False, True), FORMATS):
+    for dtype, master, format_ in product(dtypes, (False, True), STATE_DTYPES):
         mix = Mix(dtype, format_, master)
         traffic = _traffic(mix)
         if traffic is None or traffic == mixes.get(mix._replace(master_weights=False)):

@@ -9,6 +9,7 @@ from .._core import BLOCK
 from .._optim.state_formats import (
     ELEMENT_TYPES,
     FORMATS,
+    STATE_DTYPES,
     StateOptions,
     is_compatible,
     state_layout,
@@ -92,7 +93,10 @@ def storage_of(shapes: Iterable[tuple[int, ...]]) -> Iterator[Storage]:
         shapes: of the parameters.
     """
     for params, master, moments in product(ELEMENT_TYPES, (False, True), FORMATS):
-        if is_compatible(params, moments) and (ELEMENT_TYPES[params].master or not master):
+        row = ELEMENT_TYPES[params]
+        if moments not in STATE_DTYPES and moments != row.compute:  # only PyTorch's class has it
+            continue
+        if is_compatible(params, moments) and (row.master or not master):
             options = StateOptions(moments, ("master",) if master else ())
             per_block = _state_bytes(params, (BLOCK,), options)
             total = sum(_state_bytes(params, shape, options) for shape in shapes)
