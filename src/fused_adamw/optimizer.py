@@ -10,7 +10,12 @@ from ._optim.conversion import convert_state
 from ._optim.decoded_state import DecodedState
 from ._optim.options import HYPERPARAMETERS, check_flag
 from ._optim.param_groups import DecayMask, matrices_only
-from ._optim.state_dict import SavedState, recognized_entry, warn_of_conversion
+from ._optim.state_dict import (
+    SavedState,
+    recognized_entry,
+    require_saved_roles,
+    warn_of_conversion,
+)
 from ._optim.state_formats import StateDtype, allocate_state
 from .schedules import Schedule
 
@@ -199,6 +204,7 @@ class AdamW(DecodedState):
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
             own = self.state_entries(param)
+            require_saved_roles(where, saved, entry)
             entries.append(recognized_entry(where, entry, own, param, convert))
         return entries
 

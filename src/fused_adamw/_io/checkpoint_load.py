@@ -20,7 +20,12 @@ from .._optim.arrays import (
 )
 from .._optim.base import BaseOptimizer
 from .._optim.options import check_flag
-from .._optim.state_dict import StateMatch, match_state, warn_of_conversion
+from .._optim.state_dict import (
+    StateMatch,
+    match_state,
+    require_saved_roles,
+    warn_of_conversion,
+)
 from .._optim.state_formats import storage_dtype
 from .checkpoint_convert import convert_shards
 from .checkpoint_schema import (
@@ -120,6 +125,7 @@ def _match_tensors(
     for name, array in params.items():
         where, order = f"the state of {name!r}", numbers["state"][name].get("order")
         own = optimizer.state_entries(array)
+        require_saved_roles(where, numbers, saved[name])
         matches.append(match_state(where, saved[name], order, own, array, convert))
     return matches
 

@@ -1,14 +1,14 @@
 """State dicts: what they contain, and checks of what is loaded."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import abbreviated
 from .arrays import Array, MemoryOrder, Shape, order_of
-from .options import HYPERPARAMETERS, OPTIONS
+from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
     BUFFERS,
     FROM_PARAMS,
@@ -137,6 +137,21 @@ def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -
         _check_count(f"{where}['step']", entry["step"])
         steps.append(entry["step"])
     return steps
+
+
+def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[str]) -> None:
+    """Raise ValueError where state lacks an array that an option of the same state dict needs: it
+    is incomplete, and nothing to convert.
+
+    Args:
+        where: what the state is called in messages.
+        saved: a state dict, or its numbers.
+        roles: of the arrays of a tensor.
+    """
+    for option, role in ROLES.items():
+        value = saved.get(option)
+        if role not in roles and role in roles_of({option: value}):
+            raise ValueError(f"{where} must have the array {role!r}; got {option}={value} without")
 
 
 def recognized_entry(
