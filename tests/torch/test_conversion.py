@@ -440,3 +440,17 @@ def test_to_pytorch_and_back():
     set_gradients(params, 8)
     again.step()
     assert again.state[params[0]]["step"] == 6
+
+
+@pytest.mark.parametrize("state_dtype", [None, "8bit"], ids=str)
+def test_both_own_and_saved_moments(state_dtype):
+    """As PyTorch's gathered state dicts have them, which add what was saved to what there is."""
+    params, opt = trained(state_dtype=state_dtype, steps=1)
+    _, saving = trained() if state_dtype else trained(state_dtype="8bit")
+    saved = contents(saving)
+    both = contents(opt)
+    for i, entry in saved["state"].items():
+        both["state"][i] |= entry
+    with pytest.warns(UserWarning, match="the state of 6 tensors"):
+        opt.load_state_dict(both)
+    assert_stored(opt, params, saved["state"].values(), state_dtype or "float32")
