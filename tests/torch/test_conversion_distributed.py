@@ -132,7 +132,7 @@ def mesh(tmp_path_factory):
 
 @needs_gloo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dtensors(mesh, dtype):
+def test_dtensors_are_converted(mesh, dtype):
     p = torch.nn.Parameter(distribute_tensor(draw((3, 100), 1).to(dtype), mesh, [Shard(0)]))
     p.grad = distribute_tensor(draw((3, 100), 2).to(dtype), mesh, [Shard(0)])
     theirs = torch.optim.AdamW([p], lr=1e-2)
