@@ -25,8 +25,6 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_masters_of_a_wrong_dtype": "other messages",
     "test_a_compiled_step": "other messages",
     "test_without_masters_nothing_changes": "16-bit parameters are not PyTorch's without options",
-    "test_float32_moments_of_float16_parameters": "the same",
-    "test_dtensors_are_converted": "the host keeps the state of the local shards",
     "test_counters": "counters of new state are float32",
     "test_an_average_that_shares_memory": "with a parameter: not possible",
     "test_a_scale_of_any_size": "the kernels multiply by the inverse, in float32 parameters too",

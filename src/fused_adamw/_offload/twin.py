@@ -48,7 +48,7 @@ def host_target(p: Tensor, group: Mapping[str, Any]) -> Target | None:
     if dtype_name(p) not in ELEMENT_TYPES:
         return None
     like, kind = local(p).detach(), kind_on_host(p, group)
-    storage = storage_of(like, StateOptions(kind.format, kind.roles))
+    storage = storage_of(like, options_of(kind))
     return Target(storage, like, torch.device("cpu"), is_host_only=True)
 
 
