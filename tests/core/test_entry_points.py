@@ -260,8 +260,8 @@ def call_at_random(rng, count):
         named = {rng.choice(names): values(rng) for _ in range(rng.choice([0, 0, 1, 2]))}
         try:
             target(*positional, **named)
-        except (TypeError, ValueError, OverflowError, AttributeError, KeyError):
-            # OverflowError: an int that no C type holds; the last two: objects that are no tensors
+        except (TypeError, ValueError, OverflowError, AttributeError, LookupError):
+            # OverflowError: an int that no C type holds; the last two: objects of a wrong kind
             refused += 1
     return refused
 
