@@ -141,7 +141,9 @@ ShardedAdamW.step = step
 try:
     main()
 except SystemExit as exit_:
-    print("status", exit_.code, file=sys.__stderr__, flush=True)
+    # In one write: those of two ranks must not come between each other.
+    sys.__stderr__.write(f"status {exit_.code}\n")
+    sys.__stderr__.flush()
 """
 
 
