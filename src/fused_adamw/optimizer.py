@@ -86,9 +86,10 @@ class AdamW(DecodedState):
             uses: a tensor whose gradient is None is left out of a step.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
-        amsgrad, maximize, ...: the arguments that follow ``weight_decay``. They may be changed
-            between steps, but for ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``; a
-            decay rate that is None, and so has no average, stays None.
+        amsgrad: and the other arguments that follow ``weight_decay``, ``maximize`` to
+            ``ema_decay``. They may be changed between steps, but for ``amsgrad``, ``state_dtype``,
+            ``master_weights`` and ``seed``; a decay rate that is None, and so has no average, stays
+            None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.
