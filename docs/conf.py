@@ -2,7 +2,6 @@
 
 import os
 import re
-
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,8 +24,8 @@ html_theme_options = {"top_of_page_buttons": []}
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # the anchors that code hosts give to headings
 
-# Files outside of docs/ that are pages of the site too. Links to them, and from them, are written as
-# a code host needs them.
+# Files outside of docs/ that are pages of the site too. Links to them, and from them, are written
+# as a code host needs them.
 OUTSIDE = {
     "CONTRIBUTING.md": "project/contributing",
     "CHANGELOG.md": "project/changelog",
