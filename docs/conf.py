@@ -69,6 +69,7 @@ nb_merge_streams = True
 NEEDS = {
     "tutorials/5-from-torch-optim.md": "torch",
     "tutorials/6-off-loading.md": "torch",
+    "tutorials/7-other-arrays.md": "jax",
 }
 nb_execution_excludepatterns = [page for page, module in NEEDS.items() if not find_spec(module)]
 
