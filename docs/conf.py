@@ -17,11 +17,21 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "fused-adamw"
 html_copy_source = False
-html_theme_options = {"top_of_page_buttons": []}
+
+# ---- what pages need that the extra [docs] does not install, or that is missing on some platforms
+
+NEEDS = {
+    "tutorials/5-from-torch-optim": "torch",
+    "tutorials/6-off-loading": "torch",
+    "tutorials/7-other-arrays": "jax",
+    "api/torch": "torch",
+    "api/offload": "torch",
+}
+INCOMPLETE = {page: module for page, module in NEEDS.items() if not find_spec(module)}
+NOTE = "\n\n```{{important}}\n{} This site was built where `{}` is not installed.\n```\n\n"
 
 # ---- pages
 
-myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # the anchors that code hosts give to headings
 
 # Files outside of docs/ that are pages of the site too. Links to them, and from them, are written
@@ -53,6 +63,16 @@ def read_page(app, docname, source):
 
     if path.suffix == ".md":
         source[0] = LINK.sub(resolved, source[0])
+    if docname in INCOMPLETE:
+        source[0] = marked_incomplete(docname, source[0])
+
+
+def marked_incomplete(docname, text):
+    """A page with a note below its heading: of a tutorial without outputs, or of no reference."""
+    before, heading, after = re.split(r"^(# .*)$", text, maxsplit=1, flags=re.M)
+    if docname.startswith("api/"):
+        return heading + NOTE.format("The reference is missing.", INCOMPLETE[docname])
+    return before + heading + NOTE.format("The outputs are missing.", INCOMPLETE[docname]) + after
 
 
 def setup(app):
@@ -65,19 +85,13 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
-# A notebook that needs a library which is not installed is shown without its outputs.
-NEEDS = {
-    "tutorials/5-from-torch-optim.md": "torch",
-    "tutorials/6-off-loading.md": "torch",
-    "tutorials/7-other-arrays.md": "jax",
-}
-nb_execution_excludepatterns = [page for page, module in NEEDS.items() if not find_spec(module)]
+nb_execution_excludepatterns = [f"{page}.md" for page in INCOMPLETE]
 
 # ---- API
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say them, shorter than nested aliases do
-autodoc_mock_imports = [module for module in ("torch", "mpi4py") if not find_spec(module)]
+autodoc_mock_imports = ["mpi4py"]
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes in the text of the class, as several are properties too

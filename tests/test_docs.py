@@ -139,10 +139,13 @@ def python_of(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
-@pytest.mark.parametrize("code", python_of(DOCS / "faq.md") if DOCS.exists() else [])
-def test_the_examples_of_the_faq(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["index", "faq"])
+def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "faq.md", "exec"), {})
+    examples = python_of(DOCS / f"{page}.md")
+    assert examples
+    for code in examples:
+        exec(compile(code, page, "exec"), {})
 
 
 def test_the_formula_of_the_page_on_the_arithmetic(dtype):
