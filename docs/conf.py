@@ -17,6 +17,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "fused-adamw"
 html_copy_source = False
+highlight_language = "text"  # of blocks without a language, most of which are formulas
 
 # ---- what pages need that the extra [docs] does not install, or that is missing on some platforms
 

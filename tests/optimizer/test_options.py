@@ -20,7 +20,7 @@ def test_the_constructor_of_adamw_has_every_option_with_its_default():
     expected = {name: option.default for name, option in OPTIONS.items()}
     found = defaults_of(AdamW)
     assert expected.items() <= found.items()
-    assert set(found) - set(expected) == {*HYPERPARAMETERS, "decay_mask"}
+    assert set(found) - set(expected) == {*HYPERPARAMETERS, "decay_mask", "allocate"}
 
 
 def test_the_constructor_of_sharded_adamw_has_the_same():
