@@ -44,7 +44,7 @@ OUTSIDE = {
     "examples/README.md": "project/examples",
 }
 PAGES = {page: REPOSITORY / file for file, page in OUTSIDE.items()}
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]*)")
+LINK = re.compile(r"\[([^][]*)\]\((?!\w+:|#)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def read_page(app, docname, source):
@@ -56,11 +56,14 @@ def read_page(app, docname, source):
     origin = PAGES.get(docname, path).parent
 
     def resolved(link):
-        target = Path(os.path.normpath(origin / link[1]))
+        text, to, anchor = link.groups(default="")
+        target = Path(os.path.normpath(origin / to))
         file = target.relative_to(REPOSITORY).as_posix()
         if file in OUTSIDE:
             target = DOCS / f"{OUTSIDE[file]}.md"
-        return Path(os.path.relpath(target, path.parent)).as_posix()
+        elif target.is_dir() or (target.suffix == ".md" and DOCS not in target.parents):
+            return text  # not in the site; other files can be downloaded
+        return f"[{text}]({Path(os.path.relpath(target, path.parent)).as_posix()}{anchor})"
 
     if path.suffix == ".md":
         source[0] = LINK.sub(resolved, source[0])
