@@ -23,18 +23,12 @@ class AdamWState(Protocol):
 
     Attributes:
         m, v: the moments by the name of the parameter.
-        eps: added to the root.
-        betas: the decay rates of m and v.
     """
 
     @property
     def m(self) -> Mapping[str, FloatArray]: ...
     @property
     def v(self) -> Mapping[str, FloatArray]: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +77,8 @@ class Recorder:
         task: whose example attention and predictions are of.
         steps: number of updates in all.
         rate_at: the learning rate of update t = 1, 2, ...
+        beta2: decay rate of v.
+        eps: added to the root.
 
     Attributes:
         snapshots: in the order of the steps, the first and the last update among them.
@@ -96,9 +92,11 @@ class Recorder:
         task: Task,
         steps: int,
         rate_at: Callable[[int], float],
+        beta2: float = 0.999,
+        eps: float = 1e-8,
     ) -> None:
         self._model, self._optimizer, self._task = model, optimizer, task
-        self._rate_at = rate_at
+        self._rate_at, self._beta2, self._eps = rate_at, beta2, eps
         spread = np.geomspace(1, max(steps, 1), MAX_SNAPSHOTS - 1).round().astype(int)
         self._snapshot_steps = {0, *map(int, spread), steps}
         every = np.linspace(0, steps, MAX_EVALUATIONS).round().astype(int)
@@ -141,8 +139,8 @@ class Recorder:
     def _effective_rates(self, step: int) -> dict[str, float | None]:
         if step == 0:
             return {}
-        correction = _one_minus_power(self._optimizer.betas[1], step)
-        lr, eps = self._rate_at(step), self._optimizer.eps
+        correction = _one_minus_power(self._beta2, step)
+        lr, eps = self._rate_at(step), self._eps
         rates: dict[str, float | None] = {}
         for name, v in self._optimizer.v.items():
             found = v[v > 0]
