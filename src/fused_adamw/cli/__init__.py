@@ -29,6 +29,7 @@ try:
         describe,
         report,
     )
+    from .options import with_values
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
 
@@ -54,7 +55,8 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = app(prog_name="fused-adamw", standalone_mode=False)
+        arguments = with_values(sys.argv[1:])
+        status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := " ".join(error.format_message().split()):
             report(message)
