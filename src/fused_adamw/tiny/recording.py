@@ -3,10 +3,11 @@ AdamW, its updates, and the moments of a few parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import cast
 
 import numpy as np
 
+from ..optimizer import AdamW
 from ..reference import _one_minus_power
 from .layers import FloatArray, softmax
 from .model import Parameters, TinyTransformer
@@ -16,19 +17,6 @@ from .train_loop import History, held_out_loss
 MAX_SNAPSHOTS = 40
 MAX_EVALUATIONS = 20  # of the held-out text, which may be long
 MAX_POINTS = 500  # of a curve of moments
-
-
-class AdamWState(Protocol):
-    """What is read of an optimizer.
-
-    Attributes:
-        m, v: the moments by the name of the parameter.
-    """
-
-    @property
-    def m(self) -> Mapping[str, FloatArray]: ...
-    @property
-    def v(self) -> Mapping[str, FloatArray]: ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +30,8 @@ class Snapshot:
         held_out_loss: in nats per token; None where it was not computed.
         effective_rates: by parameter name, the median of lr / (sqrt(v_hat) + eps) over the elements
             with a v above 0, and None where there is none; empty before the first update.
-        relative_updates: by parameter name, the root mean square of the last update, divided by that
-            of the parameter; empty where the parameter before is not known.
+        relative_updates: by parameter name, the root mean square of the last update, divided by
+            that of the parameter; empty where the parameter before is not known.
     """
 
     step: int
@@ -88,7 +76,7 @@ class Recorder:
     def __init__(
         self,
         model: TinyTransformer,
-        optimizer: AdamWState,
+        optimizer: AdamW,
         task: Task,
         steps: int,
         rate_at: Callable[[int], float],
@@ -142,10 +130,9 @@ class Recorder:
         correction = _one_minus_power(self._beta2, step)
         lr, eps = self._rate_at(step), self._eps
         rates: dict[str, float | None] = {}
-        for name, v in self._optimizer.v.items():
-            found = v[v > 0]
-            median = float(np.median(lr / (np.sqrt(found / correction) + eps))) if found.size else None
-            rates[name] = median
+        for name, v in _by_name(self._optimizer.v).items():
+            found = lr / (np.sqrt(v[v > 0] / correction) + eps)
+            rates[name] = float(np.median(found)) if found.size else None
         return rates
 
     def _relative_updates(self, step: int) -> dict[str, float]:
@@ -160,7 +147,7 @@ class Recorder:
     def _add_to_curves(self, step: int) -> None:
         if step == 0:
             return
-        m, v = self._optimizer.m, self._optimizer.v
+        m, v = _by_name(self._optimizer.m), _by_name(self._optimizer.v)
         for name, parameter in self._model.parameters.items():
             if name not in self.curves:
                 largest = np.unravel_index(int(np.abs(m[name]).argmax()), parameter.shape)
@@ -170,6 +157,10 @@ class Recorder:
             curve.values.append(float(parameter[curve.index]))
             curve.m.append(float(m[name][curve.index]))
             curve.v.append(float(v[name][curve.index]))
+
+
+def _by_name(moments: object) -> Mapping[str, FloatArray]:
+    return cast("Mapping[str, FloatArray]", moments)
 
 
 def _root_mean_square(array: FloatArray) -> float:

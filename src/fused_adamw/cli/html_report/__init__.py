@@ -16,19 +16,15 @@ from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
 from ..output_files import check_output_path
-from .figures import Section, _visible, attention_of, sections
+from .figures import Section, attention_of, sections, visible
 
 N_SHOWN = 3  # predictions of a position
 
 
 def check_report_path(path: Path) -> None:
     """Raise ValueError unless a report can be written there; leave no file."""
-    try:
-        import plotly  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            '--report needs Plotly: pip install "fused-adamw[report]", or leave it out'
-        ) from None
+    import plotly  # noqa: F401 - if it is missing, before the training
+
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--report must name an .html file; got {path}")
     check_output_path(path, replaced=True)
@@ -160,4 +156,4 @@ def _predicted(probabilities: FloatArray, target: int, vocabulary: tuple[str, ..
 
 
 def _token(text: str) -> str:
-    return f"<code>{escape(_visible(text))}</code>"
+    return f"<code>{escape(visible(text))}</code>"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
@@ -49,8 +49,9 @@ def sections(
 
 
 LOSS_TEXT = (
-    "The cross entropy in nats per token: of each batch before its update, and of the held-out text "
-    "where there is one. The dotted line is the loss of guessing, ln of the size of the vocabulary."
+    "The cross entropy in nats per token: of each batch before its update, and of the held-out "
+    "text where there is one. The dotted line is the loss of guessing, ln of the size of the "
+    "vocabulary."
 )
 NORM_TEXT = (
     "The global norm of the gradient of each update: the root of the sum of all squares. Where a "
@@ -58,8 +59,8 @@ NORM_TEXT = (
 )
 ATTENTION_TEXT = (
     "Each row is a position, and shows how it distributes its attention over itself and the "
-    "positions before it: a softmax, so that a row adds up to 1. Left: before training. Right: after "
-    "as many updates as the slider says."
+    "positions before it: a softmax, so that a row adds up to 1. Left: before training. Right: "
+    "after as many updates as the slider says."
 )
 RATES_TEXT = (
     "AdamW divides the learning rate by the root of v-hat, for each parameter by its own: "
@@ -71,8 +72,8 @@ UPDATES_TEXT = (
     "10^-3 is common; far more is a learning rate that is too high, and far less hardly learns."
 )
 MOMENTS_TEXT = (
-    "Of each tensor, the element with the largest gradient at the first update. m is the mean of the "
-    "recent gradients, and the root of v that of their size; both start at 0, which the bias "
+    "Of each tensor, the element with the largest gradient at the first update. m is the mean of "
+    "the recent gradients, and the root of v that of their size; both start at 0, which the bias "
     "correction undoes."
 )
 TIME_TEXT = "Seconds in the forward pass, the backward pass and the update, all steps together."
@@ -87,9 +88,9 @@ def loss_figure(result: TrainingResult, recorder: Recorder) -> "Figure":
     steps = list(range(len(history.losses)))
     x, losses = _thinned(steps, history.losses)
     figure.add_scatter(x=x, y=losses, name="training", line_color=BLUE, row=1, col=1)
-    held_out = [(s.step, s.held_out_loss) for s in recorder.snapshots if s.held_out_loss is not None]
-    if held_out:
-        at, values = zip(*held_out, strict=True)
+    evaluated = [s for s in recorder.snapshots if s.held_out_loss is not None]
+    if evaluated:
+        at, values = zip(*((s.step, s.held_out_loss) for s in evaluated), strict=True)
         figure.add_scatter(
             x=at, y=values, name="held out", line_color=ORANGE, mode="lines+markers", row=1, col=1
         )
@@ -113,8 +114,12 @@ def norm_figure(result: TrainingResult, max_grad_norm: float | None) -> "Figure"
     if max_grad_norm is not None:
         figure.add_hline(y=max_grad_norm, line_dash="dash", line_color=ORANGE)
         figure.add_annotation(
-            x=1, xref="paper", y=math.log10(max_grad_norm) if max_grad_norm > 0 else 0,
-            text="clipped to", showarrow=False, yanchor="bottom",
+            x=1,
+            xref="paper",
+            y=math.log10(max_grad_norm) if max_grad_norm > 0 else 0,
+            text="clipped to",
+            showarrow=False,
+            yanchor="bottom",
         )
     figure.update_yaxes(title_text="norm", type="log")
     figure.update_xaxes(title_text="update")
@@ -135,14 +140,22 @@ def attention_figure(recorder: Recorder, task: Task) -> "Figure":
     figure = make_subplots(
         rows=heads, cols=2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.14
     )
-    names = [f"{i} {_visible(task.vocabulary[t])}" for i, t in enumerate(task.example[0])]
+    names = [f"{i} {visible(task.vocabulary[t])}" for i, t in enumerate(task.example[0])]
     for head in range(heads):
         for column, snapshot in ((1, first), (2, last)):
             figure.add_heatmap(
-                z=attention_of(snapshot, head), x=names, y=names, zmin=0, zmax=1,
-                colorscale="Blues", showscale=False, xgap=1, ygap=1,
+                z=attention_of(snapshot, head),
+                x=names,
+                y=names,
+                zmin=0,
+                zmax=1,
+                colorscale="Blues",
+                showscale=False,
+                xgap=1,
+                ygap=1,
                 hovertemplate="%{y} attends to %{x}: %{z:.3f}<extra></extra>",
-                row=head + 1, col=column,
+                row=head + 1,
+                col=column,
             )
     figure.update_yaxes(autorange="reversed")
     return _laid_out(figure, 300 * heads)
@@ -175,8 +188,12 @@ def _heat_map(
     logarithms = [[None if not x else math.log10(x) for x in row] for row in rows]
     figure = Figure()
     figure.add_heatmap(
-        z=logarithms, x=[f"{s.step:,}" for s in shown], y=names, customdata=rows,
-        colorscale="Viridis", colorbar={"title": {"text": "log10", "side": "right"}},
+        z=logarithms,
+        x=[f"{s.step:,}" for s in shown],
+        y=names,
+        customdata=rows,
+        colorscale="Viridis",
+        colorbar={"title": {"text": "log10", "side": "right"}},
         hovertemplate="%{y} at update %{x}: %{customdata:.3g}<extra>" + title + "</extra>",
     )
     figure.update_yaxes(autorange="reversed", type="category")
@@ -189,7 +206,7 @@ def moments_figure(recorder: Recorder) -> "Figure":
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    name, curve = next(iter(recorder.curves.items()), ("", None))
+    curve = next(iter(recorder.curves.values()), None)
     for row, (label, color) in enumerate(zip(("parameter", "m", "v"), COLORS, strict=True), 1):
         y = [] if curve is None else (curve.values, curve.m, curve.v)[row - 1]
         x = [] if curve is None else curve.steps
@@ -210,8 +227,12 @@ def time_figure(result: TrainingResult) -> "Figure":
     seconds = (history.forward_seconds, history.backward_seconds, history.optimizer_seconds)
     figure = Figure()
     figure.add_bar(
-        x=seconds, y=["forward", "backward", "update"], orientation="h", marker_color=COLORS,
-        text=[f"{s:.3g} s" for s in seconds], textposition="auto",
+        x=seconds,
+        y=["forward", "backward", "update"],
+        orientation="h",
+        marker_color=COLORS,
+        text=[f"{s:.3g} s" for s in seconds],
+        textposition="auto",
     )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="seconds")
@@ -220,8 +241,11 @@ def time_figure(result: TrainingResult) -> "Figure":
 
 def _laid_out(figure: "Figure", height: int = WIDE) -> "Figure":
     figure.update_layout(
-        height=height, margin={"l": 60, "r": 20, "t": 30, "b": 45}, showlegend=False,
-        template="plotly_white", font_size=13,
+        height=height,
+        margin={"l": 60, "r": 20, "t": 30, "b": 45},
+        showlegend=False,
+        template="plotly_white",
+        font_size=13,
     )
     return figure
 
@@ -237,5 +261,5 @@ def _thinned(
     return [x[i] for i in kept], [y[i] for i in kept]
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
     return {" ": "space", "\n": "newline", "\t": "tab"}.get(token, token)
