@@ -132,13 +132,14 @@ def attention_figure(recorder: Recorder, task: Task) -> "Figure":
 
     first, last = recorder.snapshots[0], recorder.snapshots[-1]
     heads = first.attention.shape[0]
-    titles = [
-        f"head {head + 1}, {when}"
-        for head in range(heads)
-        for when in (f"after {first.step:,} updates", "now")
-    ]
+    titles = [f"head {head + 1}, {when}" for head in range(heads) for when in ("start", "now")]
     figure = make_subplots(
-        rows=heads, cols=2, subplot_titles=titles, horizontal_spacing=0.12, vertical_spacing=0.14
+        rows=heads,
+        cols=2,
+        subplot_titles=titles,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.16,
     )
     names = [f"{i} {visible(task.vocabulary[t])}" for i, t in enumerate(task.example[0])]
     for head in range(heads):
