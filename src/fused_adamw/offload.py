@@ -207,7 +207,7 @@ class AdamW(HostAdamW):
             clip = clip_factor(self.grad_norm, self.max_grad_norm)
         if order is not None:
             plans.sort(key=lambda plan: order.sort_key(plan.p))
-        grads = [plan.grad for plan in plans]
+        grads = [plan.p.grad for plan in plans if plan.p.grad is not None]
         with DeferredSignals():
             run_all(self, dispatches)
             engine.begin(plans, self.state, clip)

@@ -4,6 +4,14 @@ cdef enum:
     OWN = 3  # references to a parameter, its gradient, its counter; those to its state come next
 
 
+cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:
+    """The index, for random numbers, of the first element of a part of a tensor, which is that of
+    the whole; of blocks, a multiple of their size."""
+    if fused_adamw_state_formats[state_format].block > 1:
+        return first - first % FUSED_ADAMW_BLOCK
+    return first
+
+
 @cython.no_gc
 cdef class CheckedTensors:
     """Tensors that the kernels serve. Between steps it keeps its memory, and the order of the
@@ -107,9 +115,7 @@ cdef class CheckedTensors:
         cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
         if offset < 0:
             raise ValueError(f"offsets must be at least 0; got {offset}")
-        if fused_adamw_state_formats[tensor.state_format].block > 1:
-            offset -= offset % FUSED_ADAMW_BLOCK
-        tensor.element_offset = offset
+        tensor.element_offset = rng_offset(tensor.state_format, offset)
         return 0
 
     cdef bint check_state(
