@@ -223,8 +223,9 @@ class AdamW(Inspected, torch.optim.AdamW):
             with opt.exclusive():  # while another thread trains
                 torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
         """
-        lock: ReentrantLock | None = self.__dict__.get("_lock")
-        if lock is None:  # made here, as derived classes need not call this constructor
+        # Derived classes need not call this constructor; wrappers have the lock of what they wrap.
+        lock: ReentrantLock | None = getattr(self, "_lock", None)
+        if lock is None:
             lock = self.__dict__.setdefault("_lock", ReentrantLock())
         return lock
 
