@@ -37,7 +37,8 @@ class AdamW(Inspected, torch.optim.AdamW):
 
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
-    Parameters of 16 bits are computed in float32, and rounded to the nearest.
+    Parameters of 16 bits are computed in float32, and rounded to the nearest; their gradients may
+    be float32 (``grad_dtype``), which PyTorch's class does not support.
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
 

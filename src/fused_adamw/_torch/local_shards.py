@@ -98,6 +98,8 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
     if grad is None or any(x is None for x in state.values()):
         return None
     local = local_of(p).detach()
+    if grad.dtype != local.dtype and hasattr(local, "grad_dtype"):  # PyTorch 2.11 or later
+        local.requires_grad_().grad_dtype = grad.dtype
     try:
         local.grad = grad
     except (RuntimeError, TypeError):  # its dtype or shape is different
