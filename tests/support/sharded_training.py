@@ -245,6 +245,23 @@ def continue_training(mesh, kinds):
     return found
 
 
+def write_between_steps(mesh):
+    """Whether rows on ranks, with master weights, are what whole parameters are, where both are
+    written after the second step."""
+    q = torch.nn.Parameter(draw((6, 100), 1, torch.bfloat16))
+    p = torch.nn.Parameter(distribute_tensor(q.detach().clone(), mesh, [Shard(0)]))
+    opts = [AdamW([x], lr=1e-2, state_dtype="float32", master_weights=True) for x in (p, q)]
+    for step in range(3):
+        q.grad = draw((6, 100), 2 + step, torch.bfloat16)
+        p.grad = distribute_tensor(q.grad, mesh, [Shard(0)])
+        for x, opt in zip((p, q), opts, strict=True):
+            opt.step()
+            if step == 1:
+                with torch.no_grad():
+                    x.fill_(1.0)
+    return torch.equal(p.full_tensor(), q)
+
+
 def exchange_with_plain(mesh, kinds):
     """For each kind: the state of an optimizer without DTensors, the same after sharded ones have
     loaded it, and after another one has loaded it from them."""
