@@ -2,8 +2,8 @@
  * them.
  *
  * A new element type is four edits: a row below, and how single values are loaded and stored, and
- * master weights split and joined, in kernels/element_types.h. A new state format is two: a file in kernels/formats/, which has its row
- * and its codec, and its line in kernels/formats/list.inc. */
+ * master weights split and joined, in kernels/element_types.h. A new state format is two: a file in
+ * kernels/formats/, which has its row and its codec, and its line in kernels/formats/list.inc. */
 #ifndef FUSED_ADAMW_FORMATS_H
 #define FUSED_ADAMW_FORMATS_H
 
@@ -31,8 +31,7 @@ enum {
 
 /* FUSED_ADAMW_STATE_FLOAT32, ... */
 enum {
-#define STATE_FORMAT(id, ...)                                                                      \
-    FUSED_ADAMW_STATE_##id,
+#define STATE_FORMAT(id, ...) FUSED_ADAMW_STATE_##id,
 #include "kernels/formats/list.inc"
 #undef STATE_FORMAT
     FUSED_ADAMW_NUM_STATE_FORMATS

@@ -19,12 +19,42 @@ struct scratch {
     float buffers[FUSED_ADAMW_NUM_BUFFERS][FUSED_ADAMW_BLOCK];
 };
 
-/* How the elements of one block are rounded: the dither of its element k is first + k * stride, and
+/* How the elements of one block are rounded: the dither of its element k is first + multiples[k], and
  * half of the interval for all to round to the nearest. */
 struct rounding {
     int stochastic;
-    uint32_t first, stride;
+    uint32_t first;
+    const uint32_t *multiples;
 };
+
+/* The first 256 multiples of a number. */
+#define MULTIPLES_4(x, k) (k) * (x), ((k) + 1) * (x), ((k) + 2) * (x), ((k) + 3) * (x)
+#define MULTIPLES_16(x, k)                                                                         \
+    MULTIPLES_4(x, k), MULTIPLES_4(x, (k) + 4), MULTIPLES_4(x, (k) + 8), MULTIPLES_4(x, (k) + 12)
+#define MULTIPLES_64(x, k)                                                                         \
+    MULTIPLES_16(x, k), MULTIPLES_16(x, (k) + 16), MULTIPLES_16(x, (k) + 32),                      \
+        MULTIPLES_16(x, (k) + 48)
+#define MULTIPLES(x)                                                                               \
+    {                                                                                              \
+        MULTIPLES_64(x, 0), MULTIPLES_64(x, 64), MULTIPLES_64(x, 128), MULTIPLES_64(x, 192)        \
+    }
+
+/* The strides of the dithers are the fractional parts of the square roots of 31, 41 and 43. Their
+ * multiples by powers of 2 fill the interval evenly, too: those are what lies between the elements of
+ * a column, where rows are shorter than a block. Multiples in a table take one load for each vector;
+ * sums that are carried from one vector to the next take registers, and have to be set up. */
+static const uint32_t DITHER_MULTIPLES[][FUSED_ADAMW_BLOCK] = {
+    [DITHER_V] = MULTIPLES(0x9159015au),
+    [DITHER_M] = MULTIPLES(0x67332667u),
+    [DITHER_PARAMS] = MULTIPLES(0x8eb44a87u),
+};
+/* The same of every second element. */
+static const uint32_t DITHER_PAIR_MULTIPLES[][FUSED_ADAMW_BLOCK] = {
+    [DITHER_V] = MULTIPLES(2 * 0x9159015au),
+    [DITHER_M] = MULTIPLES(2 * 0x67332667u),
+    [DITHER_PARAMS] = MULTIPLES(2 * 0x8eb44a87u),
+};
+static const uint32_t NO_DITHER[FUSED_ADAMW_BLOCK];
 
 /* How many elements from `start` to `end` are in the block that `start` is in. Blocks are those of
  * the whole parameter, of which the tensor can be a part. */
@@ -41,27 +71,40 @@ static inline int has_like_v(const fused_adamw_tensor *tensor, int buffer)
     return fused_adamw_optional_buffers[buffer].like_v && tensor->buffers[buffer] != NULL;
 }
 
+static inline int has_buffers(const fused_adamw_tensor *tensor)
+{
+    for (int k = 0; k < FUSED_ADAMW_NUM_BUFFERS; k++)
+        if (tensor->buffers[k])
+            return 1;
+    return 0;
+}
+
 /* That of v (and what is stored like it), m or params, from element `begin` to the end of its block. */
 static inline struct rounding rounding_of(int role, const fused_adamw_tensor *tensor,
                                           ptrdiff_t begin)
 {
-    /* The strides are the fractional parts of the square roots of 31, 41 and 43. Their multiples by
-     * powers of 2 fill the interval evenly, too: those are what lies between the elements of a
-     * column, where rows are shorter than a block. */
-    static const struct {
-        int turn;
-        uint32_t stride;
-    } ROLES[] = {[DITHER_V] = {0, 0x9159015a},
-                 [DITHER_M] = {16, 0x67332667},
-                 [DITHER_PARAMS] = {8, 0x8eb44a87}};
+    static const int TURNS[] = {[DITHER_V] = 0, [DITHER_M] = 16, [DITHER_PARAMS] = 8};
     const uint64_t index = (uint64_t)(tensor->element_offset + begin);
     const uint64_t block = index / FUSED_ADAMW_BLOCK;
-    const uint32_t stride = ROLES[role].stride, within = (uint32_t)(index % FUSED_ADAMW_BLOCK);
+    const uint32_t within = (uint32_t)(index % FUSED_ADAMW_BLOCK);
     const uint32_t key = random_bits(tensor->rng_key, (uint32_t)(block >> 32));
-    const uint32_t random = rotate_left(random_bits(key, (uint32_t)block), ROLES[role].turn);
+    const uint32_t random = rotate_left(random_bits(key, (uint32_t)block), TURNS[role]);
+    const uint32_t *multiples = DITHER_MULTIPLES[role];
     if (!tensor->scalars->stochastic)
-        return (struct rounding){0, DITHER_TO_NEAREST, 0};
-    return (struct rounding){1, random + tensor->scalars->dither[role] + within * stride, stride};
+        return (struct rounding){0, DITHER_TO_NEAREST, NO_DITHER};
+    return (struct rounding){1, random + tensor->scalars->dither[role] + multiples[within],
+                             multiples};
+}
+
+struct roundings {
+    struct rounding v, m;
+};
+
+static inline struct roundings roundings_of_moments(const fused_adamw_tensor *tensor,
+                                                    ptrdiff_t begin)
+{
+    return (struct roundings){rounding_of(DITHER_V, tensor, begin),
+                              rounding_of(DITHER_M, tensor, begin)};
 }
 
 #endif

@@ -14,21 +14,32 @@ static inline float load_bfloat16(uint16_t half)
     return float_of((uint32_t)half << 16);
 }
 
-/* Rounds up iff the discarded 16 bits plus the upper ones of `dither` carry out; without
- * `stochastic` to the nearest, ties to even. */
-static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
+/* The bfloat16 in the upper half, and anything in the lower one. Rounds up iff the discarded 16 bits
+ * plus the upper ones of `dither` carry out; without `stochastic` to the nearest, ties to even. x is
+ * the result of an operation, where NaN is quiet: the upper half of its bits is NaN, too. */
+static inline uint32_t round_bfloat16(float x, uint32_t dither, int stochastic)
 {
     const uint32_t bits = bits_of(x);
     const uint32_t up = stochastic ? dither >> 16 : 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)(select_bits(x != x, bits | 0x400000, bits + up) >> 16);
+    return bits + select_bits(x == x, up, 0);
+}
+
+/* Of any x. */
+static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
+{
+    const uint32_t rounded = round_bfloat16(x, dither, stochastic);
+    return (uint16_t)(select_bits(x == x, rounded, bits_of(x) | 0x400000) >> 16);
 }
 
 /* A v above 0 must not become 0, where m / (sqrt(v) + eps) would explode: it is raised to the
  * smallest bfloat16 above 0. */
 static inline float above_0_bfloat16(float v)
 {
-    const float smallest = 0x1p-133f, raised = v > smallest ? v : smallest;
-    return v > 0 ? raised : v;
+    /* 0 for 0, else a lower bound of 0x10000, which is that bfloat16: two operations on unsigned
+     * integers, by which v below 0 and NaN, too, stay what they are. */
+    const uint32_t bits = bits_of(v), shifted = bits << 16;
+    const uint32_t bound = shifted < 0x10000 ? shifted : 0x10000;
+    return float_of(bits > bound ? bits : bound);
 }
 
 /* Master weights: the parameter is the nearest bfloat16, ties away from zero, and the rest is the
@@ -36,26 +47,48 @@ static inline float above_0_bfloat16(float v)
  * integers, each bfloat16 has 2^16 nearest float32, and so each rest one of them. (Ties to even
  * would give 2^16 + 1 to the even ones, which 16 bits cannot tell apart.) This holds for infinity,
  * and for a finite master that rounds to it. NaN keeps the bits of its upper half. */
-static inline uint16_t param_bfloat16(float master)
+static inline uint32_t master_bits_bfloat16(float master)
 {
     const uint32_t bits = bits_of(master);
-    return (uint16_t)((master != master ? bits | 0x400000 : bits + 0x8000) >> 16);
+    return select_bits(master != master, (bits & 0xffff0000) | 0x400000, bits);
+}
+
+static inline uint16_t param_bfloat16(float master)
+{
+    return (uint16_t)((master_bits_bfloat16(master) + 0x8000) >> 16);
 }
 
 static inline int16_t rest_bfloat16(float master)
 {
-    return (int16_t)(master != master ? 0 : bits_of(master));
+    return (int16_t)master_bits_bfloat16(master);
 }
 
 /* Where a parameter was written by others, any rest gives a master that rounds to it, but for a rest
  * below 0 beside a zero and one above 0 beside infinity, whose sums have the bits of NaN. Then the
  * master is the parameter. */
-static inline float join_bfloat16(uint16_t param, int16_t rest)
+static inline float master_of_bfloat16(uint32_t upper, int32_t rest)
 {
-    const uint32_t upper = (uint32_t)param << 16;
-    const float master = float_of(upper + (uint32_t)(int32_t)rest);
+    const float master = float_of(upper + (uint32_t)rest);
     return master == master ? master : float_of(upper);
 }
+
+static inline float join_bfloat16(uint16_t param, int16_t rest)
+{
+    return master_of_bfloat16((uint32_t)param << 16, rest);
+}
+
+/* Two neighbours as one word, and each of them as the upper half of a float32. On big-endian machines
+ * the first would be the upper half of the word; they go without. */
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HAS_PAIRS 1
+typedef uint32_t bfloat16_pair __attribute__((aligned(1), may_alias));
+#else
+#define HAS_PAIRS 0
+typedef uint32_t bfloat16_pair;
+#endif
+#define FIRST(pair) ((pair) << 16)
+#define SECOND(pair) ((pair)&0xffff0000)
+#define PAIR(first, second) ((first) >> 16 | SECOND(second))
 
 /* ---- float16 */
 

@@ -72,7 +72,7 @@ def stop_at(monkeypatch):
         def step(self, grads):
             if self.t + 1 == t:
                 signal.raise_signal(signal.SIGINT)
-            original_step(self, grads)
+            return original_step(self, grads)
 
         monkeypatch.setattr(AdamW, "step", step)
 

@@ -64,7 +64,7 @@ original_step = AdamW.step
 def step(self, grads):
     if self.t == 13:
         os.kill(os.getpid(), signal.SIGKILL)
-    original_step(self, grads)
+    return original_step(self, grads)
 
 AdamW.step = step
 main()

@@ -24,15 +24,20 @@ def record(ranks, *arguments):
     result = train(ranks, "--json", *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    found = json.loads(result.stdout)
-    return {key: x for key, x in found.items() if "loss" in key or key in ("steps", "parameters")}
+    return without_times(json.loads(result.stdout))
+
+
+def without_times(found):
+    kept = {key: x for key, x in found.items() if "loss" in key or key in ("steps", "parameters")}
+    return kept | {f"losses[{i}]": loss for i, loss in enumerate(kept.pop("losses"))}
 
 
 def single(*arguments):
     """The same of a training without MPI."""
     command = [sys.executable, "-m", "fused_adamw", "train", "--json", *map(str, arguments)]
-    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return {key: x for key, x in found.items() if "loss" in key or key in ("steps", "parameters")}
+    return without_times(
+        json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    )
 
 
 @pytest.mark.slow
@@ -51,6 +56,32 @@ def test_a_text_is_learnt_to_the_same_losses(ranks, tmp_path):
     arguments = ["--text", text, "--steps", 20, "--max-grad-norm", 0.5, "--d-model", 16]
     # The gradients of a batch are added in a different order: float64 rounding, grown in 20 steps.
     assert record(ranks, *arguments) == pytest.approx(single(*arguments), rel=1e-10)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_epochs_and_the_log_on_ranks(tmp_path):
+    """Norms are those of the whole gradient, or null where no rank has it."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    arguments = ["--text", text, "--epochs", 2, "--d-model", 8, "--batch-size", 8]
+    whole = single(*arguments)
+    assert record(2, *arguments) == pytest.approx(whole, rel=1e-10)
+    found, alone = [], [*arguments, "--max-grad-norm", 0.5, "--log"]
+    for options in ([*arguments, "--log"], alone):
+        log = tmp_path / "log.jsonl"
+        result = train(2, "--json", *options, log)
+        assert (result.returncode, result.stderr) == (0, "")
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(whole["steps"] + 1))
+        assert [row["gradient_norm"] for row in rows[1:]] == json.loads(result.stdout)[
+            "gradient_norms"
+        ]
+        found.append([row["gradient_norm"] for row in rows[1:]])
+    assert set(found[0]) == {None}
+    command = [sys.executable, "-m", "fused_adamw", "train", "--json", *map(str, alone[:-1])]
+    expected = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert found[1] == pytest.approx(expected["gradient_norms"], rel=1e-10)
 
 
 @pytest.mark.slow

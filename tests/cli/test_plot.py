@@ -11,7 +11,8 @@ from matplotlib.image import imread
 def test_the_plot_is_a_image_of_the_curves(run):
     status, _, err = run("train", "--steps", 30, "--plot", "one.png")
     assert (status, err) == (0, "")
-    run("train", "--steps", 30, "--compare", "--sgd-lr", 0.05, "--plot", "two.png")
+    rates = ("--lr", 0.001, "--sgd-lr", 0.05)
+    run("train", "--steps", 30, *rates, "--plot", "two.png")
     images = [Path(name) for name in ("one.png", "two.png")]
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in images)
     orange = []
@@ -28,7 +29,7 @@ def test_the_plot_of_a_text_and_of_a_diverging_training(run, text):
     status, _, _ = run("train", "--text", text, "--steps", 2, *SMALL, "--plot", "text.svg")
     assert status == 0
     assert b"<svg" in Path("text.svg").read_bytes()
-    status, _, err = run("train", "--steps", 9, "--sgd-lr", 1e10, "--plot", "x.png")
+    status, _, err = run("train", "--steps", 9, "--lr", 0.001, "--sgd-lr", 1e10, "--plot", "x.png")
     assert (status, err.count("\n")) == (0, 1)
     assert Path("x.png").exists()
 

@@ -10,6 +10,7 @@ from cli_records import RECORD_KEYS
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint
 from fused_adamw.cli import train as train_command
+from fused_adamw.cli import training
 from fused_adamw.tiny import TinyTransformer, train
 from fused_adamw.tiny.text_data import sentence_task
 
@@ -65,25 +66,29 @@ def test_ctrl_c_where_there_is_nothing_to_summarize(run, text, monkeypatch, wher
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, where, interrupt)
+    monkeypatch.setattr(training, where, interrupt)
     assert run("train", "--text", text, *SMALL) == (130, "", "error: interrupted\n")
 
 
-SLOW = ["held_out_loss", "reference_step_seconds", "text_sample"]
+SLOW = {
+    "held_out_loss": training,
+    "reference_step_seconds": train_command,
+    "generate": train_command,
+}
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """The calls of functions that take long for a large model or text."""
     found = []
-    for name in SLOW:
-        original = getattr(train_command, name)
+    for name, module in SLOW.items():
+        original = getattr(module, name)
 
         def counted(*arguments, name=name, original=original):
             found.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(train_command, name, counted)
+        monkeypatch.setattr(module, name, counted)
     return found
 
 
@@ -107,7 +112,7 @@ def test_after_ctrl_c_nothing_takes_long(run, text, stop_at, calls, mode):
 
 @pytest.mark.parametrize("slow", SLOW)
 def test_ctrl_c_after_the_last_step_leaves_out_what_takes_long(run, text, monkeypatch, slow):
-    original = getattr(train_command, slow)
+    original = getattr(SLOW[slow], slow)
     count = iter(range(9))
 
     def interrupted_at_the_end(*arguments):
@@ -115,7 +120,7 @@ def test_ctrl_c_after_the_last_step_leaves_out_what_takes_long(run, text, monkey
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(train_command, slow, interrupted_at_the_end)
+    monkeypatch.setattr(SLOW[slow], slow, interrupted_at_the_end)
     status, out, err = run("train", "--json", "--text", text, *SMALL, "--steps", 4)
     assert (status, err) == (130, "")
     record = loads(out)

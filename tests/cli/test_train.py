@@ -40,6 +40,7 @@ def test_the_default_record(train_json):
     assert expected.items() <= record.items()
     assert record["config"] == {
         "steps": 500,
+        "epochs": None,
         "lr": 0.001,
         "weight_decay": 0.01,
         "schedule": "constant",
@@ -96,7 +97,8 @@ def test_state_in_fewer_bits(run, train_json, state_dtype):
     # The loss falls by more than 0.5; 0.0015 of difference has been seen.
     assert record["final_loss"] != whole["final_loss"]
     assert record["final_loss"] == pytest.approx(whole["final_loss"], abs=0.01)
-    _, out, _ = run("train", *options, "--state-dtype", state_dtype, "--compare")
+    rates = ("--lr", 0.001, "--sgd-lr", 0.1)
+    _, out, _ = run("train", *options, "--state-dtype", state_dtype, *rates)
     assert f"AdamW, {state_dtype} state, lr" in " ".join(out.split())
 
 
@@ -139,7 +141,8 @@ def test_schedules(train_json, arguments, parts):
 
 def test_compare_leaves_sgd_its_constant_rate(train_json):
     options = ("--schedule", "linear", "--warmup", 2, "--max-grad-norm", 0.1)
-    with_them, without = (train_json("--compare", "--steps", 4, *o) for o in (options, ()))
+    rates = ("--lr", 0.001, "--sgd-lr", 0.001)
+    with_them, without = (train_json("--steps", 4, *rates, *o) for o in (options, ()))
     assert with_them["sgd"]["final_loss"] == without["sgd"]["final_loss"]
     assert with_them["final_loss"] != without["final_loss"]
 
@@ -158,19 +161,22 @@ def loss_with_sgd(lr, steps):
     return model.loss(TOKENS, TARGETS)
 
 
-def test_compare_trains_both_on_the_same_model(train_json, run):
-    record = train_json("--compare", "--steps", 4, "--sgd-lr", 0.1)
-    assert set(record) == RECORD_KEYS | {"sgd"}
+def test_rates_that_are_given_are_not_swept(train_json, run):
+    rates = ("--lr", 0.001, "--sgd-lr", 0.1)
+    record = train_json("--compare", "--steps", 4, *rates)
+    assert set(record) == RECORD_KEYS | {"sgd", "sweep"}
     assert set(record["sgd"]) == RUN_KEYS
     assert record["sgd"]["initial_loss"] == record["initial_loss"]
     assert (record["sgd"]["optimizer"], record["sgd"]["lr"]) == ("SGD", 0.1)
     assert record["sgd"]["final_loss"] == loss_with_sgd(0.1, steps=4)
-    assert train_json("--sgd-lr", 0.1, "--steps", 4)["sgd"]["final_loss"] == loss_with_sgd(0.1, 4)
-    assert train_json("--compare", "--steps", 4)["sgd"]["final_loss"] == loss_with_sgd(0.001, 4)
+    # --sgd-lr implies --compare.
+    assert train_json(*rates, "--steps", 4)["sgd"]["final_loss"] == loss_with_sgd(0.1, 4)
     assert record["final_loss"] == train_json("--steps", 4)["final_loss"]
+    assert [len(record["sweep"][name]) for name in ("adamw", "sgd")] == [1, 1]
 
-    _, out, _ = run("train", "--compare", "--steps", 4)
-    for label in ("AdamW, lr 0.001", "SGD, lr 0.001"):
+    _, out, _ = run("train", *rates, "--steps", 4)
+    assert "by learning rate" not in out
+    for label in ("AdamW, lr 0.001", "SGD, lr 0.1"):
         assert f"Where the time goes: {label}" in out
         assert sum(line.strip().startswith(label) for line in out.splitlines()) == 1
 
@@ -183,7 +189,8 @@ def test_a_loss_that_diverges_is_null_and_reported(run):
     assert err.startswith("warning: AdamW: loss became non-finite at step ")
     assert err.count("\n") == 1
 
-    status, out, err = run("train", "--json", "--sgd-lr", 1e10, "--steps", 12)
+    rates = ("--lr", 0.001, "--sgd-lr", 1e10)
+    status, out, err = run("train", "--json", *rates, "--steps", 12)
     assert (status, loads(out)["sgd"]["final_loss"]) == (0, None)
     assert err.startswith("warning: SGD, lr 1e+10: loss became non-finite at step ")
     assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/kernels/adamw.inc in NumPy, which the kernels match bit by bit."""
+"""The arithmetic of csrc/kernels/formula.inc in NumPy, which the kernels match bit by bit."""
 
 import math
 

@@ -13,6 +13,10 @@ RUN_KEYS = {
     "forward_seconds",
     "backward_seconds",
     "optimizer_seconds",
+    "diverged",
+    "losses",
+    "gradient_norms",
+    "learning_rates",
 }
 HELD_OUT_KEYS = {"initial_held_out_loss", "final_held_out_loss"}
 RECORD_KEYS = RUN_KEYS | {

@@ -8,7 +8,8 @@ from ..runtime import __version__, runtime_info
 
 
 def _report_missing_extra(error: ModuleNotFoundError) -> NoReturn:
-    extra = "cli,bench" if error.name in ("cpuinfo", "psutil") else "cli"
+    extras = {"cpuinfo": "cli,bench", "psutil": "cli,bench", "plotly": "report"}
+    extra = extras.get(error.name or "", "cli")
     print(
         f"error: {error.name} is not installed; the command needs: "
         f'pip install "fused-adamw[{extra}]"',
@@ -29,6 +30,7 @@ try:
         describe,
         report,
     )
+    from .options import with_values
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
 
@@ -54,14 +56,15 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = app(prog_name="fused-adamw", standalone_mode=False)
+        arguments = with_values(sys.argv[1:])
+        status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := " ".join(error.format_message().split()):
             report(message)
         status = BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except ModuleNotFoundError as error:  # Matplotlib is imported late
+    except ModuleNotFoundError as error:  # Matplotlib and Plotly are imported late
         _report_missing_extra(error)
     # Standard output is full or closed; a checkpoint cannot be saved; memory is exhausted.
     except (OSError, MemoryError) as error:

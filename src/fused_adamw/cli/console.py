@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ..tiny.text_data import Prediction
-from ..tiny.train_loop import History, TrainingResult
+from ..tiny.epochs import Epoch
+from ..tiny.train_loop import History
 
 
 def make_console() -> Console:
@@ -35,8 +35,11 @@ def make_console() -> Console:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object, with null for numbers that are not finite."""
-    typer.echo(json.dumps(_without_nan(value), indent=2, allow_nan=False))
+    """Print one JSON object, with null for numbers that are not finite; a line for a list of
+    them."""
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
+    # A line break is never part of a string.
+    typer.echo(re.sub(r"\[\n([^\[\]{}\"]+)\]", lambda x: f"[{' '.join(x[1].split())}]", text))
 
 
 def _without_nan(value: Any) -> Any:
@@ -79,27 +82,51 @@ def bullets(items: Iterable[str]) -> Padding:
 # ---------------------------------------------------------------------------- progress
 
 
+class TrainingBar:
+    """The bar of a training: on standard error if that is a terminal, else nothing."""
+
+    def __init__(self, bar: Progress, label: str, done: int, steps: int) -> None:
+        self._bar, self._steps = bar, steps
+        self._task = bar.add_task(label, completed=done, total=steps, loss="")
+        self._drawn = -math.inf
+
+    def show(self, history: History) -> None:
+        """Draw it, at most ten times a second; called at each step."""
+        now = time.monotonic()
+        if history.steps == self._steps or now - self._drawn > 0.1:
+            loss = decimals(history.losses[-1], 4)
+            self._bar.update(self._task, completed=history.steps, loss=loss, refresh=True)
+            self._drawn = now
+
+    def print(self, line: str) -> None:
+        """Print a line on standard output, above the bar if both are on one terminal."""
+        if not self._bar.disable and sys.stdout.isatty():
+            self._bar.console.print(Text(line))
+        else:
+            print(line, flush=True)
+
+
 @contextmanager
 def progress_bar(
-    label: str, done: int, steps: int, quiet: bool
-) -> Iterator[Callable[[History], None]]:
-    """Show a bar on standard error if that is a terminal; yield what `train` calls at each step."""
-    bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]}"))
-    task = bar.add_task(label, completed=done, total=steps, loss="")
-    drawn = -math.inf
-
-    def on_step(history: History) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        if history.steps == steps or now - drawn > 0.1:
-            loss = decimals(history.losses[-1], 4)
-            bar.update(task, completed=history.steps, loss=loss, refresh=True)
-            drawn = now
-
+    label: str, done: int, steps: int, quiet: bool, transient: bool
+) -> Iterator[TrainingBar]:
+    """Show the bar of a training, and remove it at the end if it is transient."""
+    bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]}"), transient=transient)
     with bar:
-        yield on_step
-    if not bar.disable:
+        yield TrainingBar(bar, label, done, steps)
+    if not bar.disable and not transient:
         bar.console.print()
+
+
+def epoch_line(epoch: Epoch, epochs: int, history: History) -> str:
+    """Return the progress at the end of an epoch."""
+    number = f"{epoch.epoch:{len(str(epochs))}}/{epochs}"
+    held_out = epoch.held_out_loss
+    evaluated = "" if math.isnan(held_out) else f"   held-out {decimals(held_out, 4)}"
+    return (
+        f"epoch {number}   training loss {decimals(epoch.loss, 4)}{evaluated}   "
+        f"{history.seconds:.1f} s"
+    )
 
 
 @contextmanager
@@ -113,7 +140,7 @@ def benchmark_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def _manual_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
+def _manual_bar(quiet: bool, *columns: ProgressColumn, transient: bool = False) -> Progress:
     """Return a bar that is drawn on request only: a thread that redraws it would take its time from
     the steps that are measured."""
     bar = Progress(
@@ -124,6 +151,8 @@ def _manual_bar(quiet: bool, *columns: ProgressColumn) -> Progress:
         TimeRemainingColumn(elapsed_when_finished=True),
         console=Console(stderr=True),
         auto_refresh=False,
+        transient=transient,
+        redirect_stdout=False,  # to standard error, which may be elsewhere
     )
     # Rich takes FORCE_COLOR for a terminal; in a file the bar would be a line each time.
     bar.disable = quiet or not sys.stderr.isatty()
@@ -154,95 +183,6 @@ def text_table(*headers: str, title: str | None = None) -> Table:
     for header in headers:
         table.add_column(header)
     return table
-
-
-def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
-    """Return the first and last losses of trainings by label."""
-    table = number_table(
-        "",
-        "loss: first",
-        "last",
-        "perplexity: first",
-        "last",
-        title="Loss and perplexity",
-        caption=f" chance: ln {vocab_size} = {math.log(vocab_size):.6f}, perplexity {vocab_size}\n",
-    )
-    for label, result in curves.items():
-        losses = result.history.losses
-        table.add_row(label, *_loss_cells(losses[0], losses[-1]))
-        first, last = result.initial_held_out_loss, result.final_held_out_loss
-        if first is not None and last is not None:
-            table.add_row("  on held-out text", *_loss_cells(first, last))
-    return table
-
-
-def _loss_cells(*losses: float) -> list[str]:
-    perplexities = [decimals(perplexity(loss), 4) for loss in losses]
-    return [decimals(loss, 6) for loss in losses] + perplexities
-
-
-def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
-    """Return what the model predicts after this number of steps."""
-    table = text_table("after", "target", "predicted", title=f"Predictions after {steps:,} steps")
-    table.add_column("P(target)", justify="right")
-    for row in rows:
-        right = row.predicted == row.target
-        table.add_row(
-            _visible(row.token),
-            _visible(row.target),
-            Text(_visible(row.predicted).plain, style="green" if right else "red"),
-            f"{row.probability:.4f}",
-        )
-    return table
-
-
-def _visible(token: str) -> Text:
-    """Return a token verbatim, never as markup; white space and control characters as Python's."""
-    return Text(token if token.isprintable() and not token.isspace() else repr(token))
-
-
-def time_table(label: str, history: History) -> Table:
-    """Return the time spent on each phase of a step."""
-    table = number_table(
-        "", "seconds", "share", "µs per step", title=f"Where the time goes: {label}"
-    )
-    phases = {
-        "forward": history.forward_seconds,
-        "backward": history.backward_seconds,
-        "optimizer": history.optimizer_seconds,
-    }
-    for phase, seconds in phases.items():
-        table.add_row(phase, *_time_cells(seconds, history))
-    table.add_section()
-    table.add_row("total", *_time_cells(history.seconds, history))
-    return table
-
-
-def _time_cells(seconds: float, history: History) -> tuple[str, str, str]:
-    if not history.steps:
-        return f"{seconds:.3f}", "-", "-"
-    share = 100 * seconds / history.seconds
-    return f"{seconds:.3f}", f"{share:.1f} %", f"{1e6 * seconds / history.steps:,.1f}"
-
-
-def reference_comparison(history: History, reference_seconds: float) -> Text:
-    """Return a line that compares the fused step with the one in pure Python."""
-    step = history.optimizer_seconds / history.steps
-    ratio = reference_seconds / step
-    return Text.assemble(
-        f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
-        "in pure Python, ",
-        (f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times", "bold"),
-        " as long.\n",
-    )
-
-
-def sample_panel(text: str) -> Panel:
-    """Return a frame with text that the model wrote."""
-    shown = "".join(
-        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-    return Panel(Text(shown), title="A sample", title_align="left", box=box.ROUNDED)
 
 
 def benchmark_table(

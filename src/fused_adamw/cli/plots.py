@@ -9,7 +9,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from ..tiny.train_loop import TrainingResult
+from ..tiny.sweep import Sweep, on_held_out_text
+from ..tiny.train_loop import DIVERGED, TrainingResult
 from .output_files import check_output_path
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from ..bench.report import Chart, Line
 
-FIGURE_SIZE, CHART_SIZE = (7.2, 4.0), (10.0, 5.6)  # inches
+FIGURE_SIZE, SWEEP_SIZE, CHART_SIZE = (7.2, 4.0), (10.0, 4.2), (10.0, 5.6)  # inches
+LOG_SCALE_RATIO = 20  # losses that are so far apart are on a logarithmic scale
 CAPTION_WIDTH = 150  # characters
 
 COLORS = ("#1f6feb", "#d9730d")  # of loss curves; the first is ours in benchmarks, too
@@ -34,7 +36,7 @@ DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
 
 def check_plot_path(path: Path) -> None:
     """Raise ValueError unless an image can be written there; leave no file."""
-    figure, axes = _figure((2, 2))
+    figure, (axes,) = _figure((2, 2))
     extension = path.suffix[1:].lower()
     if extension not in figure.canvas.get_supported_filetypes():
         raise ValueError(
@@ -52,15 +54,48 @@ def check_plot_path(path: Path) -> None:
 
 
 def save_loss_plot(
-    path: Path, curves: Mapping[str, TrainingResult], title: str, vocab_size: int
+    path: Path,
+    curves: Mapping[str, TrainingResult],
+    title: str,
+    sweeps: Sequence[Sweep] = (),
 ) -> None:
-    """Plot the losses of trainings by label."""
-    figure, axes = _figure(FIGURE_SIZE)
-    chance = math.log(vocab_size)
+    """Plot the losses of trainings by label; to their left those of sweeps over rates, if any."""
+    if any(len(sweep.losses) > 1 for sweep in sweeps):
+        figure, (left, axes) = _figure(SWEEP_SIZE, columns=2)
+        _plot_sweeps(left, sweeps, [result.history.steps for result in curves.values()])
+        figure.suptitle(title, fontsize="medium", x=0.01, horizontalalignment="left")
+        axes.set_title("Each at its best rate", fontsize="medium", loc="left")
+    else:
+        figure, (axes,) = _figure(FIGURE_SIZE)
+        axes.set_title(title, fontsize="medium", loc="left")
+    first = next(iter(curves.values()))
+    _plot_chance(axes, first.chance, first.model.vocab_size, 1)
+    for (label, result), color in zip(curves.items(), COLORS, strict=False):
+        _plot_losses(axes, label, result, color)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    # Where one training diverges, the other curve stays readable.
+    top = min(axes.get_ylim()[1], 3 * first.chance)
+    if sweeps and _spans_decades(sweeps):
+        axes.set_yscale("log")
+        axes.set_ylim(top=2 * DIVERGED * first.chance)
+    else:
+        axes.set_ylim(0, top)
+    axes.margins(x=0.01)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _spans_decades(sweeps: Sequence[Sweep]) -> bool:
+    """Whether losses are so far apart that a logarithmic scale shows more of them."""
+    return min(sweep.best_loss for sweep in sweeps) < sweeps[0].chance / LOG_SCALE_RATIO
+
+
+def _plot_chance(axes: "Axes", chance: float, vocab_size: int, right_end: float) -> None:
     axes.axhline(chance, color="0.6", linewidth=0.8, linestyle="--")
     axes.annotate(
         f"chance, ln {vocab_size}",
-        (1, chance),
+        (right_end, chance),
         xycoords=("axes fraction", "data"),
         xytext=(-2, 3),
         textcoords="offset points",
@@ -68,16 +103,6 @@ def save_loss_plot(
         color="0.4",
         fontsize="small",
     )
-    for (label, result), color in zip(curves.items(), COLORS, strict=False):
-        _plot_losses(axes, label, result, color)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per token")
-    axes.set_title(title, fontsize="medium", loc="left")
-    # Where one training diverges, the other curve stays readable.
-    axes.set_ylim(0, min(axes.get_ylim()[1], 3 * chance))
-    axes.margins(x=0.01)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
 
 
 def _plot_losses(axes: "Axes", label: str, result: TrainingResult, color: str) -> None:
@@ -94,9 +119,50 @@ def _plot_losses(axes: "Axes", label: str, result: TrainingResult, color: str) -
         )
 
 
+def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) -> None:
+    """Plot the loss over the logarithm of the rate; training that diverged at the upper edge."""
+    chance, vocab_size = sweeps[0].chance, round(math.exp(sweeps[0].chance))
+    is_log, top = _spans_decades(sweeps), 1.1 * DIVERGED * chance
+    axes.set_xscale("log")
+    if is_log:
+        axes.set_yscale("log")
+        top *= 2
+    _plot_chance(axes, chance, vocab_size, 0.7)
+    for sweep, color in zip(sweeps, COLORS, strict=False):
+        points = sorted((lr, min(loss, top)) for lr, loss in sweep.losses.items())
+        diverged = [lr for lr, loss in points if loss > DIVERGED * chance]
+        style: dict[str, Any] = {"color": color, "linewidth": 1.5, "markersize": 4, "zorder": 3}
+        axes.plot(*zip(*points, strict=True), marker="o", label=sweep.optimizer, **style)
+        if diverged:  # an empty line would spoil the layout
+            at_top = [top] * len(diverged)
+            axes.plot(diverged, at_top, "x", color=color, markersize=8, clip_on=False)
+        if sweep.best is not None and sweep.best_loss < top:
+            _mark_best(axes, sweep.best.lr, sweep.best_loss, color)
+    lowest = min(sweep.best_loss for sweep in sweeps)
+    axes.set_ylim(lowest / 4 if is_log else 0, top)
+    axes.set_xlabel("learning rate  (×: diverges)")
+    axes.set_ylabel("loss, nats per token")
+    loss = "Held-out loss" if on_held_out_text(sweeps) else "Loss"
+    axes.set_title(f"{loss} after {max(steps):,} steps", fontsize="medium", loc="left")
+    axes.legend(frameon=False)
+
+
+def _mark_best(axes: "Axes", lr: float, loss: float, color: str) -> None:
+    axes.plot(lr, loss, "o", color=color, markersize=10, markerfacecolor="none")
+    axes.annotate(
+        f"best: {lr:g}",
+        (lr, loss),
+        xytext=(0, -16),
+        textcoords="offset points",
+        horizontalalignment="center",
+        color=color,
+        fontsize="small",
+    )
+
+
 def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     """Plot ns per parameter over the number of parameters, a line for each implementation."""
-    figure, axes = _figure(CHART_SIZE)
+    figure, (axes,) = _figure(CHART_SIZE)
     axes.set_xscale("log")
     axes.set_yscale("log")
     # The slowest at the smallest size comes first, as it is on top there.
@@ -135,11 +201,12 @@ def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
     axes.set_xlabel("parameters")
 
 
-def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+def _figure(size: tuple[float, float], columns: int = 1) -> tuple["Figure", list["Axes"]]:
     figure = _figure_class()(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    all_axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, all_axes
 
 
 def _figure_class() -> type["Figure"]:

@@ -1,42 +1,33 @@
 """The command ``fused-adamw train``."""
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from pathlib import Path
 
 import typer
 
-from ..tiny.baselines import SGD
+from ..tiny.generation import generate, prompt_tokens
 from ..tiny.launch import MPIProcesses, Processes
 from ..tiny.memory import require_memory, required_bytes
-from ..tiny.model import TinyTransformer
+from ..tiny.sweep import Sweep
 from ..tiny.text_data import Task, read_text, sentence_task, text_task
-from ..tiny.train_loop import (
-    History,
-    Optimizer,
-    ScheduleName,
-    TrainingResult,
-    held_out_loss,
-    make_schedule,
-    reference_step_seconds,
-)
+from ..tiny.train_loop import History, ScheduleName, TrainingResult, reference_step_seconds
 from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
+from ..tiny.training_log import check_log_path
 from . import plots
-from .console import make_console, print_json, progress_bar
-from .errors import bad_input_reported, print_in_handler, status_after
-from .options import TrainConfig, TrainOptions, with_options
+from .console import make_console, print_json
+from .errors import bad_input_reported, status_after
+from .html_report import check_report_path, save_report
+from .options import with_options
 from .output_files import check_distinct, check_output_path
-from .train_report import Report, divergence, label, record, summary, text_sample, title
+from .train_options import Resume, TrainConfig, TrainOptions
+from .train_report import Report, divergence, label, record, summary, title
+from .training import Training, unless_interrupted
 
 N_HEADS = 2
 D_FF_RATIO = 4  # d_ff / d_model
 MAX_REFERENCE_PARAMETERS = 100_000  # a second a step in pure Python
-
-T = TypeVar("T")
 
 
 @with_options
@@ -46,12 +37,12 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
     with _checkpoint_locked(options, processes):
         with bad_input_reported(), processes.errors_on_all_ranks():
             training = _prepare(config, options, processes)
-        results = [training.run_adamw()]
-        if options.compares and not results[0].history.interrupted:
-            results.append(training.run_sgd())
+        sweeps = training.run()
+    results = [sweep.shown for sweep in sweeps if sweep.shown is not None]
     if processes.is_main:
-        _report(training, results)
-    if stop_signal := max(result.history.stop_signal for result in results):
+        _report(training, results, sweeps)
+    ended = [sweep.interrupted for sweep in sweeps if sweep.interrupted is not None]
+    if stop_signal := max(result.history.stop_signal for result in [*results, *ended]):
         raise typer.Exit(status_after(stop_signal))
 
 
@@ -67,118 +58,40 @@ def _checkpoint_locked(options: TrainOptions, processes: Processes) -> Iterator[
         yield
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the command is going to train, once everything has been checked."""
-
-    config: TrainConfig
-    options: TrainOptions
-    processes: Processes
-    task: Task
-    checkpoint: TrainingCheckpoint | None
-    history: History  # of AdamW: empty, or from the checkpoint
-
-    def run_adamw(self) -> TrainingResult:
-        """Train with AdamW, from the checkpoint on if there is one to resume."""
-        config = self.config
-        with bad_input_reported():
-            model = self.make_model()
-            optimizer = self.processes.make_adamw(
-                model.parameters,
-                config.lr,
-                make_schedule(config.schedule, config.lr, config.warmup, config.steps),
-                weight_decay=config.weight_decay,
-                max_grad_norm=config.max_grad_norm,
-                state_dtype=config.state_dtype,
-                num_threads=self.options.num_threads,
-            )
-            if self.checkpoint is not None and self.options.resume:
-                self.checkpoint.load(optimizer)
-                if optimizer.t != self.history.steps:
-                    raise ValueError(
-                        f"{self.checkpoint.path} does not match its losses: it has "
-                        f"{optimizer.t} steps and {self.history.steps} losses"
-                    )
-        save = None
-        if self.checkpoint is not None:
-            save = partial(self.checkpoint.save_when_due, optimizer)
-        result = TrainingResult("AdamW", config.lr, model, self.history, config.state_dtype)
-        return self._run(result, optimizer, save)
-
-    def run_sgd(self) -> TrainingResult:
-        """Train the same model on the same batches with plain SGD."""
-        lr = self.config.lr if self.options.sgd_lr is None else self.options.sgd_lr
-        model = self.make_model()
-        return self._run(TrainingResult("SGD", lr, model, History()), SGD(model.parameters, lr))
-
-    def make_model(self) -> TinyTransformer:
-        """Return the model before its first update."""
-        return TinyTransformer(self.config.seed, self.config.dtype.value, **self.task.sizes)
-
-    def _run(
-        self,
-        result: TrainingResult,
-        optimizer: Optimizer,
-        save: Callable[[History], None] | None = None,
-    ) -> TrainingResult:
-        steps, history = self.config.steps, result.history
-        result.initial_held_out_loss = held_out_loss(self.make_model(), self.task)
-        name = label(result, with_lr=self.options.compares)
-        quiet = self.options.json or not self.processes.is_main
-        with progress_bar(name, history.resumed_from or 0, steps, quiet) as show:
-
-            def on_step(history: History) -> None:
-                show(history)
-                if save is not None:
-                    save(history)
-
-            batches = self.task.batches()
-            self.processes.train(
-                result.model, optimizer, batches, steps, on_step, history, _report_repeated_signal
-            )
-        result.final_held_out_loss = _unless_interrupted(
-            history, lambda: held_out_loss(result.model, self.task)
-        )
-        return result
-
-
-def _report_repeated_signal() -> None:
-    print_in_handler("interrupted: finishing this step, then the summary follows")
-
-
-def _unless_interrupted(history: History, compute: Callable[[], T]) -> T | None:
-    """Return the result; None where a signal has ended the training, or ends the computation.
-
-    The summary is to follow at once.
-    """
-    if history.interrupted:
-        return None
-    try:
-        return compute()
-    except KeyboardInterrupt:
-        history.stop_signal = signal.SIGINT
-        return None
+# ---------------------------------------------------------------------------- checks
 
 
 def _prepare(config: TrainConfig, options: TrainOptions, processes: Processes) -> Training:
     """Check everything that can be checked before training."""
     if processes.is_main:
-        named = {"--text": options.text, "--checkpoint": options.checkpoint}
-        check_distinct(named | {"--plot": options.plot})
-        if options.plot is not None:
-            plots.check_plot_path(options.plot)
+        _check_files(options)
     task = _make_task(config, options)
     if task.corpus is not None:
         processes.check_batch_size(config.batch_size)
         batch_size = config.batch_size // processes.size
         nbytes = required_bytes(task.sizes, batch_size, config.dtype.value)
         require_memory("--d-model, --context or --batch-size", nbytes)
+    steps = config.total_steps(task.batches_per_epoch)
+    prompt = prompt_tokens(task, options.prompt)
     checkpoint, history = None, History()
     if options.checkpoint is not None:
-        checkpoint = _make_checkpoint(config, options, task)
-        if options.resume:
+        checkpoint = _make_checkpoint(config, options, task, steps)
+        if _resumes(options):
             history = checkpoint.read_history()
-    return Training(config, options, processes, task, checkpoint, history)
+    return Training(config, options, processes, task, steps, prompt, checkpoint, history)
+
+
+def _check_files(options: TrainOptions) -> None:
+    named = {"--text": options.text, "--checkpoint": options.checkpoint}
+    named |= {"--plot": options.plot, "--log": options.log, "--report": options.report}
+    check_distinct(named)
+    if options.plot is not None:
+        plots.check_plot_path(options.plot)
+    if options.report is not None:
+        check_report_path(options.report)
+    if options.log is not None:
+        check_log_path(options.log)
+        check_output_path(options.log)
 
 
 def _make_task(config: TrainConfig, options: TrainOptions) -> Task:
@@ -187,36 +100,46 @@ def _make_task(config: TrainConfig, options: TrainOptions) -> Task:
     corpus = read_text(options.text, config.context)
     d_model = config.d_model
     sizes = {"d_model": d_model, "n_heads": N_HEADS, "d_ff": D_FF_RATIO * d_model}
-    return text_task(corpus, config.context, config.batch_size, config.seed, **sizes)
+    in_epochs = config.epochs is not None
+    return text_task(corpus, config.context, config.batch_size, config.seed, in_epochs, **sizes)
 
 
-def _make_checkpoint(config: TrainConfig, options: TrainOptions, task: Task) -> TrainingCheckpoint:
+def _resumes(options: TrainOptions) -> bool:
+    path = options.checkpoint
+    missing = path is None or not path.exists()
+    return options.resume is Resume.ALWAYS or (options.resume is Resume.AUTO and not missing)
+
+
+def _make_checkpoint(
+    config: TrainConfig, options: TrainOptions, task: Task, steps: int
+) -> TrainingCheckpoint:
     """The checkpoint, which has to exist if and only if it is to be resumed."""
     path = options.checkpoint
     assert path is not None
-    if path.exists() and not options.resume:
+    if path.exists() and options.resume is None:
         raise ValueError(
             f"{path} already exists; pass --resume to continue, or choose another file"
         )
-    definition = config.to_dict(task.text_digest)
+    definition = config.to_dict(task.text_digest, steps)
     open_ended = config.schedule is ScheduleName.CONSTANT
-    return TrainingCheckpoint(path, definition, config.steps, open_ended, options.every)
+    return TrainingCheckpoint(path, definition, steps, open_ended, options.every)
 
 
 # ---------------------------------------------------------------------------- the report
 
 
-def _report(training: Training, results: list[TrainingResult]) -> None:
+def _report(training: Training, results: Sequence[TrainingResult], sweeps: Sequence[Sweep]) -> None:
     task, options = training.task, training.options
     curves = {label(result, with_lr=options.compares): result for result in results}
-    config = training.config.to_dict(task.text_digest)
-    history = results[0].history
+    # Where a signal has ended any of the trainings, what takes long is left out.
+    ended = next((s.interrupted for s in sweeps if s.interrupted is not None), results[0]).history
     report = Report(
         curves,
         task,
-        config,
-        _unless_interrupted(history, lambda: _reference_seconds(training, results[0])),
-        _unless_interrupted(history, lambda: text_sample(results[0], task, config["seed"])),
+        training.config.to_dict(task.text_digest, training.steps),
+        unless_interrupted(ended, lambda: _reference_seconds(training, results[0])),
+        unless_interrupted(ended, lambda: _sample(training, results[0])),
+        sweeps,
     )
     if options.json:
         print_json(record(report))
@@ -227,9 +150,26 @@ def _report(training: Training, results: list[TrainingResult]) -> None:
             text = f"warning: {name}: {warning}; try a smaller learning rate"
             print(text, file=sys.stderr)
     if options.plot is not None:
-        model = results[0].model
         with bad_input_reported():
-            plots.save_loss_plot(options.plot, curves, title(model), model.vocab_size)
+            plots.save_loss_plot(options.plot, curves, title(results[0].model), sweeps)
+    if options.report is not None and training.recorders:
+        with bad_input_reported():
+            _save_report(options.report, training, report)
+
+
+def _save_report(path: Path, training: Training, report: Report) -> None:
+    heading = title(report.first.model)
+    save_report(path, heading, report.first, training.recorders[0], report.task, report.config)
+
+
+def _sample(training: Training, result: TrainingResult) -> str | None:
+    """Text that the trained model writes; None where it cannot write any, or nobody asked."""
+    options, task = training.options, training.task
+    is_wanted = task.corpus is not None or options.prompt is not None or options.generate
+    if not is_wanted or divergence(result) is not None:
+        return None
+    seed = training.config.seed
+    return generate(result.model, task, training.prompt, options.generate, seed)
 
 
 def _reference_seconds(training: Training, result: TrainingResult) -> float | None:

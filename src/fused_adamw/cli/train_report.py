@@ -1,19 +1,20 @@
 """What `fused-adamw train` reports: for people as text and tables, for programs as a record."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from rich.console import RenderableType
 
+from ..tiny.epochs import complete_epochs
 from ..tiny.model import TinyTransformer
-from ..tiny.text_data import Corpus, Task, predictions, sample
+from ..tiny.sweep import Sweep
+from ..tiny.text_data import Corpus, Task, predictions
 from ..tiny.train_loop import TrainingResult
 from . import console
-
-SAMPLE_LENGTH = 300
-DIVERGED = 3  # a loss that many times the first one, or that of guessing
+from . import training_tables as tables
+from .sweep_report import sweep_record, sweep_summary
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Report:
         config: the options by name.
         reference_step_seconds: time of an AdamW step in pure Python, where that is comparable.
         sample: text that the trained model writes; None without one.
+        sweeps: the trainings at other rates, of each optimizer.
     """
 
     results: dict[str, TrainingResult]
@@ -33,11 +35,20 @@ class Report:
     config: dict[str, Any]
     reference_step_seconds: float | None
     sample: str | None
+    sweeps: Sequence[Sweep]
 
     @property
     def first(self) -> TrainingResult:
         """The result of AdamW."""
         return next(iter(self.results.values()))
+
+    @property
+    def interrupted(self) -> list[TrainingResult]:
+        """The trainings that a signal has ended: those shown, or the last one of a sweep."""
+        ended = (sweep.interrupted for sweep in self.sweeps)
+        found = chain(self.results.values(), ended)
+        unique = {id(x): x for x in found if x is not None and x.history.interrupted}
+        return list(unique.values())
 
 
 def label(result: TrainingResult, with_lr: bool) -> str:
@@ -52,25 +63,17 @@ def title(model: TinyTransformer) -> str:
     return f"Tiny transformer, {model.n_parameters:,} parameters, {model.dtype}"
 
 
-def text_sample(result: TrainingResult, task: Task, seed: int) -> str | None:
-    """Return text that the trained model writes; None where it cannot write any."""
-    corpus = task.corpus
-    if corpus is None or divergence(result) is not None:
-        return None
-    start = corpus.held_out[:1].tolist()
-    return corpus.decode(sample(result.model, start, SAMPLE_LENGTH, seed))
-
-
 def divergence(result: TrainingResult) -> str | None:
     """Return how the loss diverged; None where it did not."""
+    if not result.diverged:
+        return None
     history = result.history
     if (step := history.first_non_finite_step) is not None:
         return f"loss became non-finite at step {step}"
-    first, last = history.losses[0], history.losses[-1]
-    if last > DIVERGED * max(first, math.log(result.model.vocab_size)):
-        rose = f"{console.decimals(first, 3)} to {console.decimals(last, 3)}"
-        return f"training has diverged: loss rose from {rose}"
-    return None
+    first, last, chance = (
+        console.decimals(loss, 3) for loss in (history.losses[0], history.losses[-1], result.chance)
+    )
+    return f"training has diverged: loss rose from {first} to {last} (chance: {chance})"
 
 
 # ---------------------------------------------------------------------------- for people
@@ -84,17 +87,19 @@ def summary(report: Report) -> Iterator[RenderableType]:
         yield console.paragraph(corpus_size(task.corpus))
     if first.history.resumed_from is not None:
         yield console.paragraph(f"Resumed after {first.history.resumed_from:,} steps.")
+    names = {id(result): name for name, result in report.results.items()}
+    for result in report.interrupted:
+        name = names.get(id(result), label(result, with_lr=True))
+        yield console.paragraph(f"Interrupted: {name} after {result.history.steps:,} steps.")
+    yield tables.predictions_table(predictions(first.model, task), first.history.steps)
+    yield tables.losses_table(report.results, len(task.vocabulary))
+    yield from sweep_summary(report.sweeps, report.config["steps"])
     for name, result in report.results.items():
-        if result.history.interrupted:
-            yield console.paragraph(f"Interrupted: {name} after {result.history.steps:,} steps.")
-    yield console.predictions_table(predictions(first.model, task), first.history.steps)
-    yield console.losses_table(report.results, len(task.vocabulary))
-    for name, result in report.results.items():
-        yield console.time_table(name, result.history)
+        yield tables.time_table(name, result.history)
     if report.reference_step_seconds is not None:
-        yield console.reference_comparison(first.history, report.reference_step_seconds)
+        yield tables.reference_comparison(first.history, report.reference_step_seconds)
     if report.sample is not None:
-        yield console.sample_panel(report.sample)
+        yield tables.sample_panel(report.sample)
 
 
 def corpus_size(corpus: Corpus) -> str:
@@ -117,12 +122,16 @@ def record(report: Report) -> dict[str, Any]:
         "reference_step_seconds": report.reference_step_seconds,
         "predictions": [row._asdict() for row in predictions(first.model, report.task)],
     }
-    if report.task.corpus is not None:
+    if report.task.corpus is not None or report.sample is not None:
         found["sample"] = report.sample
     for other in others:
         found[other.optimizer.lower()] = result_record(other)
-    interrupted = any(result.history.interrupted for result in report.results.values())
-    return found | {"interrupted": interrupted}
+    if others:
+        found["sweep"] = sweep_record(report.sweeps)
+    if report.config["epochs"] is not None:
+        epochs = complete_epochs(first.history, report.task.batches_per_epoch)
+        found["epochs"] = [asdict(epoch) for epoch in epochs]
+    return found | {"interrupted": bool(report.interrupted)}
 
 
 def result_record(result: TrainingResult) -> dict[str, Any]:
@@ -142,6 +151,10 @@ def result_record(result: TrainingResult) -> dict[str, Any]:
         "forward_seconds": history.forward_seconds,
         "backward_seconds": history.backward_seconds,
         "optimizer_seconds": history.optimizer_seconds,
+        "diverged": result.diverged,
+        "losses": history.losses,
+        "gradient_norms": history.gradient_norms,
+        "learning_rates": [result.rate_at(t) for t in range(1, history.steps + 1)],
     }
     if result.initial_held_out_loss is not None:
         found["initial_held_out_loss"] = result.initial_held_out_loss

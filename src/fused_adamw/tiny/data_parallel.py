@@ -30,6 +30,8 @@ class DataParallelModel:
         comm: communicator of the ranks, of mpi4py.
     """
 
+    has_whole_gradients = False
+
     def __init__(self, model: TinyTransformer, comm: Communicator) -> None:
         self.model, self.comm = model, comm
 

@@ -114,6 +114,8 @@ class TinyTransformer:
     1.8299, 3456 parameters
     """
 
+    has_whole_gradients = True  # unlike those of a rank that takes a part of a batch
+
     def __init__(
         self,
         seed: int = 42,

@@ -94,6 +94,29 @@ def random_windows(
         yield windows[:, :-1], windows[:, 1:]
 
 
+def windows_per_epoch(tokens: IntArray, context: int) -> int:
+    """Return the number of windows that do not overlap, each with the token after it."""
+    return (len(tokens) - 1) // context
+
+
+def shuffled_windows(
+    tokens: IntArray, context: int, batch_size: int, seed: int
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the windows of the text that do not overlap, epoch after epoch.
+
+    They are shuffled for each epoch. Those that do not fill a batch are left out, which are
+    different ones each time. Shapes and targets are those of `random_windows`.
+    """
+    generator = np.random.default_rng(seed)
+    offsets = np.arange(context + 1)
+    n_windows = windows_per_epoch(tokens, context)
+    while True:
+        starts = context * generator.permutation(n_windows)[:, np.newaxis]
+        for i in range(0, n_windows - batch_size + 1, batch_size):
+            windows = tokens[starts[i : i + batch_size] + offsets]
+            yield windows[:, :-1], windows[:, 1:]
+
+
 # ---------------------------------------------------------------------------- tasks
 
 
@@ -107,6 +130,7 @@ class Task:
         batches: yields the batches from the start, at every call.
         example: the tokens and targets whose predictions are shown.
         corpus: the text; None for the single sentence.
+        batches_per_epoch: the number of batches in a pass over the data.
     """
 
     vocabulary: tuple[str, ...]
@@ -114,6 +138,7 @@ class Task:
     batches: Callable[[], Iterator[Batch]]
     example: tuple[Sequence[int], Sequence[int]]
     corpus: Corpus | None = None
+    batches_per_epoch: int = 1
 
     @property
     def text_digest(self) -> str | None:
@@ -126,29 +151,61 @@ def sentence_task() -> Task:
     return Task(VOCABULARY, {}, lambda: repeat((TOKENS, TARGETS)), (TOKENS, TARGETS))
 
 
-def text_task(corpus: Corpus, context: int, batch_size: int, seed: int, **sizes: int) -> Task:
-    """Return the task of random windows of a text; its example is held-out text."""
+def text_task(
+    corpus: Corpus, context: int, batch_size: int, seed: int, in_epochs: bool = False, **sizes: int
+) -> Task:
+    """Return the task of windows of a text; its example is held-out text.
+
+    Args:
+        corpus: the text.
+        context: tokens in a window.
+        batch_size: windows in a batch.
+        seed: of their order.
+        in_epochs: each window once in an epoch; else the windows are random.
+        sizes: of the model, by name.
+
+    Raises:
+        ValueError: an epoch would have no batch.
+    """
     example = corpus.held_out[: min(context, 12) + 1].tolist()
+    n_windows = windows_per_epoch(corpus.train, context)
+    if in_epochs and batch_size > n_windows:
+        raise ValueError(
+            f"batch_size must be at most the number of windows in the text ({n_windows}); got "
+            f"{batch_size}"
+        )
+    windows = shuffled_windows if in_epochs else random_windows
     return Task(
         corpus.vocabulary,
         {"vocab_size": len(corpus.vocabulary), "max_length": context, **sizes},
-        lambda: random_windows(corpus.train, context, batch_size, seed),
+        lambda: windows(corpus.train, context, batch_size, seed),
         (example[:-1], example[1:]),
         corpus,
+        n_windows // batch_size,
     )
 
 
 # ---------------------------------------------------------------------------- evaluation
 
 
-def mean_loss(model: TinyTransformer, tokens: IntArray, batch_size: int = 64) -> float:
-    """Return the mean loss over all of `tokens`, in consecutive windows."""
+def mean_loss(
+    model: TinyTransformer,
+    tokens: IntArray,
+    stop_requested: Callable[[], bool] = bool,
+    batch_size: int = 64,
+) -> float | None:
+    """Return the mean loss over all of `tokens`, in consecutive windows; None when asked to stop.
+
+    `stop_requested` is called before each batch of windows.
+    """
     context = model.max_length
     starts = range(0, len(tokens) - 1, context)
     windows = [tokens[start : start + context + 1] for start in starts]
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(0, len(windows), batch_size):
+            if stop_requested():
+                return None
             batch = windows[i : i + batch_size]
             targets = [window[1:] for window in batch]
             loss = model.loss([window[:-1] for window in batch], targets)
@@ -156,14 +213,21 @@ def mean_loss(model: TinyTransformer, tokens: IntArray, batch_size: int = 64) ->
     return total / (len(tokens) - 1)
 
 
-def sample(model: TinyTransformer, start: Sequence[int], length: int, seed: int) -> list[int]:
-    """Return `start` and `length` more tokens, each drawn from the model's prediction."""
+def sample(
+    model: TinyTransformer, start: Sequence[int], length: int, seed: int, end: int | None = None
+) -> list[int]:
+    """Return `start` and `length` more tokens, each drawn from the model's prediction.
+
+    Fewer where the token `end` is drawn, which is the last one then.
+    """
     generator = np.random.default_rng(seed)
     tokens = list(start)
     for _ in range(length):
         logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
         logits[PAD] = -inf
         tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
+        if tokens[-1] == end:
+            break
     return tokens
 
 

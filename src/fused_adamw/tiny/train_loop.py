@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class History:
         stop_signal: the number of the signal that ended the training, such as SIGINT (Ctrl-C) or
             SIGTERM; 0 if none did.
         resumed_from: number of updates that an earlier process made; None if there was none.
+        gradient_norms: the global norm of the gradient of each update, before it is clipped; NaN
+            where no rank has all of the gradient, or an earlier process did not save it.
+        held_out_losses: after each epoch, where a training has epochs and held-out text.
+        stop_requested: whether a signal has come since the last step.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -43,6 +47,9 @@ class History:
     optimizer_seconds: float = 0.0
     stop_signal: int = 0
     resumed_from: int | None = None
+    gradient_norms: list[float] = field(default_factory=list)
+    held_out_losses: list[float] = field(default_factory=list)
+    stop_requested: Callable[[], bool] = field(default=bool, repr=False, compare=False)
 
     @property
     def steps(self) -> int:
@@ -65,6 +72,10 @@ class History:
         return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
 
 
+OptimizerName: TypeAlias = Literal["AdamW", "SGD"]
+DIVERGED = 2  # a loss that many times that of guessing, or the first one
+
+
 @dataclass
 class TrainingResult:
     """A model, and how its training went.
@@ -77,22 +88,53 @@ class TrainingResult:
         state_dtype: storage format of the moments; None for that of the parameters.
         initial_held_out_loss: before the first update; None where the task has no held-out text.
         final_held_out_loss: after the last update, or None.
+        schedule: the learning rate of each update; None where it is `lr` at every one.
     """
 
-    optimizer: Literal["AdamW", "SGD"]
+    optimizer: OptimizerName
     lr: float
     model: TinyTransformer
     history: History
     state_dtype: str | None = None
     initial_held_out_loss: float | None = None
     final_held_out_loss: float | None = None
+    schedule: Callable[[int], float] | None = None
+
+    @property
+    def chance(self) -> float:
+        """The loss of guessing."""
+        return math.log(self.model.vocab_size)
+
+    @property
+    def outcome(self) -> float:
+        """The last loss, on held-out text where there is some; infinite where it is not finite."""
+        held_out = self.final_held_out_loss
+        loss = self.history.losses[-1] if held_out is None else held_out
+        return loss if math.isfinite(loss) else math.inf
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss has become non-finite, or far greater than that of guessing."""
+        losses = self.history.losses
+        too_much = DIVERGED * max(losses[0], self.chance)
+        return self.history.first_non_finite_step is not None or losses[-1] > too_much
+
+    def rate_at(self, t: int) -> float:
+        """Return the learning rate of update t = 1, 2, ..."""
+        return self.lr if self.schedule is None else self.schedule(t)
 
 
 # ---------------------------------------------------------------------------- the loop
 
 
 class Model(Protocol):
-    """What the loop needs of a model."""
+    """What the loop needs of a model.
+
+    Attributes:
+        has_whole_gradients: whether `backward` returns the gradients of the whole batch.
+    """
+
+    has_whole_gradients: bool
 
     def forward(self, tokens: Sequences, targets: Sequences) -> tuple[float, Cache]: ...
 
@@ -102,7 +144,8 @@ class Model(Protocol):
 class Optimizer(Protocol):
     """What the loop needs of an optimizer, which updates its parameters in place."""
 
-    def step(self, grads: Parameters) -> object: ...
+    def step(self, grads: Parameters) -> float | None:
+        """Update the parameters; return the global norm of the gradients where it was computed."""
 
 
 def train(
@@ -142,6 +185,7 @@ def train(
     # Where a loss diverges, the losses themselves show it.
     floating_point = np.errstate(over="ignore", invalid="ignore")
     with stop_signals(on_repeated_signal) as request, floating_point:
+        history.stop_requested = lambda: request.signal != 0
         for tokens, targets in islice(batches, len(history.losses), None):
             start = perf_counter()
             loss, cache = model.forward(tokens, targets)
@@ -155,18 +199,30 @@ def train(
             backward_start = perf_counter()
             grads = model.backward(cache)
             backward_end = perf_counter()
-            optimizer.step(grads)
+            norm = optimizer.step(grads)
             end = perf_counter()
             history.forward_seconds += forward_end - start
             history.backward_seconds += backward_end - backward_start
             history.optimizer_seconds += end - backward_end
+            if norm is None:
+                norm = global_norm(grads) if model.has_whole_gradients else math.nan
+            history.gradient_norms.append(norm)
         history.stop_signal = over_ranks(request.signal)
     return history
 
 
-def held_out_loss(model: TinyTransformer, task: Task) -> float | None:
-    """Return the mean loss on the held-out text; None where the task has none."""
-    return None if task.corpus is None else mean_loss(model, task.corpus.held_out)
+def global_norm(grads: Parameters) -> float:
+    """Return the square root of the sum of the squares of all gradients, summed in float64."""
+    doubles = (gradient.astype(np.float64, copy=False) for gradient in grads.values())
+    return math.sqrt(sum(float(np.vdot(double, double)) for double in doubles))
+
+
+def held_out_loss(
+    model: TinyTransformer, task: Task, stop_requested: Callable[[], bool] = bool
+) -> float | None:
+    """Return the mean loss on the held-out text; None where the task has none, or when asked to
+    stop."""
+    return None if task.corpus is None else mean_loss(model, task.corpus.held_out, stop_requested)
 
 
 # ---------------------------------------------------------------------------- AdamW
@@ -198,7 +254,10 @@ def make_schedule(
 def reference_step_seconds(
     model: TinyTransformer, batch: Batch, lr: float, weight_decay: float, repeats: int = 5
 ) -> float:
-    """Return the median time of a pure-Python step on copies of the model's parameters."""
+    """Return the median time of a pure-Python step on copies of the model's parameters.
+
+    Of `repeats` steps, or of those that a second is enough for, and at least one.
+    """
     parameters = {name: parameter.copy() for name, parameter in model.parameters.items()}
     with np.errstate(over="ignore", invalid="ignore"):
         _, grads = model.loss_and_gradients(*batch)
@@ -208,4 +267,6 @@ def reference_step_seconds(
         start = perf_counter()
         optimizer.step(grads)
         seconds.append(perf_counter() - start)
+        if sum(seconds) > 1:
+            break
     return statistics.median(seconds)

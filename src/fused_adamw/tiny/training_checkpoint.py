@@ -1,7 +1,9 @@
 """A training in a file: everything needed to continue as if it had never stopped.
 
 Besides parameters and optimizer the file contains the options of the training, so that it is never
-continued with others, the times so far, and, as the array ``losses``, the loss after each step.
+continued with others, the times so far, and, as the arrays ``losses``, ``gradient_norms`` and
+``held_out_losses``, the loss after each step, the norm of its gradient, and the loss after each
+epoch.
 """
 
 import math
@@ -76,17 +78,22 @@ class TrainingCheckpoint:
         if not self.path.exists():
             raise ValueError(f"{self.path} does not exist; leave out --resume to start a training")
         training: Any = read_extra(self.path).get("training")
-        losses = read_arrays(self.path).get("losses")
-        history = _history(training, losses)
+        arrays = read_arrays(self.path)
+        history = _history(training, arrays.get("losses"))
         if history is None:
             raise ValueError(f"{self.path} was not saved by `fused-adamw train`")
         self._check_options(training["options"])
         if history.steps > self.steps:
+            option = "--steps" if self.options.get("epochs") is None else "the steps of --epochs"
             raise ValueError(
-                f"--steps must be at least {history.steps}, the number of steps in {self.path}; "
+                f"{option} must be at least {history.steps}, the number of steps in {self.path}; "
                 f"got {self.steps}"
             )
         history.resumed_from = history.steps
+        history.gradient_norms = _numbers(arrays.get("gradient_norms"))
+        if len(history.gradient_norms) != history.steps:
+            history.gradient_norms = [math.nan] * history.steps
+        history.held_out_losses = _numbers(arrays.get("held_out_losses"))
         return history
 
     def load(self, optimizer: "AdamW | ShardedAdamW") -> None:
@@ -109,7 +116,11 @@ class TrainingCheckpoint:
     def _save(self, optimizer: "AdamW | ShardedAdamW", history: History) -> None:
         training = {"options": {**self.options, "steps": self.steps}}
         training |= {name: getattr(history, name) for name in SECONDS}
-        arrays = {"losses": np.array(history.losses, np.float64)}
+        arrays = {
+            "losses": np.array(history.losses, np.float64),
+            "gradient_norms": np.array(history.gradient_norms, np.float64),
+            "held_out_losses": np.array(history.held_out_losses, np.float64),
+        }
         try:
             save_checkpoint(self.path, optimizer, extra={"training": training}, arrays=arrays)
         except OSError as error:  # it names a temporary file, or none
@@ -122,10 +133,17 @@ class TrainingCheckpoint:
             f"--{name.replace('_', '-')} {_shown(saved.get(name))} "
             f"(now {_shown(current.get(name))})"
             for name in {**current, **saved}
-            if saved.get(name) != current.get(name) and not (name == "steps" and self.open_ended)
+            if saved.get(name) != current.get(name) and not self._may_differ(name, saved)
         )
         if differences:
             raise ValueError(f"{self.path} was saved with different options: {differences}")
+
+    def _may_differ(self, name: str, saved: Mapping[str, Any]) -> bool:
+        """Whether a training is the same with this option changed, or another one says so."""
+        epochs = saved.get("epochs"), self.options.get("epochs")
+        if name == "epochs":
+            return self.open_ended and None not in epochs
+        return name == "steps" and (self.open_ended or epochs != (None, None))
 
 
 def _history(training: Any, losses: Array | None) -> History | None:
@@ -138,6 +156,14 @@ def _history(training: Any, losses: Array | None) -> History | None:
     if not all(isinstance(x, float) and 0 <= x < math.inf for x in seconds.values()):
         return None
     return History(losses.tolist(), **seconds)
+
+
+def _numbers(saved: Array | None) -> list[float]:
+    """The numbers of an array; none where the file has no such array."""
+    if saved is None or saved.dtype != np.float64 or saved.ndim != 1:
+        return []
+    numbers: list[float] = saved.tolist()
+    return numbers
 
 
 def _shown(value: object) -> object:

@@ -1,0 +1,161 @@
+"""What a sweep over learning rates has shown: a table, and the same in words."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..tiny.sweep import Sweep, on_held_out_text, working_loss
+from ..tiny.train_loop import DIVERGED
+from . import console
+
+SIMILAR_DECADES = 0.75  # ranges of rates that differ by less, as by one step of a sweep
+
+
+def sweep_summary(sweeps: Sequence[Sweep], steps: int) -> Iterator[RenderableType]:
+    """Yield the table of the losses by rate, and what it shows; nothing without a sweep."""
+    if not any(len(sweep.losses) > 1 for sweep in sweeps):
+        return
+    held_out = " on held-out text" if on_held_out_text(sweeps) else ""
+    yield console.heading(f"Loss{held_out} after {steps:,} steps, by learning rate")
+    yield sweep_table(sweeps)
+    for sentence in conclusions(sweeps):
+        yield console.paragraph(sentence)
+
+
+def sweep_table(sweeps: Sequence[Sweep]) -> Table:
+    """Return the losses of all optimizers by rate, the best of each marked."""
+    names = [f"{sweep.optimizer}  " for sweep in sweeps]
+    table = console.number_table("rate", *names, caption=" *: the best one\n")
+    for lr in sorted({lr for sweep in sweeps for lr in sweep.losses}):
+        table.add_row(f"{lr:g}", *(_cell(sweep, lr) for sweep in sweeps))
+    return table
+
+
+def _cell(sweep: Sweep, lr: float) -> Text:
+    if lr not in sweep.losses:
+        return Text("-  ")
+    loss = sweep.losses[lr]
+    if loss > DIVERGED * sweep.chance:
+        return Text("diverges  ", style="red")
+    is_best = sweep.best is not None and lr == sweep.best.lr
+    return Text(f"{short(loss)} *" if is_best else f"{short(loss)}  ", "bold" if is_best else "")
+
+
+def short(loss: float) -> str:
+    """Return a loss to three digits."""
+    return f"{loss:#.3g}" if loss >= 1e-3 else f"{loss:.2e}"
+
+
+# ---------------------------------------------------------------------------- in words
+
+
+def conclusions(sweeps: Sequence[Sweep]) -> Iterator[str]:
+    """Yield a paragraph for each thing that the two sweeps show; nothing where one is missing."""
+    if len(sweeps) < 2 or any(sweep.best is None for sweep in sweeps):
+        return
+    if all(math.isinf(sweep.best_loss) for sweep in sweeps):
+        return
+    yield _at_their_best(*sweeps)
+    yield _at_one_rate(*sweeps)
+    if all(len(sweep.losses) > 1 for sweep in sweeps):
+        yield from _sensitivity(*sweeps)
+
+
+def _best_lr(sweep: Sweep) -> float:
+    assert sweep.best is not None
+    return sweep.best.lr
+
+
+def _at_their_best(adamw: Sweep, sgd: Sweep) -> str:
+    first, second = sorted((adamw, sgd), key=lambda sweep: sweep.best_loss)
+    if math.isinf(second.best_loss):
+        return f"{second.optimizer} diverges at all of its rates."
+    ratio = second.best_loss / first.best_loss if first.best_loss else math.inf
+    if ratio < 1.01:
+        compared = "about the same"
+    else:
+        compared = f"{_digits(ratio)} times that of {first.optimizer}"
+    return (
+        f"Each at its best rate: {first.optimizer} (rate {_best_lr(first):g}) reaches a loss of "
+        f"{short(first.best_loss)}, {second.optimizer} (rate {_best_lr(second):g}) "
+        f"{short(second.best_loss)}, {compared}."
+    )
+
+
+def _at_one_rate(adamw: Sweep, sgd: Sweep) -> str:
+    ratio = _best_lr(sgd) / _best_lr(adamw) if _best_lr(adamw) else math.inf
+    text = f"SGD's best rate is {_digits(ratio)} times that of AdamW."
+    if ratio == 1:
+        return "The best rate is the same for both."
+    loss = sgd.losses.get(_best_lr(adamw))
+    if loss is None:
+        return text
+    there = "diverges" if loss > DIVERGED * sgd.chance else f"reaches {short(loss)}"
+    return f"{text} At AdamW's best rate SGD {there}."
+
+
+def _sensitivity(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
+    best = min(adamw.best_loss, sgd.best_loss)
+    if best >= adamw.chance:
+        yield "Neither learns more than to guess in so few steps."
+        return
+    enough = working_loss(adamw.chance, best)
+    ranges = [_range(sweep, best) for sweep in (adamw, sgd)]
+    yield (
+        f"Rates that work (loss at most {short(enough)}: nine tenths of the way from chance, "
+        f"{short(adamw.chance)}, to the best): {ranges[0]}; {ranges[1]}."
+    )
+    width, other = (_decades(sweep.working(best)) for sweep in (adamw, sgd))
+    if width is None or other is None:
+        return
+    least = math.floor(min(width, other))
+    if abs(width - other) >= SIMILAR_DECADES:
+        name = sgd.optimizer if width > other else adamw.optimizer
+        yield f"{name} is the more sensitive one to its rate here."
+    elif least >= 1:
+        number = "a decade" if least == 1 else f"{least} decades"
+        yield (
+            f"Both work over {number} of rates or more: neither is much more sensitive to its rate "
+            "than the other here."
+        )
+    else:
+        yield "Neither is much more sensitive to its rate than the other here."
+
+
+def _range(sweep: Sweep, best: float) -> str:
+    rates = sweep.working(best)
+    if not rates:
+        return f"none of {sweep.optimizer}'s"
+    if len(rates) == 1:
+        return f"{sweep.optimizer}'s {rates[0]:g} only"
+    decades = _decades(rates)
+    return f"{sweep.optimizer}'s from {rates[0]:g} to {rates[-1]:g}, {decades:.1f} decades"
+
+
+def _decades(rates: Sequence[float]) -> float | None:
+    return round(math.log10(rates[-1] / rates[0]), 1) if rates else None
+
+
+def _digits(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.3g}"
+
+
+# ---------------------------------------------------------------------------- for programs
+
+
+def sweep_record(sweeps: Sequence[Sweep]) -> dict[str, Any]:
+    """Return the losses by rate, and what counts as a rate that works, as JSON."""
+    best = min(sweep.best_loss for sweep in sweeps)
+    found: dict[str, Any] = {
+        "chance": sweeps[0].chance,
+        "working_loss": working_loss(sweeps[0].chance, best),
+    }
+    for sweep in sweeps:
+        found[sweep.optimizer.lower()] = [
+            {"lr": lr, "loss": loss} for lr, loss in sorted(sweep.losses.items())
+        ]
+    return found

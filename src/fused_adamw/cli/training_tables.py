@@ -1,0 +1,102 @@
+"""The tables of `fused-adamw train`."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ..tiny.text_data import Prediction
+from ..tiny.train_loop import History, TrainingResult
+from .console import decimals, number_table, perplexity, text_table
+
+
+def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
+    """Return the first and last losses of trainings by label."""
+    table = number_table(
+        "",
+        "loss: first",
+        "last",
+        "perplexity: first",
+        "last",
+        title="Loss and perplexity",
+        caption=f" chance: ln {vocab_size} = {math.log(vocab_size):.6f}, perplexity {vocab_size}\n",
+    )
+    for label, result in curves.items():
+        losses = result.history.losses
+        table.add_row(label, *_loss_cells(losses[0], losses[-1]))
+        first, last = result.initial_held_out_loss, result.final_held_out_loss
+        if first is not None and last is not None:
+            table.add_row("  on held-out text", *_loss_cells(first, last))
+    return table
+
+
+def _loss_cells(*losses: float) -> list[str]:
+    perplexities = [decimals(perplexity(loss), 4) for loss in losses]
+    return [decimals(loss, 6) for loss in losses] + perplexities
+
+
+def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
+    """Return what the model predicts after this number of steps."""
+    table = text_table("after", "target", "predicted", title=f"Predictions after {steps:,} steps")
+    table.add_column("P(target)", justify="right")
+    for row in rows:
+        right = row.predicted == row.target
+        table.add_row(
+            _visible(row.token),
+            _visible(row.target),
+            Text(_visible(row.predicted).plain, style="green" if right else "red"),
+            f"{row.probability:.4f}",
+        )
+    return table
+
+
+def _visible(token: str) -> Text:
+    """Return a token verbatim, never as markup; white space and control characters as Python's."""
+    return Text(token if token.isprintable() and not token.isspace() else repr(token))
+
+
+def time_table(label: str, history: History) -> Table:
+    """Return the time spent on each phase of a step."""
+    table = number_table(
+        "", "seconds", "share", "µs per step", title=f"Where the time goes: {label}"
+    )
+    phases = {
+        "forward": history.forward_seconds,
+        "backward": history.backward_seconds,
+        "optimizer": history.optimizer_seconds,
+    }
+    for phase, seconds in phases.items():
+        table.add_row(phase, *_time_cells(seconds, history))
+    table.add_section()
+    table.add_row("total", *_time_cells(history.seconds, history))
+    return table
+
+
+def _time_cells(seconds: float, history: History) -> tuple[str, str, str]:
+    if not history.steps:
+        return f"{seconds:.3f}", "-", "-"
+    share = 100 * seconds / history.seconds
+    return f"{seconds:.3f}", f"{share:.1f} %", f"{1e6 * seconds / history.steps:,.1f}"
+
+
+def reference_comparison(history: History, reference_seconds: float) -> Text:
+    """Return a line that compares the fused step with the one in pure Python."""
+    step = history.optimizer_seconds / history.steps
+    ratio = reference_seconds / step
+    return Text.assemble(
+        f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
+        "in pure Python, ",
+        (f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times", "bold"),
+        " as long.\n",
+    )
+
+
+def sample_panel(text: str) -> Panel:
+    """Return a frame with text that the model wrote."""
+    shown = "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+    return Panel(Text(shown), title="A sample", title_align="left", box=box.ROUNDED)
