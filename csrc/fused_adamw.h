@@ -162,8 +162,9 @@ typedef struct {
                      arithmetic is done in */
     void *buffers[FUSED_ADAMW_NUM_BUFFERS]; /* updated: the optional buffers; or NULL */
     ptrdiff_t size;
-    int element_type; /* of params and grads */
-    int state_format; /* of m and v */
+    int element_type;   /* of params, and of grads unless has_wide_grads */
+    int state_format;   /* of m and v */
+    int has_wide_grads; /* grads are in the type that the arithmetic is done in */
     uint32_t rng_key;
     ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK where the
                                  state format has scales */

@@ -16,7 +16,7 @@ SLOW = (
     *("bench/", "cli/", "distributed/"),
     *("checkpoint/test_killed.py", "core/test_runtime.py", "torch/test_threads.py"),
     *("offload/test_example.py", "offload/test_processes.py", "offload/test_torch_class.py"),
-    *("test_examples.py", "test_readme.py"),
+    *("test_docs.py", "test_examples.py", "test_frameworks.py", "test_readme.py"),
 )
 
 

@@ -139,6 +139,7 @@ IMPORTERS = {  # of each dependency but NumPy: the folder or the files that impo
     "typer": ["cli/"],
     "rich": ["cli/"],
     "matplotlib": ["cli/"],
+    "plotly": ["cli/html_report/"],
     "psutil": ["bench/"],
     "cpuinfo": ["bench/"],
     "bitsandbytes": [IMPLEMENTATIONS],

@@ -13,10 +13,7 @@ from fused_adamw import AdamW, _core, optimizer
 DOCS = Path(__file__).parents[1] / "docs"  # not part of the source distribution
 
 
-# The one for several processes is run by test_sharded.py.
-@pytest.mark.parametrize(
-    "code", [b for b in BLOCKS if "sharded" not in b], ids=lambda code: code.splitlines()[0]
-)
+@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[0])
 def test_the_examples_run(code, tmp_path, monkeypatch, capsys):
     if "torch" in code:
         pytest.importorskip("torch", minversion="2.10")

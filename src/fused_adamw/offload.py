@@ -207,7 +207,7 @@ class AdamW(HostAdamW):
             clip = clip_factor(self.grad_norm, self.max_grad_norm)
         if order is not None:
             plans.sort(key=lambda plan: order.sort_key(plan.p))
-        grads = [plan.grad for plan in plans]
+        grads = [plan.p.grad for plan in plans if plan.p.grad is not None]
         with DeferredSignals():
             run_all(self, dispatches)
             engine.begin(plans, self.state, clip)
@@ -286,10 +286,12 @@ class AdamW(HostAdamW):
     # ---- parts
 
     def _engine(self) -> Engine:
-        engine: Engine | None = self.__dict__.get("_own_engine")
+        # Lightning derives a class from ours whose instances have the attributes of the optimizer
+        # that they wrap: a second engine would update parameters a second time.
+        engine: Engine | None = getattr(self, "_own_engine", None)
         if engine is None:  # also of a copy, or of one that was unpickled
             engine = self.__dict__.setdefault("_own_engine", new_engine())
         return engine
 
     def _order(self) -> UseOrder | None:
-        return self.__dict__.get("_use_order")
+        return getattr(self, "_use_order", None)

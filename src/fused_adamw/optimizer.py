@@ -16,7 +16,7 @@ from ._optim.state_dict import (
     require_saved_roles,
     warn_of_conversion,
 )
-from ._optim.state_formats import StateDtype, allocate_state
+from ._optim.state_formats import Allocate, StateDtype, allocate_state
 from .schedules import Schedule
 
 __all__ = ["AdamW", "DecayMask", "matrices_only"]
@@ -46,7 +46,9 @@ class AdamW(DecodedState):
         lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ... (The
             rounding errors of schedules that end at 0, down to -1e-12, are no error.)
         betas: decay rates of the moments, each in [0, 1).
-        eps: added to the denominator, at least 0.
+        eps: added to the denominator, at least 0; or a function of the step. With
+            ``lambda t: e / sqrt(1 - b2**t)`` a step is that of libraries which add e to the root of
+            v before bias correction ("epsilon hat" in the paper of Adam).
         weight_decay: coefficient of decoupled weight decay, at least 0.
         amsgrad: divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018,
             "On the Convergence of Adam and Beyond").
@@ -80,15 +82,19 @@ class AdamW(DecodedState):
         ema_decay: keep an exponential moving average of the weights, ``ema``, updated in the same
             pass: ema <- ema_decay ema + (1 - ema_decay) p (Polyak & Juditsky 1992; Izmailov et al.
             2018, arXiv:1803.05407). In [0, 1). It starts as the parameters. None: none is kept.
+        allocate: called as ``np.zeros(size, dtype)`` for each array of the state, and returns as
+            that does; for state that exceeds memory: ``lambda n, dtype: np.memmap(
+            TemporaryFile(dir=folder), dtype, "w+", shape=n)``. Copies are in ordinary memory.
 
     Attributes:
         t: the number of steps taken. Each tensor also has its own count, which bias correction
             uses: a tensor whose gradient is None is left out of a step.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
-        amsgrad, maximize, ...: the arguments that follow ``weight_decay``. They may be changed
-            between steps, but for ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``; a
-            decay rate that is None, and so has no average, stays None.
+        amsgrad: and the other arguments that follow ``weight_decay``, ``maximize`` to
+            ``ema_decay``. They may be changed between steps, but for ``amsgrad``, ``state_dtype``,
+            ``master_weights`` and ``seed``; a decay rate that is None, and so has no average, stays
+            None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.
@@ -108,7 +114,7 @@ class AdamW(DecodedState):
         params: ArrayTree | list[dict[str, Any]],
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float | Schedule = 1e-8,
         weight_decay: float = 0.01,
         *,
         amsgrad: bool = False,
@@ -121,10 +127,11 @@ class AdamW(DecodedState):
         master_weights: bool = False,
         seed: int | None = 0,
         ema_decay: float | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         self._lock = ReentrantLock()
         self._arrange(params, locals())
-        self._state = [allocate_state(array, self._state_options) for array in self._arrays]
+        self._state = [allocate_state(x, self._state_options, allocate) for x in self._arrays]
         self._bind()
         self._finish(decay_mask)
 

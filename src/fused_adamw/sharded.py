@@ -42,7 +42,7 @@ from ._optim.arrays import (
 )
 from ._optim.base import BaseOptimizer
 from ._optim.param_groups import DecayMask
-from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, moment
+from ._optim.state_formats import ELEMENT_TYPES, Allocate, StateDtype, allocate_state, moment
 from .schedules import Schedule
 
 __all__ = ["ShardedAdamW"]
@@ -94,7 +94,7 @@ class ShardedAdamW(BaseOptimizer):
         params: ArrayTree | list[dict[str, Any]],
         lr: float | Schedule = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float | Schedule = 1e-8,
         weight_decay: float = 0.01,
         *,
         comm: Comm | None = None,
@@ -109,6 +109,7 @@ class ShardedAdamW(BaseOptimizer):
         master_weights: bool = False,
         seed: int | None = 0,
         ema_decay: float | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         arguments = locals()
         self.comm: Comm = private_duplicate(world() if comm is None else comm)
@@ -120,7 +121,7 @@ class ShardedAdamW(BaseOptimizer):
                 fingerprint |= self.collective_call("ShardedAdamW")
                 self._arrange(params, arguments)
                 check_bucket_bytes(bucket_bytes)
-                self._bind(bucket_bytes)
+                self._bind(bucket_bytes, allocate)
                 self._finish(decay_mask)
                 names = self._spec.argument_names("params")
                 fingerprint |= of_construction(self, names, self._decays, self._flat)
@@ -257,7 +258,7 @@ class ShardedAdamW(BaseOptimizer):
 
     # ---- construction
 
-    def _bind(self, bucket_bytes: int) -> None:
+    def _bind(self, bucket_bytes: int, allocate: Allocate | None) -> None:
         """Partition the tensors, and allocate and bind this rank's part of the state."""
         self._flat = [ravel_like(array, order_of(array)) for array in self._arrays]
         capacity = min(bucket_bytes // 2, MAX_COLLECTIVE_BYTES)
@@ -272,7 +273,7 @@ class ShardedAdamW(BaseOptimizer):
         self._own = [s for bucket in self.buckets for s in bucket.parts[self.comm.rank]]
         self._slot_of = {s: slot for slot, s in enumerate(self._own)}
         self._state = [
-            allocate_state(self._flat[s.tensor][s.begin : s.end], self._state_options)
+            allocate_state(self._flat[s.tensor][s.begin : s.end], self._state_options, allocate)
             for s in self._own
         ]
         self._bound = BoundTensors(

@@ -37,7 +37,8 @@ class AdamW(Inspected, torch.optim.AdamW):
 
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
-    Parameters of 16 bits are computed in float32, and rounded to the nearest.
+    Parameters of 16 bits are computed in float32, and rounded to the nearest; their gradients may
+    be float32 (``grad_dtype``), which PyTorch's class does not support.
     Gradients and state must have the memory layout of their parameter, which can be any permutation
     of its dimensions, such as channels_last.
 
@@ -223,8 +224,9 @@ class AdamW(Inspected, torch.optim.AdamW):
             with opt.exclusive():  # while another thread trains
                 torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
         """
-        lock: ReentrantLock | None = self.__dict__.get("_lock")
-        if lock is None:  # made here, as derived classes need not call this constructor
+        # Derived classes need not call this constructor; wrappers have the lock of what they wrap.
+        lock: ReentrantLock | None = getattr(self, "_lock", None)
+        if lock is None:
             lock = self.__dict__.setdefault("_lock", ReentrantLock())
         return lock
 

@@ -64,12 +64,13 @@ def test_amsgrad_or_not(path):
             load_checkpoint(path, optimizer)
 
 
-def test_schedule_or_number(path):
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_schedule_or_number(path, name):
     schedule = CosineDecay(0.1, 9)
     for saved, own in (schedule, 0.1), (0.1, schedule):
-        save_checkpoint(path, trained(mapping(), lr=saved))
-        optimizer = trained(mapping(), lr=own)
-        with nothing_changes(optimizer, MismatchedCheckpointError, "group 0: .* lr"):
+        save_checkpoint(path, trained(mapping(), **{name: saved}))
+        optimizer = trained(mapping(), **{name: own})
+        with nothing_changes(optimizer, MismatchedCheckpointError, f"group 0: .* {name}"):
             load_checkpoint(path, optimizer)
 
 

@@ -109,7 +109,7 @@ def test_any_value_in_the_header(path, optimizer):
 REFUSED = {
     "lr": [("param_groups", 0, "lr"), [True, False, "0.1", None, [0.1], {}, {"rate": 1}]],
     "betas": [("param_groups", 0, "betas"), [[True, 0.9], [0.9], {"0.9": 0, "0.99": 0}, "ab"]],
-    "eps": [("param_groups", 0, "eps"), [True, None]],
+    "eps": [("param_groups", 0, "eps"), [True, None, [0.1], {}, {"rate": 1}]],
     "weight_decay": [("param_groups", 1, "weight_decay"), [False, "0"]],
     "t": [("t",), [True, 2.0, "2", -1, None]],
     "step": [("steps", "0.w"), [True, 2.0, "2", -1, None]],

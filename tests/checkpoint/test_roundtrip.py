@@ -12,7 +12,7 @@ from checkpoints import arrays_in, contents, draw, gradients, groups, mapping, m
 from fused_adamw import AdamW, matrices_only
 from fused_adamw._io import safetensors_stream
 from fused_adamw.checkpoint import load_checkpoint, read_extra, save_checkpoint
-from fused_adamw.schedules import CosineDecay, LinearWarmup
+from fused_adamw.schedules import CosineDecay, LinearDecay, LinearWarmup
 
 # ---- there and back
 
@@ -153,6 +153,7 @@ RUNS = {
     "one array": (lambda: draw((3, 4)), {}),
     "decay mask": (mapping, {"decay_mask": matrices_only}),
     "schedule": (groups, {"lr": LinearWarmup(0.1, 5).then(CosineDecay(0.1, 20)), "amsgrad": True}),
+    "schedule of eps": (groups, {"eps": LinearDecay(0.1, 15)}),
 }
 
 

@@ -31,7 +31,9 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_state_is_made_where_the_parameter_is": "it is made on the host",
     "test_threads": "counts calls of the kernels",
     "test_plans": "counts calls, and what falls back to PyTorch",
-    "test_dtensor": "state is in plain tensors on the host",
+    "test_tensors_that_are_not_divided_in_one_way": "other messages: test_shards.py has them",
+    "test_wide_gradients": "gradients have the dtype of their parameter",
+    "test_pytorch_s_own_update_takes": "nothing falls back to PyTorch",
 }
 
 

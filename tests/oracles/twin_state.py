@@ -233,7 +233,7 @@ class TensorTwin:
         if self.kept == "float64":
             p, g = self.params, raw(gradient)
         else:
-            g = decode(raw(gradient), self.dtype)
+            g = decode(raw(gradient), gradient.dtype.name)
             p = decode(self.params, self.dtype) if master is None else self.master()
         p, m, v, *v_max = adamw_twin(p, g, m, v, self.t, **hyper, scale=scale, v_max=v_max)
         dither = dithers(self.seed, self.tensor, p.size, self.t)

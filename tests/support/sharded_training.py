@@ -1,6 +1,8 @@
 """Training with DTensors: what each rank of a group does, in functions that processes import."""
 
+import copy
 from functools import partial
+from unittest.mock import patch
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -81,6 +83,20 @@ def gathered(params, opt):
 def call_all(mesh, calls):
     """What functions of the mesh return, by name: to start processes once for all of them."""
     return {name: function(mesh, *arguments) for name, (function, *arguments) in calls.items()}
+
+
+def call_all_offloaded(mesh, calls):
+    """The same with the class of ``fused_adamw.offload``, for which the CPU is a device."""
+    from offload_for_torch import AdamW as Offloading
+
+    from fused_adamw import offload
+
+    lane = offload.CpuLane(0, 1e-5)
+    with (
+        offload.simulated(lane, slots=2, slot_bytes=1 << 18),
+        patch.dict(globals(), {"AdamW": Offloading}),
+    ):
+        return call_all(mesh, calls)
 
 
 def train_shards(mesh, kinds, steps):
@@ -207,6 +223,26 @@ def _load(model, opt, path):
 def full_state(model, opt):
     options = StateDictOptions(full_state_dict=True)
     return get_optimizer_state_dict(model, opt, options=options)
+
+
+def continue_training(mesh, kinds):
+    """By kind: the whole state after steps, and that of another optimizer, which has taken the last
+    of them, after it had loaded the state dict of the first on each rank."""
+    found = {}
+    for kind in kinds:
+        _, options = OPTIONS[kind]
+        model = sharded_model(mesh)
+        opt = AdamW(model.parameters(), lr=1e-2, **options)
+        losses_of(model, opt, 0, 2)
+        saved = copy.deepcopy([model.state_dict(), opt.state_dict()])
+        losses_of(model, opt, 2, 4)
+        other = sharded_model(mesh)
+        again = AdamW(other.parameters(), lr=1e-2, **options)
+        other.load_state_dict(saved[0])
+        again.load_state_dict(saved[1])
+        losses_of(other, again, 2, 4)
+        found[kind] = full_state(model, opt), full_state(other, again)
+    return found
 
 
 def exchange_with_plain(mesh, kinds):

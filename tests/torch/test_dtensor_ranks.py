@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from sharded_comparison import assert_same, assert_within  # noqa: E402
 from sharded_training import (  # noqa: E402
     OPTIONS,
     WHOLE_BLOCKS,
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
 ]
-BLOCK, STEPS = 256, 3
+STEPS = 3
 NUMBERS = {name: i for i, (name, _) in enumerate(Model().named_parameters())}
 ELEMENTWISE = [kind for kind in OPTIONS if not kind.startswith("8bit")]
 MIXED = ["float32", "float64", "ema", "master", "8bit"]  # stochastic only in 8 bits
@@ -59,59 +60,6 @@ def results(tmp_path_factory):
         },
     }
     return {ranks: run_ranks(ranks, folder, call_all, calls[ranks]) for ranks in (2, 1, 3)}
-
-
-# ---------------------------------------------------------------------------- comparing
-
-
-def plain_name(name):
-    return name.replace("_shard_scale", "_scale")
-
-
-def per_element(scale, size):
-    """In a state dict of DTensors, one per part of a block; these are of one size."""
-    scale = scale.reshape(-1)
-    in_blocks = scale.numel() == -(-size // BLOCK)
-    return scale.repeat_interleave(BLOCK if in_blocks else size // scale.numel())[:size]
-
-
-def by_plain_names(state):
-    """The arrays of one parameter as others can be compared with them: flat, master weights of 16
-    bits as bytes, scales per element."""
-    size = max(x.numel() for name, x in state.items() if name.startswith("exp_avg"))
-    return {
-        plain_name(name): per_element(x, size)
-        if name.endswith("_scale")
-        else x.reshape(-1).view(torch.int8)
-        for name, x in state.items()
-    }
-
-
-def assert_same(found, expected):
-    """Equal bits of one parameter and its state."""
-    found, expected = by_plain_names(found), by_plain_names(expected)
-    assert found.keys() == expected.keys()
-    for name, x in found.items():
-        assert torch.equal(x, expected[name]), name
-
-
-def decoded(state):
-    """Per element: m by the root, the bits of the root, and how much a unit of each is."""
-    flat = by_plain_names(state)
-    m, v = flat["exp_avg_code"].numpy(), flat["exp_avg_sq_code"].numpy().view(np.uint8)
-    m_scale, v_scale = flat["exp_avg_scale"].numpy(), flat["exp_avg_sq_scale"].numpy()
-    v_scale = v_scale.view(np.uint32).astype(np.int64)
-    shift = v_scale % 32
-    bits = np.where(v == 0, 0, v_scale - shift + ((v.astype(np.int64) - 1) << shift))
-    return m_scale * m, bits, m_scale, 1 << shift
-
-
-def assert_within(units, found, expected):
-    ratio, bits, *_ = decoded(expected)
-    new_ratio, new_bits, ratio_unit, bits_unit = decoded(found)
-    assert np.any(ratio != 0)
-    assert np.all(np.abs(new_bits - bits) <= units * bits_unit)
-    assert np.all(np.abs(new_ratio - ratio) <= units * ratio_unit * 1.001)
 
 
 # ---------------------------------------------------------------------------- steps

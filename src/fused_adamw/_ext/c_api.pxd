@@ -92,6 +92,7 @@ cdef extern from "fused_adamw.h" nogil:
         ptrdiff_t size
         int element_type
         int state_format
+        int has_wide_grads
         uint32_t rng_key
         ptrdiff_t element_offset
         const fused_adamw_scalars *scalars

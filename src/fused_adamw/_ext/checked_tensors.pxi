@@ -4,6 +4,14 @@ cdef enum:
     OWN = 3  # references to a parameter, its gradient, its counter; those to its state come next
 
 
+cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:
+    """The index, for random numbers, of the first element of a part of a tensor, which is that of
+    the whole; of blocks, a multiple of their size."""
+    if fused_adamw_state_formats[state_format].block > 1:
+        return first - first % FUSED_ADAMW_BLOCK
+    return first
+
+
 @cython.no_gc
 cdef class CheckedTensors:
     """Tensors that the kernels serve. Between steps it keeps its memory, and the order of the
@@ -73,7 +81,7 @@ cdef class CheckedTensors:
         cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
         cdef PyObject **found = &self.references[k * (OWN + self.num_roles)]
         cdef DLPackExchange exchange = self.exchange
-        cdef ArrayView params, grads
+        cdef ArrayView params
         if not exchange.view(<object>found[0], &params) or params.element_type < 0:
             return False
         exchange.measure(&params)
@@ -87,18 +95,28 @@ cdef class CheckedTensors:
         if not (
             params.nbytes >= 0
             and is_compatible(tensor.element_type, tensor.state_format)
-            and exchange.view_like(
-                <object>found[1], StorageType(params.dlpack_code, params.dlpack_bits), &params,
-                &grads,
-            )
+            and self.find_gradient(<object>found[1], tensor, &params)
             and not exchange.negates(<object>found[0]) and not exchange.negates(<object>found[1])
             and self.check_state(found + OWN, tensor, &params)
             and exchange.view_step(<object>found[2], &self.counters[k])
         ):
             return False
-        tensor.grads = grads.data
         if self.stochastic:
             tensor.rng_key = fused_adamw_rng_key(self.seed, index)
+        return True
+
+    cdef bint find_gradient(
+        self, grad, fused_adamw_tensor *tensor, const ArrayView *params
+    ) except -1:
+        """Of the type of the parameter, or, exact, of the one that the arithmetic is done in."""
+        cdef ArrayView view
+        cdef int compute = fused_adamw_element_types[tensor.element_type].compute
+        if not self.exchange.view(grad, &view) or not same_layout(&view, params):
+            return False
+        if view.element_type != tensor.element_type and view.element_type != compute:
+            return False
+        tensor.has_wide_grads = view.element_type != tensor.element_type
+        tensor.grads = view.data
         return True
 
     cdef int begin_at(self, Py_ssize_t k, Py_ssize_t offset) except -1:
@@ -107,9 +125,7 @@ cdef class CheckedTensors:
         cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
         if offset < 0:
             raise ValueError(f"offsets must be at least 0; got {offset}")
-        if fused_adamw_state_formats[tensor.state_format].block > 1:
-            offset -= offset % FUSED_ADAMW_BLOCK
-        tensor.element_offset = offset
+        tensor.element_offset = rng_offset(tensor.state_format, offset)
         return 0
 
     cdef bint check_state(
@@ -182,7 +198,7 @@ cdef class CheckedTensors:
         for k in range(self.space.num_active):
             tensor = &self.space.tensors[k]
             if overlaps(
-                &self.written, interval_at(tensor.grads, storage_nbytes(tensor, PARAMS))
+                &self.written, interval_at(tensor.grads, grads_nbytes(tensor))
             ):
                 return True
         return False

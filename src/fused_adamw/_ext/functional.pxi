@@ -19,13 +19,14 @@ def fused_adamw(
     1 - b^t is evaluated as -expm1(t log b), which is exact where b is close to 1.
 
     Args:
-        params, grads, m, v: one array each, or nested sequences and mappings of arrays, all four
-            of the same structure. The arrays of one tensor have one shape (any number of
-            dimensions) and one dtype, float32 or float64, in native byte order. ``params``, ``m``
-            (first moments) and ``v`` (second moments) are updated in place: they must be writable,
-            contiguous, in the same memory order (C or Fortran), and share no memory with any other
-            array of the call. ``grads`` is only read; a gradient in another memory order than its
-            parameters is copied first. ``m`` and ``v`` are zeros before the first step.
+        params: one array, or nested sequences and mappings of arrays; float32 or float64, in native
+            byte order, of any number of dimensions. Updated in place, as ``m`` and ``v`` are: these
+            must be writable, contiguous, in the same memory order (C or Fortran), and share no
+            memory with any other array of the call.
+        grads: the gradients, in the structure of ``params``, of the same shapes and dtypes; only
+            read. One in another memory order than its parameter is copied first.
+        m: the first moments, as ``grads``; zeros before the first step.
+        v: the second moments, as ``m``.
         t: the number of this step, 1 at the first.
         lr: learning rate, 0 or more. (The rounding errors of schedules, down to -1e-12, are no
             error.)
@@ -42,14 +43,14 @@ def fused_adamw(
     Returns None. The result is the same to the last bit on every instruction set, for every number
     of threads and every alignment, in every floating-point environment of the calling thread, and
     however the elements are split into tensors; NumPy, evaluating the lines of
-    ``csrc/kernels/formula.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their own
-    element; the sign and the payload of a NaN are not part of this. The GIL is released during the
-    update.
+    ``csrc/kernels/formula.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their
+    own element; the sign and the payload of a NaN are not part of this. The GIL is released during
+    the update.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
         ValueError: a wrong shape, memory layout, key or value, or arrays that share memory.
-        Everything is checked before anything is written: after an error no array has changed.
+            Everything is checked before anything is written: after an error no array has changed.
 
     References:
         Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980.

@@ -115,14 +115,17 @@ def as_number(str name, value):
 
 
 cpdef list hyperparams_at(groups, long long t, tuple rates):
-    """One (lr, betas, eps, weight_decay, rates) of step ``t`` for each group: schedules of lr are
+    """One (lr, betas, eps, weight_decay, rates) of step ``t`` for each group: schedules are
     evaluated."""
     cdef list hypers = []
     for group in groups:
         lr = group["lr"]
         if callable(lr):
             lr = lr(t)
-        hypers.append((lr, group["betas"], group["eps"], group["weight_decay"], rates))
+        eps = group["eps"]
+        if callable(eps):
+            eps = eps(t)
+        hypers.append((lr, group["betas"], eps, group["weight_decay"], rates))
     return hypers
 
 

@@ -179,7 +179,7 @@ cdef class PreparedStep(CheckedTensors):
                 include_interval(&own, self.written.intervals[k])
             for k in range(self.space.num_active):
                 tensor = &self.space.tensors[k]
-                include_interval(&own, interval_at(tensor.grads, storage_nbytes(tensor, PARAMS)))
+                include_interval(&own, interval_at(tensor.grads, grads_nbytes(tensor)))
             for found in tensors:
                 include_interval(&others, self.exchange.memory_of(found))
             return share_memory(&own, &others)

@@ -271,6 +271,13 @@ cdef inline StorageType stored_type(const fused_adamw_tensor *tensor, int role) 
     return STATE_STORAGE[tensor.state_format][role]
 
 
+cdef Py_ssize_t grads_nbytes(const fused_adamw_tensor *tensor) noexcept:
+    cdef int element_type = tensor.element_type
+    if tensor.has_wide_grads:
+        element_type = fused_adamw_element_types[element_type].compute
+    return tensor.size * fused_adamw_element_types[element_type].size
+
+
 cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexcept:
     """The bytes of a role's array of a tensor of this size, element type and state format."""
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[tensor.state_format]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .._optim.arrays import Array, items_of_range, order_of, transposed_positions
 from .._optim.base import BaseOptimizer
+from .._optim.options import SCHEDULED
 from .atomic_write import atomic_write
 from .checkpoint_schema import (
     PLACEHOLDER,
@@ -59,7 +60,7 @@ def _require_usable(optimizer: BaseOptimizer, numbers: Mapping[str, Any]) -> Non
     """Raise TypeError or ValueError for a number that every step, and loading, would refuse: the
     file that is there is better. Schedules are not asked."""
     groups = [
-        group | {"lr": 0.0 if callable(group["lr"]) else group["lr"]}
+        group | {name: 0.0 for name in SCHEDULED if callable(group[name])}
         for group in numbers["param_groups"]
     ]
     optimizer.check_values({**numbers, "param_groups": groups})

@@ -15,6 +15,7 @@ import numpy as np
 
 from .._optim.arrays import Array
 from .._optim.base import BaseOptimizer
+from .._optim.options import SCHEDULED
 from .files import printable
 from .json_values import encode_extra, read_metadata, require_json_types
 from .safetensors_stream import (
@@ -134,20 +135,24 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
         raise ValueError(f"it has {len(groups)} parameter groups, this optimizer has {len(own)}")
     for g, group in enumerate(groups):
         group["betas"] = tuple(group["betas"])
-        scheduled = isinstance(group["lr"], dict)
-        if scheduled != callable(own[g]["lr"]):
-            lr = group["lr"]["schedule"] if scheduled else group["lr"]
-            kinds = ["a constant lr", "a schedule"]
-            raise ValueError(
-                f"group {g}: the checkpoint has {kinds[scheduled]} ({lr}), this optimizer has "
-                f"{kinds[not scheduled]} ({own[g]['lr']!r})"
-            )
-        if scheduled:
-            group["lr"] = own[g]["lr"]
+        group |= {name: _restored(g, name, group[name], own[g][name]) for name in SCHEDULED}
     state = {name: {"step": step} for name, step in saved.pop("steps").items()}
     for name, order in saved.pop("orders").items():
         state[name]["order"] = order
     return {**saved, "param_groups": groups, "state": state}
+
+
+def _restored(g: int, name: str, saved: Any, own: Any) -> Any:
+    """The saved number of a group; where it was a schedule, the one that the optimizer has."""
+    scheduled = isinstance(saved, dict)
+    if scheduled != callable(own):
+        kinds = [f"a constant {name}", f"a schedule of {name}"]
+        raise ValueError(
+            f"group {g}: the checkpoint has {kinds[scheduled]} "
+            f"({saved['schedule'] if scheduled else saved}), this optimizer has "
+            f"{kinds[not scheduled]} ({own!r})"
+        )
+    return own if scheduled else saved
 
 
 def _type(value: object) -> str:

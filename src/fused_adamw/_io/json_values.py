@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .._optim.options import OPTIONS, check_flag
+from .._optim.options import OPTIONS, SCHEDULED, check_flag
 
 KEY_TYPES = (str, int, float, type(None))  # json.dumps refuses others
 MAX_DEPTH = 100  # of containers in ``extra``: far from what json can read, whatever calls it
@@ -85,8 +85,10 @@ def require_json_types(saved: Mapping[str, Any]) -> None:
         if type(saved[flag]) is not bool:
             raise TypeError(f"{flag} must be a bool; got {saved[flag]!r}")
     for group in saved["param_groups"]:
-        if isinstance(group["lr"], dict) and [*group["lr"]] != ["schedule"]:
-            raise TypeError(f"lr must be a number or a schedule; got {group['lr']!r}")
+        for option in SCHEDULED:
+            value = group[option]
+            if isinstance(value, dict) and [*value] != ["schedule"]:
+                raise TypeError(f"{option} must be a number or a schedule; got {value!r}")
     for name, value in saved.items():
         if name not in FLAGS:
             _require_no_bool(name, value)

@@ -15,6 +15,7 @@ from .._optim.state_formats import (
     is_compatible,
     supported_dtypes,
 )
+from .._torch.dtensors import is_part_of_same, is_partial, placements_of
 from .twin import dtype_name, is_dense, local
 
 
@@ -37,12 +38,13 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
         or not is_compatible(name, format_of(name, state_dtype))
         or not is_dense(local(p))
         or p.is_neg()
+        or is_partial(p)
     ):
         dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
         raise TypeError(
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
             f"got {p.dtype}, {p.layout}, shape {tuple(p.shape)}, strides "
-            f"{p.stride() if p.layout is torch.strided else None}"
+            f"{p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
         )
 
 
@@ -53,13 +55,13 @@ def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
         or grad.dtype != p.dtype
         or grad.device != p.device
         or grad.shape != p.shape
-        or hasattr(grad, "to_local") != hasattr(p, "to_local")
+        or not is_part_of_same(grad, p)
         or grad.is_neg()
     ):
         raise TypeError(
             f"the gradient of parameter {index} must be dense and match it in dtype, device, "
-            f"shape and kind; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
-            f"{grad.device}, {tuple(grad.shape)}"
+            f"shape, kind and placements; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
+            f"{grad.device}, {tuple(grad.shape)}{placements_of(grad)}"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .._core import CHUNK, DeferredSignals, norm_of_chunks
+from .._torch.dtensors import redistributed
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
@@ -129,8 +130,7 @@ class Engine:
 
     def plan_one(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Plan:
         """The update of one parameter; its recipe is still to be rehearsed."""
-        grad = p.grad
-        assert grad is not None
+        grad: Tensor = redistributed(p.grad, p)
         twin = self._twin(p, index, recipes, entry)
         check_gradient(p, grad, index)
         return Plan(p, grad, self.lanes.or_host(p), twin, recipes.of(p))

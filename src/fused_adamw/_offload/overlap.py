@@ -79,7 +79,8 @@ class Overlap:
                 f"parameter {index} must have one gradient in overlapped(); got a second one after "
                 "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
             )
-        plan = engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        grad, plan = p.grad, engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        assert grad is not None
         engine.check_state()
         self._check(plan)
         if self._sums_only:
@@ -92,7 +93,7 @@ class Overlap:
             self._rehearsed.add(sample)
         with DeferredSignals():
             engine.begin([plan], self._state)
-            engine.begun[p] = Begun(plan.recipe, Gradient(plan.grad))
+            engine.begun[p] = Begun(plan.recipe, Gradient(grad))
 
 
 def require_whole_step(engine: Engine) -> None:

@@ -24,6 +24,7 @@ class Pieces(NamedTuple):
     indices: list[int]
     offsets: list[int]
     state: dict[str, list[Tensor]]
+    firsts: list[int] | None = None
 
 
 def add_squares(chunk: Chunk) -> None:
@@ -40,7 +41,7 @@ def add_squares(chunk: Chunk) -> None:
 
 def update(chunk: Chunk) -> None:
     """Update the parameters where they are, in the slot, and their twins."""
-    pieces = Pieces([], [], [], [], [], {})
+    pieces, firsts = Pieces([], [], [], [], [], {}), list[int]()
     for piece in chunk.pieces:
         job = _update_of(piece)
         params = piece.of(chunk.slot.params)
@@ -51,11 +52,12 @@ def update(chunk: Chunk) -> None:
         pieces.steps.append(job.t)
         pieces.indices.append(job.twin.index)
         pieces.offsets.append(piece.begin)
+        firsts.append(job.twin.first)
         for role in state_names(*job.twin.kind):
             part = job.twin.part(role, piece.begin, piece.end)
             pieces.state.setdefault(role, []).append(part)
     job = _update_of(chunk.pieces[0])
-    if not step_pieces(EXCHANGE, pieces, job.recipe, job.clip):
+    if not step_pieces(EXCHANGE, pieces._replace(firsts=firsts), job.recipe, job.clip):
         raise RuntimeError(f"the kernels do not support a chunk of parameters {pieces.indices}")
 
 

@@ -19,18 +19,19 @@ from .._optim.state_formats import (
     kept_roles,
     state_layout,
 )
+from .._torch.dtensors import is_dtensor, is_part_of_same, offset_of, placed_like, placements_of
 from .._torch.fallback import require_step_tensor
 from .._torch.state import Kind, State, state_names, torch_dtype
-from .._torch.stored import Target, storage_of
+from .._torch.stored import Target, is_scale, storage_of
 
 
 def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
     """How the state of a parameter is stored, whose dtype the kernels support."""
     name, state_dtype = dtype_name(p), group.get("state_dtype")
-    roles = kept_roles(name, roles_of(group))
+    roles, sharded = kept_roles(name, roles_of(group)), is_dtensor(p)
     if state_dtype is None and name in FORMATS and "master" not in roles:
-        return Kind(name, roles)  # as PyTorch keeps them
-    return Kind(format_of(name, state_dtype), roles)
+        return Kind(name, roles, sharded)  # as PyTorch keeps them
+    return Kind(format_of(name, state_dtype), roles, sharded)
 
 
 def options_of(kind: Kind) -> StateOptions:
@@ -48,8 +49,9 @@ def host_target(p: Tensor, group: Mapping[str, Any]) -> Target | None:
     if dtype_name(p) not in ELEMENT_TYPES:
         return None
     like, kind = local(p).detach(), kind_on_host(p, group)
-    storage = storage_of(like, options_of(kind))
-    return Target(storage, like, torch.device("cpu"), is_host_only=True)
+    storage = storage_of(like, options_of(kind), kind.sharded)
+    whole = p if kind.sharded else None
+    return Target(storage, like, torch.device("cpu"), whole, is_host_only=True)
 
 
 @cache
@@ -59,15 +61,16 @@ def state_length(dtype: str, kind: Kind, role: str, size: int) -> int:
 
 
 def new_state(p: Tensor, kind: Kind) -> State:
-    """Zeros in host memory, under the names of state dicts; pages are placed by the threads that
-    first write to them."""
+    """Zeros in host memory, under the names of state dicts, of DTensors placed like the parameter;
+    pages are placed by the threads that first write to them."""
+    whole, p = p, local(p)
     layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
     state: State = {"step": torch.zeros((), dtype=torch.float32)}
     for role, name in state_names(*kind).items():
         storage, shape = layout[role]
         size, dtype = prod(shape), torch_dtype(storage)
         if size == p.numel() and not role.endswith("_scale"):
-            state[name] = _zeros(size, dtype).as_strided(p.shape, p.stride())
+            state[name] = placed_like(whole, _zeros(size, dtype).as_strided(p.shape, p.stride()))
         else:
             state[name] = _zeros(size, dtype).view(shape)
     return state
@@ -113,6 +116,7 @@ class Twin:
     Attributes:
         index: of the parameter among all of the optimizer.
         kind: how its state is stored.
+        first: the index of its first element in the whole parameter, of which it may be a part.
         step: the count of its steps.
         added: what the optimizer's state of the parameter lacks; it is new.
         fresh: the roles that are to start as the parameter when that arrives on the host.
@@ -120,14 +124,15 @@ class Twin:
     """
 
     def __init__(self, p: Tensor, index: int, kind: Kind, entry: State) -> None:
-        p, names = local(p), state_names(*kind)
+        names = state_names(*kind)
         missing = [role for role in names if names[role] not in entry]
         if entry and not ("step" in entry and set(missing) <= set(FROM_PARAMS)):
             listed = ", ".join(("step", *names.values()))
             raise KeyError(f"the state of parameter {index} must have {listed}; got {list(entry)}")
         made = new_state(p, kind) if missing else {}
         self.index, self.kind, self._dtype = index, kind, dtype_name(p)
-        self._looks = _looks_of(p)
+        self.first = offset_of(p)
+        self._looks = _looks_of(local(p))
         self._params: tuple[int, Tensor] | None = None
         self.added = {x: made[x] for x in made if not entry or x in map(names.get, missing)}
         self.fresh = {role for role in missing if role in FROM_PARAMS}
@@ -139,7 +144,7 @@ class Twin:
 
     def is_like(self, p: Tensor) -> bool:
         """Whether the parameter is still as it was when it was checked, but for its values."""
-        return self._looks == _looks_of(p)
+        return self._looks == _looks_of(local(p))
 
     def is_of(self, kind: Kind, entry: State) -> bool:
         """Whether this is still the state that the optimizer has."""
@@ -187,19 +192,23 @@ class Twin:
 
     def _checked(self, p: Tensor, role: str, array: Tensor) -> Tensor:
         """A state array as one dimension."""
-        storage, _ = state_layout(self._dtype, (p.numel(),), options_of(self.kind))[role]
-        length = state_length(self._dtype, self.kind, role, p.numel())
+        size = local(p).numel()
+        storage, _ = state_layout(self._dtype, (size,), options_of(self.kind))[role]
+        length = state_length(self._dtype, self.kind, role, size)
+        is_placed = is_part_of_same(array, p) or is_scale(role)
+        array, p, described = local(array), local(p), placements_of(array)
         is_like_p = array.shape == p.shape and _strides(array) == _strides(p)
         if (
-            array.device.type != "cpu"
+            not is_placed
+            or array.device.type != "cpu"
             or array.dtype != torch_dtype(storage)
             or array.numel() != length
             or not (is_like_p or (array.ndim == 1 and array.is_contiguous()))
         ):
             raise TypeError(
                 f"the {role} of parameter {self.index} must be {storage} of {length} elements in "
-                f"host memory in the order of the parameter; got {array.dtype} of shape "
-                f"{tuple(array.shape)} on {array.device}"
+                "host memory in the order of the parameter, and placed like it; got "
+                f"{array.dtype} of shape {tuple(array.shape)} on {array.device}{described}"
             )
         return flat_view(array)
 

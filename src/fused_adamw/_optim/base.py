@@ -48,7 +48,7 @@ from .state_formats import (
     state_layout,
 )
 
-_CONSTRUCTION = {"params", "decay_mask", "bucket_bytes"}
+_CONSTRUCTION = {"params", "decay_mask", "bucket_bytes", "allocate"}
 """Arguments that are neither options nor attributes."""
 
 

@@ -18,6 +18,9 @@ from .state_formats import BUFFERS, StateDtype, check_state_dtype
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 """The options that each parameter group has values of its own for."""
 
+SCHEDULED = ("lr", "eps")
+"""Those that may be functions of the step."""
+
 
 class Option(NamedTuple):
     """An option, kept as an attribute of the optimizer.

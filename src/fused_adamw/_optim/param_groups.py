@@ -17,7 +17,7 @@ from .._core import (
     require_known_keys,
 )
 from .arrays import Array
-from .options import HYPERPARAMETERS, Rates, check_flag
+from .options import HYPERPARAMETERS, SCHEDULED, Rates, check_flag
 from .state_formats import ELEMENT_TYPES, StateOptions, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
@@ -151,7 +151,7 @@ def as_numbers(name: str, value: Any) -> Any:
     Raises:
         TypeError: naming it. The core checks whether its numbers are in range.
     """
-    if name == "lr" and callable(value):
+    if name in SCHEDULED and callable(value):
         return value
     return as_pair(value) if name == "betas" else as_number(name, value)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import gcd, prod
 from typing import Any, NamedTuple
 
-from torch import Size, Tensor
+from torch import Size, Tensor, no_grad
 
 
 def dtensor_type() -> Any:
@@ -46,6 +46,28 @@ def is_placed_like(tensor: Any, other: Any) -> bool:
     )
 
 
+def is_part_of_same(tensor: Any, other: Any) -> bool:
+    """Whether two tensors are both in one place, or are divided between the ranks in one way."""
+    if is_dtensor(tensor) and is_dtensor(other):
+        return is_placed_like(tensor, other)
+    return is_dtensor(tensor) == is_dtensor(other)
+
+
+def is_partial(tensor: Any) -> bool:
+    """Whether the values are sums over the ranks, which are still to be added up."""
+    return is_dtensor(tensor) and any(x.is_partial() for x in tensor._spec.placements)
+
+
+def redistributed(grad: Any, p: Any) -> Any:
+    """A gradient placed as its parameter is, which PyTorch's operators do too."""
+    if not (is_dtensor(grad) and is_dtensor(p)) or is_placed_like(grad, p):
+        return grad
+    if grad._spec.mesh != p._spec.mesh:
+        return grad
+    with no_grad():
+        return grad.redistribute(placements=p._spec.placements)
+
+
 def new_dtensor(
     like: Any, local: Tensor, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
 ) -> Any:
@@ -54,6 +76,18 @@ def new_dtensor(
     meta = type(old.tensor_meta)(Size(shape), strides or _strides_by_row(shape), local.dtype)
     # from_local would move it to the device of the mesh.
     return dtensor_type()(local, replace(old, tensor_meta=meta), requires_grad=False)
+
+
+def placements_of(tensor: Any) -> str:
+    """The end of a message that describes a tensor: how a DTensor is divided between the ranks."""
+    return f", placed {tensor.placements}" if is_dtensor(tensor) else ""
+
+
+def placed_like(p: Any, local: Tensor) -> Any:
+    """This memory, of the shape of the local shard, as a DTensor where ``p`` is one."""
+    if not is_dtensor(p) or is_dtensor(local):
+        return local
+    return new_dtensor(p, local, tuple(p.shape), tuple(p.stride()))
 
 
 def offset_of(tensor: Any) -> int:

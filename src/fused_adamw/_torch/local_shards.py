@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from .._core import PreparedStep
-from .dtensors import has_dtensors, is_dtensor, is_placed_like, local_of, offset_of
+from .dtensors import (
+    has_dtensors,
+    is_dtensor,
+    is_partial,
+    is_placed_like,
+    local_of,
+    offset_of,
+    redistributed,
+)
 from .state import State
 
 increment_version = torch._C._increment_version
@@ -81,15 +89,17 @@ def _local_group(
 def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, State] | None:
     """The local memory of a parameter, with its gradient, and of its state; None where it has no
     such parts."""
-    if not is_dtensor(p) or any(placement.is_partial() for placement in p._spec.placements):
-        return None  # or the values are sums over the ranks
-    grad = _local_grad(p.grad, p)
+    if not is_dtensor(p) or is_partial(p):
+        return None
+    grad = _local_like(redistributed(p.grad, p), p)
     state = {
         name: x if _is_whole(name, names) else _local_like(x, p) for name, x in entries.items()
     }
     if grad is None or any(x is None for x in state.values()):
         return None
     local = local_of(p).detach()
+    if grad.dtype != local.dtype and hasattr(local, "grad_dtype"):  # PyTorch 2.11 or later
+        local.requires_grad_().grad_dtype = grad.dtype
     try:
         local.grad = grad
     except (RuntimeError, TypeError):  # its dtype or shape is different
@@ -100,16 +110,6 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
 def _is_whole(name: str, names: dict[str, str]) -> bool:
     """Whether an array of the state is not divided: the counter, and the scales of local blocks."""
     return name == "step" or name in (names.get("m_scale"), names.get("v_scale"))
-
-
-def _local_grad(grad: Any, p: Any) -> Any:
-    """Redistributed as the parameter is, which PyTorch's operators do too."""
-    if not (is_dtensor(p) and is_dtensor(grad)):
-        return _local_like(grad, p)
-    if not is_placed_like(grad, p) and grad._spec.mesh == p._spec.mesh:
-        with torch.no_grad():
-            grad = grad.redistribute(placements=p._spec.placements)
-    return _local_like(grad, p)
 
 
 def _local_like(x: Any, p: Any) -> Any:

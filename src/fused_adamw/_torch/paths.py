@@ -66,7 +66,7 @@ def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch
 
 def last_paths(optimizer: torch.optim.AdamW) -> list[GroupPath]:
     """Of each group, for the last step; [] before the first."""
-    noted: list[Noted] = vars(optimizer).get(NOTED, [])
+    noted: list[Noted] = getattr(optimizer, NOTED, [])
     pairs = zip(optimizer.param_groups, noted, strict=False)
     return [_path(optimizer, group, parts) for group, parts in pairs]
 

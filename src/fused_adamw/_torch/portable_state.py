@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from .._optim.state_formats import FORMATS
-from .dtensors import grid_of, has_dtensors, is_dtensor, is_placed_like, local_of, new_dtensor
+from .dtensors import (
+    grid_of,
+    has_dtensors,
+    is_dtensor,
+    is_placed_like,
+    local_of,
+    new_dtensor,
+    placed_like,
+    placements_of,
+)
 from .merged_blocks import merge_blocks
 from .state import State, state_names
 
@@ -100,7 +109,7 @@ def _global_scale(p: Any, name: str, scale: Tensor, block: int) -> Any:
     """One scale per cell; in the memory that the optimizer uses, where the cells are blocks."""
     local, grid = local_of(p), grid_of(p._spec, block)
     if grid.is_by_element:
-        cells = torch.empty_like(local, dtype=scale.dtype, requires_grad=False)
+        cells = torch.empty_like(local, dtype=scale.dtype, device=scale.device)
         _in_memory_order(cells).copy_(scale.repeat_interleave(block)[: local.numel()])
         return new_dtensor(p, cells, grid.shape, tuple(p.stride()))
     if not local.is_contiguous():
@@ -137,7 +146,7 @@ def _merged(p: Any, entry: State, scales: State, state_format: str) -> State:
     own = {role: _moment(p, names[role], entry.get(names[role])) for role in MOMENTS}
     arrays = {role: _in_memory_order(local_of(x)).numpy() for role, x in own.items()}
     for role, x in scales.items():
-        spread = torch.empty_like(local_of(p), dtype=x.dtype, requires_grad=False).copy_(x)
+        spread = _on_host(local_of(p), x.dtype).copy_(x)
         arrays[f"{role}_scale"] = _in_memory_order(spread).numpy()
     merged = merge_blocks(state_format, arrays)
     for role in MOMENTS:
@@ -151,7 +160,12 @@ def _moment(p: Any, name: str, value: Any) -> Any:
     """A copy, in the memory order of the parameter."""
     if not _has_same_elements(p, value):
         raise ValueError(f"{name} must be placed like its parameter; got {_described(value)}")
-    return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
+    return placed_like(p, _on_host(local_of(p), value.dtype).copy_(local_of(value)))
+
+
+def _on_host(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for elements in the same order; parameters may be on a device."""
+    return torch.empty_like(like, dtype=dtype, device="cpu", requires_grad=False)
 
 
 def _has_same_elements(p: Any, value: Any) -> bool:
@@ -200,5 +214,4 @@ def _part_of(p: Any, whole: Tensor) -> Tensor:
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    placed = f" placed {value.placements}" if is_dtensor(value) else ""
-    return f"{type(value).__name__} of shape {tuple(value.shape)}{placed}"
+    return f"{type(value).__name__} of shape {tuple(value.shape)}{placements_of(value)}"

@@ -22,7 +22,9 @@ from .stored import (
     converted,
     has_scales,
     in_compute_type,
+    is_scale,
     new_order,
+    placed,
     recognized,
 )
 
@@ -92,7 +94,7 @@ def to_load(
         differences.append(loaded.difference)
         rest = {name: x for name, x in entry.items() if name not in NAMES}
         if target.is_host_only:
-            own[p] = rest | {"step": _step(entry["step"])} | loaded.tensors
+            own[p] = rest | {"step": _step(entry["step"])} | _kept(loaded.tensors, target)
             del state[i]
         else:
             own[p] = loaded.tensors
@@ -224,6 +226,11 @@ def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor
     if x.shape == like.shape and x.stride() != like.stride() and _has_memory(x):
         return torch.empty_like(like, dtype=dtype, device=target.device).copy_(x.detach())
     return x.detach().to(target.device, dtype, copy=True)
+
+
+def _kept(tensors: State, target: Target) -> State:
+    """As the host keeps them: of a DTensor, in DTensors too."""
+    return {k: x if is_scale(k) else placed(x, target) for k, x in tensors.items()}
 
 
 def _has_memory(x: Tensor) -> bool:

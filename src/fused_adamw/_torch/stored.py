@@ -21,7 +21,7 @@ from .._optim.state_formats import (
     is_compatible,
     state_layout,
 )
-from .dtensors import is_dtensor, local_of, new_dtensor
+from .dtensors import is_dtensor, local_of, placed_like
 from .flat_memory import Order, flat, order_of, shaped
 from .state import State, dtype_name, options_of, state_names, torch_dtype
 
@@ -140,8 +140,8 @@ def converted(moments: Moments, target: Target) -> State:
     """The moments as an optimizer stores them, rounded to the nearest, in new tensors by name."""
     own, like = target.storage, target.like
     saved = moments.arrays.items()
-    kept = {r: x.detach().cpu() for r, x in saved if r in own.layout or _is_scale(r)}
-    new = {r: _new(like, r, own) for r in own.moments if r in kept or _is_scale(r)}
+    kept = {r: x.detach().cpu() for r, x in saved if r in own.layout or is_scale(r)}
+    new = {r: _new(like, r, own) for r in own.moments if r in kept or is_scale(r)}
     source = _supported(Moments(moments.format, kept), like)
     order = new_order(like)
     if has_scales(source.format) and block_order(source, like) != order:
@@ -150,7 +150,8 @@ def converted(moments: Moments, target: Target) -> State:
     return {own.names[r]: _placed(x, r, target) for r, x in new.items()}
 
 
-def _is_scale(role: str) -> bool:
+def is_scale(role: str) -> bool:
+    """Of a role or its name: whether it is one value per block."""
     return role.endswith("_scale")
 
 
@@ -158,17 +159,20 @@ def _new(like: Tensor, role: str, own: Storage) -> Tensor:
     """Memory of the host, not initialized, with the strides of the parameter where it has its
     shape."""
     shape, dtype = own.layout[role][1], own.dtype(role)
-    if prod(shape) == like.numel() and not _is_scale(role):
+    if prod(shape) == like.numel() and not is_scale(role):
         return torch.empty_like(like, dtype=dtype, device="cpu")
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _placed(x: Tensor, role: str, target: Target) -> Tensor:
     """On the device of the state; of a DTensor, moments are DTensors too."""
-    x, p = x.to(target.device), target.whole
-    if p is None or _is_scale(role):
-        return x
-    whole: Tensor = new_dtensor(p, x, tuple(p.shape), tuple(p.stride()))
+    x = x.to(target.device)
+    return x if is_scale(role) else placed(x, target)
+
+
+def placed(x: Tensor, target: Target) -> Tensor:
+    """Memory in the shape of the local shard as it is kept in the state."""
+    whole: Tensor = placed_like(target.whole, x)
     return whole
 
 
@@ -195,7 +199,7 @@ def _flat(moments: Moments, order: Order, like: Tensor) -> TensorState:
         dtype_name(like.dtype), tuple(like.shape), StateOptions(moments.format, LIKE_V)
     )
     arrays = {
-        role: flat(x, None if _is_scale(role) or x.shape != like.shape else order, layout[role][0])
+        role: flat(x, None if is_scale(role) or x.shape != like.shape else order, layout[role][0])
         for role, x in moments.arrays.items()
     }
     return TensorState(moments.format, arrays)

@@ -8,7 +8,8 @@ from ..runtime import __version__, runtime_info
 
 
 def _report_missing_extra(error: ModuleNotFoundError) -> NoReturn:
-    extra = "cli,bench" if error.name in ("cpuinfo", "psutil") else "cli"
+    extras = {"cpuinfo": "cli,bench", "psutil": "cli,bench", "plotly": "report"}
+    extra = extras.get(error.name or "", "cli")
     print(
         f"error: {error.name} is not installed; the command needs: "
         f'pip install "fused-adamw[{extra}]"',
@@ -63,7 +64,7 @@ def main() -> NoReturn:
         status = BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
-    except ModuleNotFoundError as error:  # Matplotlib is imported late
+    except ModuleNotFoundError as error:  # Matplotlib and Plotly are imported late
         _report_missing_extra(error)
     # Standard output is full or closed; a checkpoint cannot be saved; memory is exhausted.
     except (OSError, MemoryError) as error:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import typer
 
@@ -17,6 +18,7 @@ from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
 from .errors import bad_input_reported, status_after
+from .html_report import check_report_path, save_report
 from .options import with_options
 from .output_files import check_distinct, check_output_path
 from .train_options import Resume, TrainConfig, TrainOptions
@@ -84,9 +86,12 @@ def _prepare(config: TrainConfig, options: TrainOptions, processes: Processes) -
 
 def _check_files(options: TrainOptions) -> None:
     named = {"--text": options.text, "--checkpoint": options.checkpoint}
-    check_distinct(named | {"--plot": options.plot, "--log": options.log})
+    named |= {"--plot": options.plot, "--log": options.log, "--report": options.report}
+    check_distinct(named)
     if options.plot is not None:
         plots.check_plot_path(options.plot)
+    if options.report is not None:
+        check_report_path(options.report)
     if options.log is not None:
         check_log_path(options.log)
         check_output_path(options.log)
@@ -150,6 +155,14 @@ def _report(training: Training, results: Sequence[TrainingResult], sweeps: Seque
     if options.plot is not None:
         with bad_input_reported():
             plots.save_loss_plot(options.plot, curves, title(results[0].model), sweeps)
+    if options.report is not None and training.recorders:
+        with bad_input_reported():
+            _save_report(options.report, training, report)
+
+
+def _save_report(path: Path, training: Training, report: Report) -> None:
+    heading = title(report.first.model)
+    save_report(path, heading, report.first, training.recorders[0], report.task, report.config)
 
 
 def _sample(training: Training, result: TrainingResult) -> str | None:

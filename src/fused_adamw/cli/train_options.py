@@ -211,6 +211,15 @@ class TrainOptions:
             **OUTPUT_FILE,
         ),
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=OUTPUT_PANEL,
+            help="Write a page to look into the training (.html), which needs no network: losses, "
+            "attention, predictions, rates, updates and moments over the steps.",
+            **OUTPUT_FILE,
+        ),
+    ] = None
     log: Annotated[
         Path | None,
         typer.Option(
@@ -245,6 +254,9 @@ class TrainOptions:
         for name, given in (("--checkpoint", self.checkpoint is not None), ("--mpi", self.mpi)):
             if given and self.compares:
                 raise ValueError(f"{name} cannot be combined with {other}; leave one of them out")
+        for name, given in ((other, self.compares), ("--mpi", self.mpi)):
+            if given and self.report is not None:
+                raise ValueError(f"{name} cannot be combined with --report; leave one of them out")
 
     @property
     def compares(self) -> bool:

@@ -4,15 +4,17 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import takewhile
 from typing import TypeVar
 
+from ..optimizer import AdamW
 from ..tiny.baselines import SGD
 from ..tiny.epochs import epoch_of, evaluate_epoch
 from ..tiny.launch import Processes
 from ..tiny.model import TinyTransformer
+from ..tiny.recording import Recorder
 from ..tiny.sweep import Sweep, sweep_rates
 from ..tiny.text_data import Task
 from ..tiny.train_loop import (
@@ -48,6 +50,7 @@ class Training:
     prompt: list[int]
     checkpoint: TrainingCheckpoint | None
     history: History  # of AdamW: empty, or from the checkpoint
+    recorders: list[Recorder] = field(default_factory=list)  # of AdamW, for a report; `run` adds it
 
     def run(self, log: TrainingLog | None) -> list[Sweep]:
         """Train with AdamW and, to compare, with SGD: at one rate, or at those of a sweep."""
@@ -90,10 +93,15 @@ class Training:
                     )
         history = History() if self.options.compares else self.history
         result = TrainingResult("AdamW", lr, model, history, config.state_dtype, schedule=schedule)
-        save = []
+        after_step: list[OnStep] = []
         if self.checkpoint is not None:
-            save.append(partial(self.checkpoint.save_when_due, optimizer))
-        return self._run(result, optimizer, log, save)
+            after_step.append(partial(self.checkpoint.save_when_due, optimizer))
+        if self.options.report is not None:
+            assert isinstance(optimizer, AdamW)  # --report excludes --mpi
+            recorder = Recorder(model, optimizer, self.task, self.steps, result.rate_at)
+            self.recorders.append(recorder)
+            after_step.append(recorder)
+        return self._run(result, optimizer, log, after_step)
 
     def _run_sgd(self, log: TrainingLog | None, lr: float) -> TrainingResult:
         """Train the same model on the same batches with plain SGD."""

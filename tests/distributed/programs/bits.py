@@ -33,7 +33,7 @@ OPTIONS = [
     {},
     {"lr": end_below_zero, "weight_decay": 0.3},
     {"amsgrad": True, "maximize": True, "weight_decay": 0.3},
-    {"max_grad_norm": 1.0},
+    {"max_grad_norm": 1.0, "eps": lambda t: 0.1 / t},
     {"skip_nonfinite": True, "lr": LinearWarmup(0.1, 3)},
     {"max_grad_norm": 1e9, "skip_nonfinite": True, "amsgrad": True, "ema_decay": 0.9},
 ]
@@ -294,6 +294,20 @@ def gradients_are_only_read_without_a_norm():
     assert same_bits(before, gradients[RANK])
 
 
+def allocated_by_the_caller():
+    """The state of the own part, all of it and no more, is where the caller wants it."""
+    allocated = []
+
+    def allocate(size, dtype):
+        allocated.append(np.zeros(size, dtype))
+        return allocated[-1]
+
+    made = pair(draw(UNEVEN), {"allocate": allocate}, amsgrad=True)
+    step_both(made, local_gradients(UNEVEN, [np.float32] * len(UNEVEN), 1))
+    assert sum(array.nbytes for array in allocated) == made[3].state_nbytes
+    assert all(array.any() for array in allocated)
+
+
 PROGRAMS = (
     *(
         float32,
@@ -306,6 +320,6 @@ PROGRAMS = (
         random_gradients,
     ),
     *(groups, nested, missing_gradients, memory_orders, nonfinite, ranks_without_a_shard),
-    *(gradients_are_only_read_without_a_norm, large_float16),
+    *(gradients_are_only_read_without_a_norm, large_float16, allocated_by_the_caller),
 )
 run({program.__name__: program for program in PROGRAMS})

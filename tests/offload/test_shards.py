@@ -1,0 +1,186 @@
+"""Off-loaded DTensors: state dicts, on several ranks and on another number of them."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from sharded_comparison import assert_same, assert_within  # noqa: E402
+from sharded_training import (  # noqa: E402
+    OPTIONS,
+    Model,
+    call_all,
+    call_all_offloaded,
+    continue_training,
+    draw,
+    exchange_with_plain,
+    reshard,
+    train_mixed,
+    train_shards,
+)
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import (  # noqa: E402
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from torch_ranks import only_rank, run_ranks  # noqa: E402
+
+from fused_adamw import offload  # noqa: E402
+
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+KINDS = ["float32", "bfloat16", "master", "8bit", "8bit_master"]
+EXCHANGED = ["float32", "8bit", "8bit_master"]
+NAMES = [name for name, _ in Model().named_parameters()]
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of each rank: off-loaded on 2 and on 1, and with the class for the CPU on 2. Checkpoints go
+    from 2 to 1, and between the classes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    two = {
+        "continued": (continue_training, KINDS),
+        "saved": (reshard, KINDS, folder, None, "two", (0, 3)),
+        "exchange": (exchange_with_plain, EXCHANGED),
+        "shards": (train_shards, list(OPTIONS), STEPS),
+        "mixed": (train_mixed, list(OPTIONS), STEPS),
+    }
+    one = {"loaded": (reshard, KINDS, folder, "two", "one", (3, 3))}
+    other = {
+        "loaded": (reshard, KINDS, folder, "two", "other", (3, 3)),
+        "shards": two["shards"],
+        "mixed": two["mixed"],
+    }
+    return {
+        "two": run_ranks(2, folder, call_all_offloaded, two),
+        "one": run_ranks(1, folder, call_all_offloaded, one),
+        "other": run_ranks(2, folder, call_all, other),
+    }
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_dict_goes_on_with_the_same_bits(results, kind):
+    for result in results["two"]:
+        expected, found = (x["state"] for x in result["continued"][kind])
+        assert list(found) == NAMES
+        for name in NAMES:
+            assert_same(found[name], expected[name])
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["one", "other"])
+def test_checkpoints_load_on_another_number_of_ranks_and_in_the_other_class(results, where, kind):
+    """8 bits: the same where a row has whole blocks, and on as many ranks."""
+    expected = results["two"][0]["saved"][kind]["state"]
+    for result in results[where]:
+        found = result["loaded"][kind]["state"]
+        for name in NAMES:
+            if where == "one" and kind.startswith("8bit") and name != "first.weight":
+                assert_within(1, found[name], expected[name])
+            else:
+                assert_same(found[name], expected[name])
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EXCHANGED)
+def test_gathered_state_goes_to_and_from_other_tensors(results, kind):
+    for result in results["two"]:
+        first, *others = result["exchange"][kind]
+        for number, (name, expected) in enumerate(first["state"].items()):
+            for other in others:
+                found = other["state"].get(name) or other["state"][number]
+                if kind == "float32" or name == "first.weight":
+                    assert_same(found, expected)
+                else:  # with the scales of other blocks, and then of the old ones again
+                    assert_within(2, found, expected)
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("how", ["shards", "mixed"])
+def test_the_bits_are_those_of_the_class_for_the_cpu(results, how, kind):
+    """Also where gradients are sums over the ranks, and with random numbers, which depend on where
+    a shard begins."""
+    for found, expected in zip(results["two"], results["other"], strict=True):
+        for name, entry in expected[how][kind].items():
+            assert_same(found[how][kind][name], entry)
+
+
+# ---------------------------------------------------------------------------- one rank
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    with only_rank(tmp_path_factory.mktemp("rank")):
+        yield init_device_mesh("cpu", (1,))
+
+
+def trained(mesh, **options):
+    p = torch.nn.Parameter(distribute_tensor(draw((3, 100), 1), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(draw((3, 100), 2), mesh, [Shard(0)])
+    with offload.simulated():
+        opt = offload.AdamW([p], lr=1e-2, **options)
+    opt.step()
+    return p, opt
+
+
+def plain_moment(p, opt):
+    opt.state[p]["exp_avg_sq"] = opt.state[p]["exp_avg_sq"].to_local()
+
+
+def other_placement(p, opt):
+    state = opt.state[p]
+    state["exp_avg"] = state["exp_avg"].redistribute(placements=[Replicate()])
+
+
+@needs_gloo
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (plain_moment, "the v of parameter 0 must be .* placed like it"),
+        (other_placement, "the m of parameter 0 must be .* placed like it; got .*Replicate"),
+    ],
+)
+def test_state_that_is_not_divided_as_its_parameter_is_refused(mesh, change, message):
+    p, opt = trained(mesh)
+    before = p.detach().clone()
+    change(p, opt)
+    with pytest.raises(TypeError, match=message):
+        opt.step()
+    assert torch.equal(p.to_local(), before.to_local())
+
+
+@needs_gloo
+def test_a_parameter_that_is_a_sum_over_the_ranks_is_refused(mesh):
+    p = torch.nn.Parameter(DTensor.from_local(draw((3, 100), 1), mesh, [Partial()]))
+    p.grad = DTensor.from_local(draw((3, 100), 2), mesh, [Partial()])
+    with offload.simulated():
+        opt = offload.AdamW([p])
+    with pytest.raises(TypeError, match=r"parameter 0 must be .* placed .*Partial"):
+        opt.step()
+
+
+@needs_gloo
+def test_masters_of_shards_start_again_from_parameters_that_were_written(mesh):
+    p = torch.nn.Parameter(distribute_tensor(draw((3, 100), 1).bfloat16(), mesh, [Shard(0)]))
+    q = torch.nn.Parameter(p.detach().to_local().clone())
+    with offload.simulated():
+        opts = [offload.AdamW([x], lr=1e-2) for x in (p, q)]
+    for step in range(3):
+        q.grad = draw((3, 100), 2 + step).bfloat16()
+        p.grad = distribute_tensor(q.grad, mesh, [Shard(0)])
+        for x, opt in zip((p, q), opts, strict=True):
+            opt.step()
+            if step == 1:
+                with torch.no_grad():
+                    x.fill_(1.0)
+    assert torch.equal(p.to_local(), q)
