@@ -11,6 +11,7 @@ import pytest
 from cli_process import SMALL, loads
 
 from fused_adamw import AdamW
+from fused_adamw.checkpoint import read_step
 from fused_adamw.tiny import TARGETS, TOKENS, TinyTransformer
 from fused_adamw.tiny.training_log import TrainingLog
 
@@ -134,12 +135,20 @@ def test_ctrl_c_leaves_a_whole_log(run, stop_at):
 
 
 def test_a_disk_that_gets_full(run, monkeypatch):
-    def full(self, result, step):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    """The training is not lost: it goes on, is shown and saved, and the failure is said."""
+    original = TrainingLog._row
 
-    monkeypatch.setattr(TrainingLog, "_row", full)
-    status, out, err = run("train", "--steps", 3, "--log", "log.csv")
-    assert (status, out, err) == (1, "", "error: log.csv: No space left on device\n")
+    def row(self, result, step):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, result, step)
+
+    monkeypatch.setattr(TrainingLog, "_row", row)
+    status, out, err = run("train", "--steps", 9, "--log", "log.csv", "--checkpoint", "run")
+    assert (status, err) == (1, "error: log.csv: No space left on device\n")
+    assert "Predictions after 9 steps" in out
+    assert read_step("run") == 9
+    assert len(rows_of("log.csv")) == 3
 
 
 def test_lists_of_numbers_take_a_line_each(run):

@@ -84,6 +84,28 @@ def test_epochs_and_the_log_on_ranks(tmp_path):
     assert found[1] == pytest.approx(expected["gradient_norms"], rel=1e-10)
 
 
+LOG_THAT_FAILS = """
+from fused_adamw.cli import main
+from fused_adamw.tiny.training_log import TrainingLog
+
+def row(*_):
+    raise OSError(28, "No space left on device")
+
+TrainingLog._row = row
+main()
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_a_log_that_cannot_be_written_leaves_no_rank_waiting(tmp_path):
+    arguments = ["train", "--mpi", "--steps", 5, "--log", tmp_path / "log.csv"]
+    result = start(2, "-c", LOG_THAT_FAILS, *arguments)
+    assert result.returncode != 0
+    assert result.stderr.count("No space left on device") == 1
+    assert "Predictions after 5 steps" in result.stdout
+
+
 @pytest.mark.slow
 @needs_mpi
 def test_a_model_of_an_ordinary_size_is_trained(tmp_path):
@@ -173,7 +195,7 @@ try:
     main()
 except SystemExit as exit_:
     # In one write: those of two ranks must not come between each other.
-    sys.__stderr__.write(f"status {exit_.code}\n")
+    sys.__stderr__.write(f"status {exit_.code}\\n")
     sys.__stderr__.flush()
 """
 

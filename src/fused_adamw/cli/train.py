@@ -37,10 +37,13 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
     with _checkpoint_locked(options, processes):
         with bad_input_reported(), processes.errors_on_all_ranks():
             training = _prepare(config, options, processes)
-        sweeps = training.run()
+        with training.log() as log:
+            sweeps = training.run(log)
     results = [sweep.shown for sweep in sweeps if sweep.shown is not None]
     if processes.is_main:
         _report(training, results, sweeps)
+    if log is not None and log.error is not None:
+        raise log.error
     ended = [sweep.interrupted for sweep in sweeps if sweep.interrupted is not None]
     if stop_signal := max(result.history.stop_signal for result in [*results, *ended]):
         raise typer.Exit(status_after(stop_signal))

@@ -26,7 +26,7 @@ from ..tiny.train_loop import (
     make_schedule,
 )
 from ..tiny.training_checkpoint import TrainingCheckpoint
-from ..tiny.training_log import TrainingLog, training_log
+from ..tiny.training_log import TrainingLog
 from .console import TrainingBar, epoch_line, progress_bar
 from .errors import bad_input_reported, print_in_handler
 from .train_options import TrainConfig, TrainOptions
@@ -52,13 +52,12 @@ class Training:
     history: History  # of AdamW: empty, or from the checkpoint
     recorders: list[Recorder] = field(default_factory=list)  # of AdamW, for a report; `run` adds it
 
-    def run(self) -> list[Sweep]:
+    def run(self, log: TrainingLog | None) -> list[Sweep]:
         """Train with AdamW and, to compare, with SGD: at one rate, or at those of a sweep."""
-        with self._log() as log:
-            sweeps = [self._sweep("AdamW", self.config.lr, partial(self._run_adamw, log))]
-            if self.options.compares and sweeps[0].interrupted is None:
-                run_sgd = partial(self._run_sgd, log)
-                sweeps.append(self._sweep("SGD", self.options.sgd_lr, run_sgd))
+        sweeps = [self._sweep("AdamW", self.config.lr, partial(self._run_adamw, log))]
+        if self.options.compares and sweeps[0].interrupted is None:
+            run_sgd = partial(self._run_sgd, log)
+            sweeps.append(self._sweep("SGD", self.options.sgd_lr, run_sgd))
         return sweeps
 
     def _sweep(
@@ -178,13 +177,18 @@ class Training:
                 bar.print(epoch_line(epoch, epochs, history))
 
     @contextmanager
-    def _log(self) -> Iterator[TrainingLog | None]:
-        if self.options.log is None or not self.processes.is_main:
-            yield None
-            return
-        per_epoch = self.task.batches_per_epoch if self.in_epochs else None
-        with training_log(self.options.log, per_epoch) as log:
+    def log(self) -> Iterator[TrainingLog | None]:
+        """Open the log, if there is to be one, on the rank that writes it."""
+        log = None
+        with bad_input_reported(), self.processes.errors_on_all_ranks():
+            if self.options.log is not None and self.processes.is_main:
+                per_epoch = self.task.batches_per_epoch if self.in_epochs else None
+                log = TrainingLog(self.options.log, per_epoch)
+        try:
             yield log
+        finally:
+            if log is not None:
+                log.close()
 
 
 def _report_repeated_signal() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 
 from .train_loop import TrainingResult
 
@@ -48,32 +48,56 @@ class TrainingLog:
     The row of step t has the loss after t updates, and the learning rate and the norm of the
     gradient of update t; step 0 is before the first one.
 
+    A file that can no longer be written does not end the training: `error` says so at its end.
+
     Args:
-        file: to write to.
-        path: its name, which tells the format.
+        path: the file, which is replaced; its suffix tells the format.
         batches_per_epoch: None where there are no epochs.
+
+    Raises:
+        OSError: it cannot be opened.
+
+    Attributes:
+        error: why writing has failed; None as long as it works.
     """
 
-    def __init__(self, file: TextIO, path: Path, batches_per_epoch: int | None) -> None:
-        self._file, self._path, self._batches_per_epoch = file, path, batches_per_epoch
+    def __init__(self, path: Path, batches_per_epoch: int | None) -> None:
+        self.error: OSError | None = None
+        self._path, self._batches_per_epoch = path, batches_per_epoch
+        self._file = path.open("w", encoding="utf-8", newline="")
         self._line = FORMATS[path.suffix.lower()]
         self._result: TrainingResult | None = None
         self._written = 0
         self._flushed = monotonic()
         if self._line is _as_csv:
-            file.write(",".join(COLUMNS) + "\n")
+            self._file.write(",".join(COLUMNS) + "\n")
 
     def add(self, result: TrainingResult) -> None:
         """Write the steps of a training since the last call for it."""
+        if self.error is not None:
+            return
         if result is not self._result:
             self._result, self._written = result, 0
-        with _named(self._path):
+        with self._failure_noted():
             for step in range(self._written, len(result.history.losses)):
                 self._file.write(self._line(self._row(result, step)))
             if monotonic() - self._flushed > FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed = monotonic()
         self._written = len(result.history.losses)
+
+    def close(self) -> None:
+        """Write what has not been written."""
+        with self._failure_noted():
+            self._file.close()
+
+    @contextmanager
+    def _failure_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a write does not know the name of what it writes to
+            reason = error.strerror or str(error)
+            self.error = OSError(error.errno, reason, os.fspath(self._path))
 
     def _row(self, result: TrainingResult, step: int) -> Row:
         history, per_epoch = result.history, self._batches_per_epoch
@@ -87,27 +111,3 @@ class TrainingLog:
             history.gradient_norms[step - 1] if step else None,
         )
         return dict(zip(COLUMNS, values, strict=True))
-
-
-@contextmanager
-def training_log(path: Path, batches_per_epoch: int | None) -> Iterator[TrainingLog]:
-    """Open a log, in the place of what is in the file.
-
-    Raises:
-        OSError: the file cannot be written; the error names it.
-    """
-    file = path.open("w", encoding="utf-8", newline="")
-    try:
-        yield TrainingLog(file, path, batches_per_epoch)
-    finally:
-        with _named(path):
-            file.close()
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # a write does not know the name of what it writes to
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, reason, os.fspath(path)) from error
