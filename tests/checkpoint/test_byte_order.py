@@ -130,27 +130,3 @@ def test_bytes_of_a_file(path):
     tensors = tensors_of(path)
     assert tensors["params/w"] == bytes.fromhex("0000803f 000000c0 0000203e")
     assert tensors["extra/n"] == bytes.fromhex("0100000000000000 feffffffffffffff")
-
-
-# ---- state dicts, which carry the byte order of the machine that pickled them
-
-
-def in_other_order(value):
-    if isinstance(value, np.ndarray):
-        return value.astype(value.dtype.newbyteorder("S"))
-    if isinstance(value, dict):
-        return {key: in_other_order(x) for key, x in value.items()}
-    return value
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_state_dicts_of_the_other_machine(options, order):
-    optimizer = trained(params(options, order), **options)
-    other = AdamW(params(options, order), **options)
-    saved = in_other_order(optimizer.state_dict())
-    other.load_state_dict(saved)
-    assert contents(other)[1:] == contents(optimizer)[1:]
-    assert saved["state"]["matrix"]["m"].dtype.isnative == (
-        saved["state"]["matrix"]["m"].itemsize == 1
-    )
