@@ -1,16 +1,19 @@
 """Builds the one extension module; everything else is said in pyproject.toml."""
 
+import gzip
 import os
 import shlex
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import BaseError, CompileError, LinkError
 
 # Free-threaded CPython has no stable ABI before 3.15: there, a wheel serves one version.
@@ -48,6 +51,9 @@ EXACT_FLAGS = ("-fno-fast-math", "-fno-unsafe-math-optimizations", "-O3")
 # The same, where the compiler knows them.
 OPTIONAL_EXACT_FLAGS = ("-fno-single-precision-constant", "-mno-daz-ftz")
 
+# Debug information, and with it the build ID, is the same in whatever folder this is built.
+REPRODUCIBLE_FLAGS = (f"-ffile-prefix-map={os.getcwd()}=.",)
+
 
 def c_flags(compiler_type: str) -> list[str]:
     """Keep every rounding of the formula where it is written."""
@@ -81,12 +87,20 @@ class BuildExt(build_ext):
         super().finalize_options()
         self.force = True  # the flags below are not among the dates that setuptools compares
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """Setuptools under Python 3.15 adds the platform, which older versions do not look for."""
+        name = super().get_ext_filename(fullname)
+        if not ABI3 or os.name == "nt" or ".abi3" not in name:
+            return name
+        return name[: name.index(".abi3")] + ".abi3.so"
+
     def build_extensions(self) -> None:
         compile_flags, link_flags = self.find_openmp()
         exact = self.exact_flags()
         for extension in self.extensions:
             extension.extra_compile_args += [
                 *exact,
+                *self.reproducible_flags(),
                 *c_flags(self.compiler.compiler_type),
                 *compile_flags,
             ]
@@ -97,6 +111,11 @@ class BuildExt(build_ext):
         if self.compiler.compiler_type == "msvc":
             return []
         return [*EXACT_FLAGS, *filter(self.is_known, OPTIONAL_EXACT_FLAGS)]
+
+    def reproducible_flags(self) -> list[str]:
+        if self.compiler.compiler_type == "msvc":
+            return []
+        return [*filter(self.is_known, REPRODUCIBLE_FLAGS)]
 
     def is_known(self, flag: str) -> bool:
         try:
@@ -135,6 +154,33 @@ class BuildExt(build_ext):
             subprocess.run([program], check=True, timeout=60)
 
 
+class SDist(sdist):
+    """With SOURCE_DATE_EPOCH the archive depends on the contents of the files only."""
+
+    def make_archive(self, base_name: str, format: str, *args: object, **options: object) -> str:
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch is None or format != "gztar":
+            return super().make_archive(base_name, format, *args, **options)
+        folder, path = Path(str(options["base_dir"])), Path(f"{base_name}.tar.gz")
+        with (
+            open(path, "wb") as file,
+            gzip.GzipFile("", "wb", mtime=int(epoch), fileobj=file) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for member in (folder, *sorted(folder.rglob("*"))):
+                archive.add(member, recursive=False, filter=lambda found: normalized(found, epoch))
+        return str(path)
+
+
+def normalized(member: tarfile.TarInfo, epoch: str) -> tarfile.TarInfo:
+    """Without what depends on the user and on the moment of the build."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = int(epoch)
+    member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    return member
+
+
 def flags_in(variable: str) -> list[str]:
     return shlex.split(os.environ.get(variable, ""))
 
@@ -150,6 +196,6 @@ core = Extension(
 
 setup(
     ext_modules=cythonize([core], language_level=3, include_path=["src/fused_adamw/_ext"]),
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "sdist": SDist},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

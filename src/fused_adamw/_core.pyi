@@ -1,14 +1,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
-Array: TypeAlias = NDArray[Any]
-Arrays: TypeAlias = Array | Sequence["Arrays"] | Mapping[Any, "Arrays"]
-Gradients: TypeAlias = Array | Sequence["Gradients"] | Mapping[Any, "Gradients"] | None
-Rates: TypeAlias = tuple[float | None, ...]
-Hyper: TypeAlias = tuple[float, tuple[float, float], float, float, Rates]
+_Array: TypeAlias = NDArray[Any]
+_Arrays: TypeAlias = _Array | Sequence["_Arrays"] | Mapping[Any, "_Arrays"]
+_Gradients: TypeAlias = _Array | Sequence["_Gradients"] | Mapping[Any, "_Gradients"] | None
+_Rates: TypeAlias = tuple[float | None, ...]
+_Hyper: TypeAlias = tuple[float, tuple[float, float], float, float, _Rates]
 
 BLOCK: int
 CHUNK: int
@@ -50,63 +51,67 @@ def check_num_threads(num_threads: int | None) -> int: ...
 def require_known_keys(where: str, group: Mapping[str, Any], keys: tuple[str, ...]) -> None: ...
 def abbreviated(names: Iterable[Any], most: int = 5) -> str: ...
 def check_decay(name: str, value: float | None) -> None: ...
-def hyperparams_at(groups: Sequence[Mapping[str, Any]], t: int, rates: Rates) -> list[Hyper]: ...
+def hyperparams_at(groups: Sequence[Mapping[str, Any]], t: int, rates: _Rates) -> list[_Hyper]: ...
 def as_pair(betas: Any) -> tuple[float, float]: ...
 def as_number(name: str, value: Any) -> float: ...
 def check_seed(seed: int | None) -> None: ...
 def norm_of_chunks(sums: NDArray[np.float64], grad_scale: float) -> float: ...
 def clip_factor(norm: float, max_grad_norm: float | None) -> float: ...
 def decode_state(
-    state_format: str, arrays: Mapping[str, Array], size: int
+    state_format: str, arrays: Mapping[str, _Array], size: int
 ) -> dict[str, NDArray[np.floating[Any]]]: ...
-def encode_state(state_format: str, arrays: Mapping[str, Array], **moments: Array) -> None: ...
+def encode_state(state_format: str, arrays: Mapping[str, _Array], **moments: _Array) -> None: ...
 def _force_isa(name: str | None) -> None: ...
 def _forget_stalls() -> None: ...
 
+@disjoint_base
 class TreeSpec:
-    def __init__(self, params: Arrays, grouped: bool = False) -> None: ...
+    def __new__(cls, params: _Arrays, grouped: bool = False) -> Self: ...
     def flatten(self, argument: str, arrays: Any) -> tuple[Any, ...]: ...
     def unflatten(self, flat: Any) -> Any: ...
     def paths(self) -> list[tuple[Any, ...]]: ...
     def names(self) -> list[str]: ...
     def argument_names(self, argument: str) -> list[str]: ...
 
+@final
 class ParamSources:
     arrays: tuple[Any, ...]
-    def __init__(self, spec: TreeSpec, params: Any, group_keys: tuple[str, ...]) -> None: ...
+    def __new__(cls, spec: TreeSpec, params: Any, group_keys: tuple[str, ...]) -> Self: ...
     def check(self, groups: Sequence[dict[str, Any]], written: bool) -> int: ...
     def hyperparams(
-        self, groups: Sequence[dict[str, Any]], t: int, rates: Rates
-    ) -> list[Hyper]: ...
+        self, groups: Sequence[dict[str, Any]], t: int, rates: _Rates
+    ) -> list[_Hyper]: ...
 
-class TensorState(Protocol):
+class _TensorState(Protocol):
     format: str
-    arrays: dict[str, Array]
+    arrays: dict[str, _Array]
 
+@disjoint_base
 class BoundArrays:
     num_slots: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         spec: TreeSpec,
         params: Any,
-        state: Sequence[TensorState] | None = None,
+        state: Sequence[_TensorState] | None = None,
         *,
         moments: tuple[Any, Any] | None = None,
         slices: list[tuple[int, int, int]] | None = None,
         decays: list[bool] | None = None,
         seed: int | None = None,
         roles: tuple[str, ...] = (),
-    ) -> None: ...
+    ) -> Self: ...
     def set_seed(self, seed: int | None) -> None: ...
     def set_decays(self, decays: list[bool]) -> None: ...
 
+@final
 class BoundTensors(BoundArrays):
     t: int
     threads: int
     def step(
         self,
         grads: Any,
-        hypers: list[Hyper],
+        hypers: list[_Hyper],
         grad_scale: float = 1.0,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -116,7 +121,7 @@ class BoundTensors(BoundArrays):
     def step_in_turn(
         self,
         lock: ReentrantLock,
-        hypers_at: Callable[[int], list[Hyper]],
+        hypers_at: Callable[[int], list[_Hyper]],
         grads: Any,
         grad_scale: float,
         max_grad_norm: float | None,
@@ -127,26 +132,26 @@ class BoundTensors(BoundArrays):
     def step_range(
         self,
         first: int,
-        grads: list[Array | None],
-        hypers: list[Hyper],
+        grads: list[_Array | None],
+        hypers: list[_Hyper],
         grad_scale: float = 1.0,
         clip: float = 1.0,
         maximize: bool = False,
         num_threads: int | None = None,
     ) -> None: ...
     def sums_of_squares(
-        self, first: int, grads: list[Array | None], num_threads: int | None = None
+        self, first: int, grads: list[_Array | None], num_threads: int | None = None
     ) -> NDArray[np.float64]: ...
     def check(
         self,
-        hypers: list[Hyper],
+        hypers: list[_Hyper],
         max_grad_norm: float | None,
         steps: list[int],
     ) -> None: ...
     def check_collective(
         self,
         grads: Any,
-        hypers: list[Hyper],
+        hypers: list[_Hyper],
         grad_scale: float = 1.0,
         max_grad_norm: float | None = None,
         num_threads: int | None = None,
@@ -156,46 +161,50 @@ class BoundTensors(BoundArrays):
     def get_steps(self) -> list[int]: ...
     def set_steps(self, steps: list[int]) -> None: ...
 
+@final
 class ReentrantLock:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
 
+@final
 class DeferredSignals:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
 
+@disjoint_base
 class DLPackExchange:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *types: type,
         is_negated: Callable[[Any], bool],
         is_negated_at: tuple[int, int] = (0, 0),
-    ) -> None: ...
+    ) -> Self: ...
 
 def gather_tensors(
     params: list[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
 ) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]] | None: ...
 
+@disjoint_base
 class PreparedStep:
     unsupported: list[int]
     others: tuple[list[Any], list[Any], list[Any], list[list[Any]]] | None
     fusible: list[bool]
     num_supported: int
     offsets: list[int] | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         exchange: DLPackExchange,
         names: dict[str, str],
         *,
         state_format: str | None = None,
         seed: int | None = None,
         fused: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     def prepare(
         self,
         params: list[Any],
         state: Mapping[Any, Mapping[str, Any]],
-        hyper: Hyper,
+        hyper: _Hyper,
         *,
         maximize: bool,
         num_threads: int | None,
@@ -208,33 +217,35 @@ class PreparedStep:
     def grads(self) -> list[Any]: ...
     def step(self, increment_version: Callable[[list[Any]], object]) -> None: ...
 
+@disjoint_base
 class GroupPlan:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         group: dict[str, Any],
         prepared: PreparedStep,
         rates: tuple[float | None, ...],
         first: int,
-    ) -> None: ...
+    ) -> Self: ...
 
+@disjoint_base
 class StepPlan:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         groups: list[GroupPlan],
         lock: ReentrantLock,
         *,
         num_threads: Callable[[], int],
         increment_version: Callable[[list[Any]], object],
-    ) -> None: ...
+    ) -> Self: ...
     def step(
         self, groups: list[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]
     ) -> bool: ...
 
 def fused_adamw(
-    params: Arrays,
-    grads: Arrays,
-    m: Arrays,
-    v: Arrays,
+    params: _Arrays,
+    grads: _Arrays,
+    m: _Arrays,
+    v: _Arrays,
     t: int,
     *,
     lr: float = 1e-3,

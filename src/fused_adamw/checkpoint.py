@@ -27,7 +27,7 @@ from ._io.checkpoint_schema import (
 )
 from ._io.files import FilePath, open_regular, path_text
 from ._io.json_values import read_metadata, read_step_count
-from ._io.safetensors_stream import buffer_of, read_exactly
+from ._io.safetensors_stream import read_bytes, swap_order
 from ._optim.arrays import Array
 from ._optim.base import BaseOptimizer
 
@@ -162,9 +162,11 @@ def read_arrays(path: FilePath) -> dict[str, Array]:
         for key in sorted(key for key in header.tensors if key.startswith("extra/")):
             info = header.tensors[key]
             array = np.empty(info.shape, info.storage)
-            data = buffer_of(array.reshape(-1))
-            read_exactly(file, header.position(key), data)
-            require_checksum(header, key, start_checksum(data))
+            data = array.reshape(-1)
+            as_bytes = data.view(np.uint8).data
+            read_bytes(file, header.position(key), as_bytes)
+            require_checksum(header, key, start_checksum(as_bytes))
+            swap_order(data)
             found[key.removeprefix("extra/")] = array
     return found
 

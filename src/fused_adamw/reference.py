@@ -24,6 +24,8 @@ their decay unchanged.
 import math
 from collections.abc import Sequence
 
+__all__ = ["adamw_update", "adamw_update_list", "sgd_update"]
+
 
 def adamw_update(
     theta: float,

@@ -5,6 +5,8 @@ from typing import TypedDict
 
 from . import _core
 
+__all__ = ["RuntimeInfo", "__version__", "runtime_info"]
+
 __version__ = version("fused-adamw")
 
 

@@ -15,6 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+__all__ = [
+    "Constant",
+    "CosineDecay",
+    "Joined",
+    "LinearDecay",
+    "LinearWarmup",
+    "Schedule",
+]
+
 Schedule: TypeAlias = Callable[[int], float]
 """The learning rate as a function of the step t = 1, 2, ...; any such function will do."""
 
@@ -221,7 +230,7 @@ def _accept_rate(schedule: _Chainable, name: str) -> None:
     object.__setattr__(schedule, name, float(value))
 
 
-def _require_steps(steps: int) -> None:
+def _require_steps(steps: object) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise TypeError(f"steps must be an integer >= 1; got {steps!r}")
     if steps < 1:

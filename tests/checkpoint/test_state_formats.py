@@ -282,7 +282,7 @@ def elements_read(monkeypatch, path, other):
 
     def read(file, position, data, original=checkpoint_convert.read_exactly):
         nonlocal total
-        total += len(data)
+        total += data.nbytes
         original(file, position, data)
 
     monkeypatch.setattr(checkpoint_convert, "read_exactly", read)

@@ -21,7 +21,7 @@ from .._optim.conversion import convert_range, without_blocks
 from .._optim.state_dict import StateMatch
 from .._optim.state_formats import FORMATS, TensorState
 from .checkpoint_schema import Header
-from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
+from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 
 
 def convert_shards(
@@ -78,7 +78,7 @@ class StoredState:
             first, last = items_of_range(begin, end, info.size, self.size)
             arrays[role] = np.empty(last - first, info.storage)
             position = self._header.position(key) + first * info.storage.itemsize
-            read_exactly(self._file, position, buffer_of(arrays[role]))
+            read_exactly(self._file, position, arrays[role])
         return TensorState(self._format, arrays)
 
     def stream(self, begins: Iterable[int]) -> Iterator[tuple[NDArray[np.intp], TensorState]]:

@@ -41,7 +41,7 @@ from .checkpoint_schema import (
 from .files import FilePath, open_regular, path_text, printable
 from .json_values import read_metadata
 from .ranks import Ranks
-from .safetensors_stream import PIECE_ELEMENTS, buffer_of, read_exactly
+from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 
 SCRATCH_ARRAYS = 14  # of PIECE_ELEMENTS with 8 bytes each
 """At most what reading allocates, and 2 MiB for the allocators' own pages."""
@@ -211,7 +211,7 @@ def _read_tensor(
         first, last = items_of_range(shard.begin, shard.end, info.size, param.size)
         if first < last:
             position = header.position(key) + first * info.storage.itemsize
-            read_exactly(file, position, buffer_of(data))
+            read_exactly(file, position, data)
 
 
 def _read_transposed(file: FileIO, header: Header, key: str, targets: list[Target]) -> None:
@@ -223,13 +223,13 @@ def _read_transposed(file: FileIO, header: Header, key: str, targets: list[Targe
         whole = targets[0][1].reshape(info.shape, order="F")
         for slab in slabs(whole, PIECE_ELEMENTS):
             data = piece[: slab.size]
-            read_exactly(file, position, buffer_of(data))
+            read_exactly(file, position, data)
             slab[...] = data.reshape(slab.shape)
             position += data.nbytes
         return
     for begin in range(0, info.size, PIECE_ELEMENTS):
         data = piece[: info.size - begin]
-        read_exactly(file, position + begin * info.storage.itemsize, buffer_of(data))
+        read_exactly(file, position + begin * info.storage.itemsize, data)
         positions = transposed_positions(begin, begin + data.size, info.shape)
         for shard, memory in targets:
             inside = (shard.begin <= positions) & (positions < shard.end)

@@ -30,6 +30,7 @@ from .safetensors_stream import (
     arrange,
     encode_header,
     pieces,
+    swap_order,
 )
 
 COPIED_BYTES = 1 << 18  # fits in a processor's cache
@@ -112,7 +113,7 @@ def _write(
         for name, piece in groupby(stream, key=lambda item: item[0]):
             checksum = start_checksum()
             for _, data in piece:
-                for copy in _copies(data.view(np.uint8), buffer):
+                for copy in _copies(data, buffer.view(data.dtype)):
                     checksum.update(copy)
                     file.write(copy)
             checksums[name] = checksum.hexdigest()
@@ -120,13 +121,15 @@ def _write(
         file.write(encode_header(tensors, seal(metadata, tensors, checksums)))
 
 
-def _copies(data: Array, buffer: NDArray[np.uint8]) -> Iterator[memoryview]:
-    """The bytes, copied part by part: another thread may write to an array meanwhile, and what is
-    written has to be what its checksum is of."""
+def _copies(data: Array, buffer: Array) -> Iterator[memoryview]:
+    """The bytes for the file, copied part by part: another thread may write to an array meanwhile,
+    and what is written has to be what its checksum is of."""
     for begin in range(0, data.size, buffer.size):
         part = data[begin : begin + buffer.size]
-        buffer[: part.size] = part
-        yield buffer[: part.size].data
+        copy = buffer[: part.size]
+        copy.view(np.uint8)[...] = part.view(np.uint8)  # no conversion, whatever the bits mean
+        swap_order(copy)
+        yield copy.view(np.uint8).data
 
 
 # ---------------------------------------------------------------------------- contents

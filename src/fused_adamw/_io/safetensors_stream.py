@@ -1,12 +1,14 @@
 """Safetensors files, piece by piece: layout, header, and reading without a second copy.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON), and the data of the
-tensors in C order. The package ``safetensors`` writes and reads whole dictionaries of arrays only,
-which takes memory of the size of the file. Format: https://github.com/huggingface/safetensors
+A file is the length of its header (8 bytes), the header (JSON), and the data of the tensors in C
+order. Length and data are little-endian, on every machine. The package ``safetensors`` writes and
+reads whole dictionaries of arrays only, which takes memory of the size of the file. Format:
+https://github.com/huggingface/safetensors
 """
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from math import prod
@@ -20,6 +22,7 @@ from .._optim.state_formats import storage_dtype
 PIECE_BYTES = 1 << 20  # at most this much is copied, or sent, at once
 PIECE_ELEMENTS = 1 << 16  # permuted or converted at once, with some 50 bytes each; whole blocks
 MAX_HEADER_BYTES = 32 << 20  # 50,000 parameters; JSON can take 24 times its size in memory
+IN_MEMORY_ORDER = sys.byteorder == "little"  # files are little-endian
 
 TAGS = {  # dtype of a tensor -> its tag in the header
     "float64": "F64",
@@ -111,14 +114,14 @@ def read_header(file: FileIO) -> RawHeader:
     """Read the header and nothing else. Raises ValueError where it is not one."""
     file_bytes = os.fstat(file.fileno()).st_size
     prefix = bytearray(8)
-    read_exactly(file, 0, memoryview(prefix))
+    read_bytes(file, 0, memoryview(prefix))
     header_bytes = int.from_bytes(prefix, "little")
     if header_bytes > file_bytes - 8:
         raise ValueError(f"header length {header_bytes} exceeds the file size {file_bytes}")
     if header_bytes > MAX_HEADER_BYTES:
         raise ValueError(f"header length {header_bytes:,} exceeds {MAX_HEADER_BYTES:,}")
     text = bytearray(header_bytes)
-    read_exactly(file, 8, memoryview(text))
+    read_bytes(file, 8, memoryview(text))
     start = 8 + header_bytes
     return RawHeader(json.loads(text), start, file_bytes - start)
 
@@ -155,8 +158,20 @@ def _parse_tensor(name: str, entry: Mapping[str, Any]) -> TensorInfo:
 # ---------------------------------------------------------------------------- the data
 
 
-def read_exactly(file: FileIO, position: int, target: memoryview) -> None:
-    """Fill ``target`` with the bytes from ``position`` on; EOFError where the file is shorter."""
+def swap_order(array: Array) -> None:
+    """Turn elements from the byte order of memory into that of files, in place, or back."""
+    if not IN_MEMORY_ORDER:
+        array.byteswap(inplace=True)
+
+
+def read_exactly(file: FileIO, position: int, target: Array) -> None:
+    """Fill a flat, contiguous array from ``position`` on; EOFError where the file is shorter."""
+    read_bytes(file, position, target.view(np.uint8).data)
+    swap_order(target)
+
+
+def read_bytes(file: FileIO, position: int, target: memoryview) -> None:
+    """Fill ``target`` as it is in the file, from ``position`` on."""
     file.seek(position)
     while len(target):
         count = file.readinto(target)
@@ -166,11 +181,11 @@ def read_exactly(file: FileIO, position: int, target: memoryview) -> None:
 
 
 def read_pieces(file: FileIO, position: int, nbytes: int) -> Iterator[memoryview]:
-    """The bytes from ``position`` on, in one buffer that each piece overwrites."""
+    """The bytes of the file from ``position`` on, in one buffer that each piece overwrites."""
     buffer = memoryview(bytearray(min(nbytes, PIECE_BYTES)))
     for done in range(0, nbytes, PIECE_BYTES):
         piece = buffer[: min(PIECE_BYTES, nbytes - done)]
-        read_exactly(file, position + done, piece)
+        read_bytes(file, position + done, piece)
         yield piece
 
 
@@ -181,8 +196,3 @@ def pieces(array: Array) -> Iterator[Array]:
         array = array.reshape(-1)
     for slab in slabs(array, PIECE_BYTES // array.dtype.itemsize):
         yield np.ascontiguousarray(slab).reshape(-1)
-
-
-def buffer_of(array: Array) -> memoryview:
-    """The bytes of a flat, contiguous array."""
-    return array.view(np.uint8).data
