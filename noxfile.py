@@ -55,7 +55,8 @@ def lowest(session: nox.Session) -> None:
     # Without isolation the build has the lowest versions too.
     session.install("-c", str(constraints), "setuptools", "Cython")
     session.install("-c", str(constraints), "--no-build-isolation", f".[{','.join(extras)}]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    # Old versions use what is deprecated in the newest ones of packages that they depend on.
+    session.run("python", "-m", "pytest", "-W", "default", *session.posargs)
 
 
 @nox.session(default=False)
