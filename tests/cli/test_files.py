@@ -1,6 +1,7 @@
 """The files of `fused-adamw train`: one for each purpose, and nothing but files."""
 
 import copy
+import gc
 import json
 import os
 import signal
@@ -254,6 +255,7 @@ def test_a_format_that_needs_a_missing_program(run, monkeypatch, extension):
     assert os.listdir() == []
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of Matplotlib's TeX
 def test_text_that_tex_cannot_set(run, monkeypatch):
     import matplotlib
 
@@ -264,6 +266,7 @@ def test_text_that_tex_cannot_set(run, monkeypatch):
             status, out, err = run("train", "--plot", name)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert "cannot be written here" in err
+    gc.collect()
 
 
 @pytest.mark.slow
