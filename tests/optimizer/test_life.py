@@ -259,7 +259,7 @@ class Life(RuleBasedStateMachine):
         assert np.all(np.abs(values - expected) <= allowed + 1e-30), (role, values, expected)
 
 
-PROFILES = {"ci": (60, 20), "nightly": (2000, 60)}
+PROFILES = {"ci": (60, 20), "nightly": (600, 50)}
 EXAMPLES, STEPS = PROFILES[os.environ.get("HYPOTHESIS", "ci")]
 
 TestLife = Life.TestCase
