@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 NO_OPENMP = {"FUSED_ADAMW_NO_OPENMP": "1"}
+MORE_RANDOM_TESTS = {"HYPOTHESIS": "nightly", "MUTATED_FILES": "100000", "MUTATED_SECONDS": "1200"}
 
 
 @nox.session(default=True)
@@ -34,12 +35,13 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
-    """The tests with what will be the next releases; NIGHTLY_INDEX has the wheels of NumPy."""
+    """The tests with what will be the next releases, and more of those that draw random cases;
+    NIGHTLY_INDEX has the wheels of NumPy."""
     session.install(".[test]")
     index = os.environ.get("NIGHTLY_INDEX")
     extra = ["--extra-index-url", index] if index else []
     session.install("--pre", "--upgrade", *extra, "numpy")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs, env=MORE_RANDOM_TESTS)
 
 
 @nox.session(python="3.11", default=False)

@@ -170,10 +170,14 @@ def _checked_groups(
 
 def _as_arrays(spec: TreeSpec, trees: Any, items: tuple[Any, ...]) -> list[Array]:
     """The parameters as NumPy arrays that share their memory."""
-    with suppress(Exception):  # what NumPy cannot convert, the core refuses with a good message
+    try:
         arrays = [np.asarray(item) for item in items]
         if all(map(_is_suitable, arrays)):
             return arrays
+    except MemoryError:  # which says nothing about the items
+        raise
+    except Exception:  # what NumPy cannot convert, the core refuses with a good message
+        pass
     BoundTensors(spec, trees, None)
     types = sorted({type(item).__name__ for item in items})
     raise TypeError(f"params must be NumPy arrays; got {types}")

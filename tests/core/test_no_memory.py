@@ -1,0 +1,34 @@
+"""Where memory for a Python object is refused: MemoryError and nothing changed, or success."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fused_adamw import AdamW
+
+PROGRAM = Path(__file__).parent / "programs" / "no_memory.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="needs _testcapi")
+@pytest.mark.parametrize("only", ["one", "rest"])
+def test_each_allocation_of_a_step_is_refused(only):
+    command = [sys.executable, PROGRAM, only]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    tried, refused = map(int, result.stdout.split())
+    assert tried > refused >= 10
+
+
+class TooLarge:
+    def __array__(self, dtype=None, copy=None):
+        raise MemoryError("too large")
+
+
+@pytest.mark.parametrize("params", [[TooLarge()], {"w": TooLarge()}, [{"params": [TooLarge()]}]])
+def test_missing_memory_is_no_wrong_parameter(params):
+    with pytest.raises(MemoryError, match="too large"):
+        AdamW(params)
