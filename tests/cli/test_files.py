@@ -166,19 +166,18 @@ def test_a_checkpoint_whose_losses_are_of_another_step(run, train_json):
 def training(tmp_path):
     """A training in another process, which saves to the file "run"."""
     options = ["--steps", "2000000", "--every", "1000", "--checkpoint", str(tmp_path / "run")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, "train", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         cwd=START,
-    )
-    try:
-        assert process.stderr.readline() == "under way\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stderr.readline() == "under way\n"
+            yield process
+        finally:
+            process.kill()
 
 
 LOCKED = "cannot be used: another training saves to it"
