@@ -12,6 +12,8 @@ from fused_adamw.torch import AdamW  # noqa: E402
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+    # Dynamo looks at it itself, and only in the first test that compiles.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
 OPTIONS = [
