@@ -43,17 +43,15 @@ struct rounding {
  * multiples by powers of 2 fill the interval evenly, too: those are what lies between the elements of
  * a column, where rows are shorter than a block. Multiples in a table take one load for each vector;
  * sums that are carried from one vector to the next take registers, and have to be set up. */
-static const uint32_t DITHER_MULTIPLES[][FUSED_ADAMW_BLOCK] = {
-    [DITHER_V] = MULTIPLES(0x9159015au),
-    [DITHER_M] = MULTIPLES(0x67332667u),
-    [DITHER_PARAMS] = MULTIPLES(0x8eb44a87u),
-};
+#define MULTIPLES_OF_STRIDES(factor)                                                               \
+    {                                                                                              \
+        [DITHER_V] = MULTIPLES(factor * 0x9159015au),                                              \
+        [DITHER_M] = MULTIPLES(factor * 0x67332667u),                                              \
+        [DITHER_PARAMS] = MULTIPLES(factor * 0x8eb44a87u),                                         \
+    }
+static const uint32_t DITHER_MULTIPLES[][FUSED_ADAMW_BLOCK] = MULTIPLES_OF_STRIDES(1);
 /* The same of every second element. */
-static const uint32_t DITHER_PAIR_MULTIPLES[][FUSED_ADAMW_BLOCK] = {
-    [DITHER_V] = MULTIPLES(2 * 0x9159015au),
-    [DITHER_M] = MULTIPLES(2 * 0x67332667u),
-    [DITHER_PARAMS] = MULTIPLES(2 * 0x8eb44a87u),
-};
+static const uint32_t DITHER_PAIR_MULTIPLES[][FUSED_ADAMW_BLOCK] = MULTIPLES_OF_STRIDES(2);
 static const uint32_t NO_DITHER[FUSED_ADAMW_BLOCK];
 
 /* How many elements from `start` to `end` are in the block that `start` is in. Blocks are those of

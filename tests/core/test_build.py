@@ -2,7 +2,6 @@
 
 import os
 import platform
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -148,17 +147,6 @@ assert probe.tenth(7.0) == ctypes.c_float(7 * 0.1).value
 x = 1 + 2**-30
 assert probe.fma_or_not(x, x, -1.0) == x * x - 1
 """
-
-
-@pytest.fixture(scope="module")
-def setup_py():
-    """The names of setup.py, which builds nothing."""
-    pytest.importorskip("Cython")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr("setuptools.setup", lambda **arguments: None)
-        patch.setattr("Cython.Build.cythonize", lambda *args, **kwargs: [])
-        return runpy.run_path("setup.py")
 
 
 @pytest.mark.parametrize("flag", FLAGS)

@@ -7,7 +7,6 @@ import io
 import os
 import platform
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -245,17 +244,6 @@ def test_other_libraries_of_this_machine_are_refused(tmp_path):
 
 
 # ---- setup.py
-
-
-@pytest.fixture(scope="module")
-def setup_py():
-    """The names of setup.py, which builds nothing."""
-    pytest.importorskip("Cython")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr("setuptools.setup", lambda **arguments: None)
-        patch.setattr("Cython.Build.cythonize", lambda *args, **kwargs: [])
-        return runpy.run_path("setup.py")
 
 
 def command(setup_py, name, module="fused_adamw._core"):

@@ -37,16 +37,17 @@ def make_console() -> Console:
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object, with null for numbers that are not finite; a line for a list of
     them."""
-    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False)
     # A line break is never part of a string.
     typer.echo(re.sub(r"\[\n([^\[\]{}\"]+)\]", lambda x: f"[{' '.join(x[1].split())}]", text))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return the same with None for numbers that are not finite, which JSON cannot express."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..optimizer import AdamW
 from ..reference import _one_minus_power
-from .layers import FloatArray, softmax
+from .layers import FloatArray
 from .model import Parameters, TinyTransformer
 from .text_data import Task
 from .train_loop import History, held_out_loss
@@ -110,15 +110,14 @@ class Recorder:
 
     def _snapshot(self, step: int, history: History, evaluates: bool) -> Snapshot:
         with np.errstate(over="ignore", invalid="ignore"):
-            _, (activations, _) = self._model.forward(*self._task.example)
-            logits = self._model.logits(self._task.example[0])
+            _, (activations, (log_P, *_)) = self._model.forward(*self._task.example)
             loss = None
             if evaluates and not history.interrupted:
                 loss = held_out_loss(self._model, self._task, history.stop_requested)
             return Snapshot(
                 step,
                 activations.attention.P[:, 0],
-                softmax(logits),
+                np.exp(log_P),
                 loss,
                 self._effective_rates(step),
                 self._relative_updates(step),

@@ -15,6 +15,7 @@ from ...tiny.layers import FloatArray
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
+from ..console import without_nan
 from ..output_files import check_output_path
 from .figures import Section, attention_of, sections, visible
 
@@ -68,10 +69,10 @@ def _summary(result: TrainingResult) -> str:
 
 
 def _data(parts: list[Section], recorder: Recorder) -> dict[str, Any]:
-    """What the script draws, and what it exchanges."""
+    """What the script draws, and what the slider and the list choose from."""
     heads = range(recorder.snapshots[0].attention.shape[0])
     return {
-        "figures": {p.name: json.loads(p.figure.to_json()) for p in parts if p.figure is not None},
+        "figures": {p.name: json.loads(p.figure.to_json()) for p in parts},
         "attention": [
             {"step": s.step, "heads": [attention_of(s, head) for head in heads]}
             for s in recorder.snapshots
@@ -85,16 +86,7 @@ def _data(parts: list[Section], recorder: Recorder) -> dict[str, Any]:
 
 def _script_json(data: dict[str, Any]) -> str:
     """JSON within a script element, which no string of it can end."""
-    return json.dumps(_finite(data), allow_nan=False).replace("<", "\\u003c")
-
-
-def _finite(data: Any) -> Any:
-    """The same with None for what JSON cannot express: infinity and NaN."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not np.isfinite(data) else data
+    return json.dumps(without_nan(data), allow_nan=False).replace("<", "\\u003c")
 
 
 # ---------------------------------------------------------------------------- HTML

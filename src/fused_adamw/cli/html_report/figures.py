@@ -18,25 +18,25 @@ WIDE = 320  # pixels, the height of a figure
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A part of the page with a figure.
 
     Attributes:
         name: its name in links and in the script.
         title: its heading.
         text: what is to be seen, and how to read it.
-        figure: None where the page has a table instead.
+        figure: as Plotly draws it.
     """
 
     name: str
     title: str
     text: str
-    figure: "Figure | None"
+    figure: "Figure"
 
 
 def sections(
     result: TrainingResult, recorder: Recorder, task: Task, max_grad_norm: float | None
 ) -> list[Section]:
-    """Return the sections with a figure, in the order of the page."""
+    """Return the sections in the order of the page."""
     return [
         Section("loss", "Loss and learning rate", LOSS_TEXT, loss_figure(result, recorder)),
         Section("norm", "Gradient norm", NORM_TEXT, norm_figure(result, max_grad_norm)),
@@ -263,4 +263,5 @@ def _thinned(
 
 
 def visible(token: str) -> str:
+    """Return a token, and the name of white space instead of it."""
     return {" ": "space", "\n": "newline", "\t": "tab"}.get(token, token)

@@ -1,0 +1,17 @@
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup_py():
+    """The names of setup.py, which builds nothing."""
+    pytest.importorskip("Cython")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr("setuptools.setup", lambda **arguments: None)
+        patch.setattr("Cython.Build.cythonize", lambda *args, **kwargs: [])
+        return runpy.run_path("setup.py")
