@@ -10,7 +10,8 @@ from fused_adamw.bench.implementations import IMPLEMENTATIONS, Loader
 RESULTS, LOADER = pytest.StashKey(), pytest.StashKey()
 
 # Scripts of their own, with requirements of their own.
-collect_ignore = [f"bench_{name}.py" for name in ("isas", "mixes", "offload", "sharded", "threads")]
+SCRIPTS = ("isas", "mixes", "offload", "page_offsets", "sharded", "threads")
+collect_ignore = [f"bench_{name}.py" for name in SCRIPTS]
 
 
 def pytest_addoption(parser):

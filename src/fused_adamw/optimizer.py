@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ._core import BoundTensors, DeferredSignals, ReentrantLock
+from ._optim.allocation import Allocate
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
 from ._optim.conversion import convert_state
 from ._optim.decoded_state import DecodedState
@@ -16,7 +17,7 @@ from ._optim.state_dict import (
     require_saved_roles,
     warn_of_conversion,
 )
-from ._optim.state_formats import Allocate, StateDtype, allocate_state
+from ._optim.state_formats import StateDtype, allocate_state
 from .schedules import Schedule
 
 __all__ = ["AdamW", "DecayMask", "matrices_only"]

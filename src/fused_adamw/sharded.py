@@ -31,6 +31,7 @@ from ._distributed.partition import (
     slices_by_tensor,
     sum_itemsize,
 )
+from ._optim.allocation import Allocate
 from ._optim.arrays import (
     Array,
     ArrayTree,
@@ -42,7 +43,7 @@ from ._optim.arrays import (
 )
 from ._optim.base import BaseOptimizer
 from ._optim.param_groups import DecayMask
-from ._optim.state_formats import ELEMENT_TYPES, Allocate, StateDtype, allocate_state, moment
+from ._optim.state_formats import ELEMENT_TYPES, StateDtype, allocate_state, moment
 from .schedules import Schedule
 
 __all__ = ["ShardedAdamW"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._optim.allocation import zeros
 from .._optim.options import roles_of
 from .._optim.state_formats import (
     ELEMENT_TYPES,
@@ -66,21 +67,21 @@ def new_state(p: Tensor, kind: Kind) -> State:
     whole, p = p, local(p)
     layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
     state: State = {"step": torch.zeros((), dtype=torch.float32)}
-    for role, name in state_names(*kind).items():
+    for position, (role, name) in enumerate(state_names(*kind).items()):
         storage, shape = layout[role]
-        size, dtype = prod(shape), torch_dtype(storage)
-        if size == p.numel() and not role.endswith("_scale"):
-            state[name] = placed_like(whole, _zeros(size, dtype).as_strided(p.shape, p.stride()))
+        flat = _zeros(prod(shape), torch_dtype(storage), position)
+        if flat.numel() == p.numel() and not role.endswith("_scale"):
+            state[name] = placed_like(whole, flat.as_strided(p.shape, p.stride()))
         else:
-            state[name] = _zeros(size, dtype).view(shape)
+            state[name] = flat.view(shape)
     return state
 
 
-def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+def _zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
     """Of one dimension; PyTorch's own would write to each page."""
-    if size == 0:
+    if size == 0:  # NumPy gives it a stride of 0, which PyTorch cannot view as another dtype
         return torch.zeros(0, dtype=dtype)
-    return torch.from_numpy(np.zeros(size, f"i{dtype.itemsize}")).view(dtype)
+    return torch.from_numpy(zeros(size, np.dtype(f"i{dtype.itemsize}"), position)).view(dtype)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ The formats are the rows of ``_core.state_formats()``. The kernels read and writ
 encoding and decoding. docs/state-formats.md describes what the arrays contain.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -18,13 +18,11 @@ from .._core import (
     optional_buffers,
     state_formats,
 )
+from .allocation import Allocate, zeros
 from .arrays import Array, Shape, order_of, ravel_like, reshape_like
 from .master_weights import read_master, start_of, with_whole_master
 
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
-
-Allocate: TypeAlias = Callable[[int, np.dtype[Any]], Array]
-"""Returns an array of zeros, in one dimension, of a size and a dtype, as ``np.zeros`` does."""
 
 ELEMENT_TYPES = {row.name: row for row in element_types()}
 FORMATS = {row.name: row for row in state_formats()}
@@ -181,35 +179,14 @@ def allocate_state(
     order = order_of(param)
     layout = state_layout(param.dtype.name, param.shape, options)
     arrays: dict[str, Array] = {
-        role: _zeros(prod(shape), dtype, allocate).reshape(shape, order=order)
-        for role, (dtype, shape) in stored_as(layout).items()
+        role: zeros(prod(shape), dtype, position, allocate).reshape(shape, order=order)
+        for position, (role, (dtype, shape)) in enumerate(stored_as(layout).items())
     }
     for role in arrays.keys() & FROM_PARAMS:
         start = start_of(arrays[role].dtype, param.ravel("K"))
         if isinstance(start, np.ndarray):
             arrays[role].ravel("K")[...] = start
     return TensorState(format_of(param.dtype.name, options.state_dtype), arrays)
-
-
-def _zeros(size: int, dtype: np.dtype[Any], allocate: Allocate | None) -> Array:
-    """Zeros in memory of the caller's choice. (Memory maps cannot be empty.)"""
-    if allocate is None or size == 0:
-        return np.zeros(size, dtype)
-    if not callable(allocate):
-        raise TypeError(f"allocate must be None or a function as np.zeros; got {allocate!r}")
-    array = allocate(size, dtype)
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"allocate must return an array; got {type(array).__name__}")
-    if (array.shape, array.dtype) != ((size,), dtype):
-        raise ValueError(
-            f"allocate must return an array of shape {(size,)} and dtype {dtype}; got one of shape "
-            f"{array.shape} and dtype {array.dtype}"
-        )
-    if not (array.flags.c_contiguous and array.flags.writeable):
-        raise ValueError("allocate must return a contiguous, writable array; got another one")
-    if array.any():
-        raise ValueError("allocate must return an array of zeros; got other values")
-    return np.asarray(array)
 
 
 # ---------------------------------------------------------------------------- moments

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._optim.allocation import stagger
 from .._optim.arrays import Shape
 from .._optim.options import roles_of
 from .._optim.state_formats import (
@@ -85,9 +86,9 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     layout = _layout(local_of(p), options)
-    for role, name in state_names(*options, is_dtensor(p)).items():
+    for position, (role, name) in enumerate(state_names(*options, is_dtensor(p)).items()):
         if not state or (role in FROM_PARAMS and name not in state):
-            missing[name] = _zeros(p, role, *layout[role])
+            missing[name] = _zeros(p, role, position, *layout[role])
             if role in FROM_PARAMS and missing[name].is_floating_point():
                 missing[name].copy_(p.detach())
     return missing
@@ -144,11 +145,17 @@ def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
     return dict.fromkeys(state_names(*options), (dtype, shape))
 
 
-def _zeros(p: Tensor, role: str, storage: str, shape: Shape) -> Tensor:
+def _zeros(p: Tensor, role: str, position: int, storage: str, shape: Shape) -> Tensor:
     """A new array: flat for scales and packed elements, of those of this rank; else with the
-    parameter's strides, and placed like it."""
-    dtype = torch_dtype(storage)
-    if prod(shape) == local_of(p).numel() and not role.endswith("_scale"):
+    parameter's strides, and placed like it. ``position``: among those of the state."""
+    dtype, size = torch_dtype(storage), prod(shape)
+    is_like_param = size == local_of(p).numel() and not role.endswith("_scale")
+    skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
+    if skipped and p.device.type == "cpu" and type(p) in (Tensor, torch.nn.Parameter):
+        flat = torch.zeros(skipped + size, dtype=dtype)[skipped:]
+        strides = torch.empty_like(p, device="meta").stride()
+        return flat.as_strided(p.shape, strides) if is_like_param else flat.view(shape)
+    if is_like_param:
         return torch.zeros_like(p, dtype=dtype)
     return torch.zeros(shape, dtype=dtype, device=p.device)
 

@@ -1,0 +1,64 @@
+"""Memory for the arrays of an optimizer's state."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .arrays import Array
+
+Allocate: TypeAlias = Callable[[int, np.dtype[Any]], Array]
+"""Returns an array of zeros, in one dimension, of a size and a dtype, as ``np.zeros`` does."""
+
+STAGGER = 5184  # bytes: a page and 17 cache lines
+LARGE = 1 << 20  # bytes: from here on ``malloc`` begins an array at the start of a page
+
+
+def stagger(nbytes: int, position: int) -> int:
+    """How many bytes an array of a tensor's state is moved from where it would begin.
+
+    Large arrays all begin at the same offset in a page. A step uses the same element of each at
+    a time, and memory serves several streams at one offset worse than others
+    (docs/performance.md has the figures).
+
+    Args:
+        nbytes: size of the array.
+        position: of the array among those of the state: 0, 1, ...
+    """
+    return (position + 1) * STAGGER if nbytes >= LARGE else 0
+
+
+def zeros(
+    size: int, dtype: np.dtype[Any], position: int, allocate: Allocate | None = None
+) -> Array:
+    """Zeros in one dimension, which are not written to before they are used.
+
+    Args:
+        size: number of elements.
+        dtype: of the elements.
+        position: of the array among those of the tensor's state.
+        allocate: what the caller asked for, in the place of ``np.zeros``; None: nothing.
+
+    Raises:
+        TypeError, ValueError: ``allocate`` is no function, or returns something else.
+    """
+    if size == 0:  # memory maps cannot be empty
+        return np.zeros(size, dtype)
+    if allocate is None:
+        skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
+        return np.zeros(skipped + size, dtype)[skipped:]
+    if not callable(allocate):
+        raise TypeError(f"allocate must be None or a function as np.zeros; got {allocate!r}")
+    array = allocate(size, dtype)
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"allocate must return an array; got {type(array).__name__}")
+    if (array.shape, array.dtype) != ((size,), dtype):
+        raise ValueError(
+            f"allocate must return an array of shape {(size,)} and dtype {dtype}; got one of shape "
+            f"{array.shape} and dtype {array.dtype}"
+        )
+    if not (array.flags.c_contiguous and array.flags.writeable):
+        raise ValueError("allocate must return a contiguous, writable array; got another one")
+    if array.any():
+        raise ValueError("allocate must return an array of zeros; got other values")
+    return np.asarray(array)
