@@ -44,6 +44,18 @@ def nightly(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs, env=MORE_RANDOM_TESTS)
 
 
+@nox.session(default=False)
+def torch_nightly(session: nox.Session) -> None:
+    """The tests of what is on top of PyTorch, with its next release; TORCH_NIGHTLY_INDEX has it."""
+    index = os.environ.get("TORCH_NIGHTLY_INDEX")
+    if not index:
+        session.skip("TORCH_NIGHTLY_INDEX is not set")
+    session.install(".[dev]")
+    session.install("--pre", "--index-url", index, "torch")
+    folders = ("tests/torch", "tests/offload", "tests/test_frameworks.py")
+    session.run("python", "-m", "pytest", *session.posargs, *folders)
+
+
 @nox.session(python="3.11", default=False)
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that pyproject.toml allows; PyTorch's with --torch."""
@@ -131,6 +143,13 @@ def lint(session: nox.Session) -> None:
         "--mypy-config-file",
         "pyproject.toml",
     )
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation site, in build/site; warnings are errors."""
+    session.install(".[docs]")
+    session.run("sphinx-build", "-qW", "docs", "build/site")
 
 
 @nox.session(default=False)

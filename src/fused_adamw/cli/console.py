@@ -62,6 +62,11 @@ def decimals(value: float, places: int) -> str:
     return f"{value:.{places}f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
+def visible(token: str) -> str:
+    """Return a token; white space and control characters as Python writes them."""
+    return token if token.isprintable() and not token.isspace() else repr(token)
+
+
 def heading(text: str) -> Padding:
     """Return a bold line with an empty one above it."""
     return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..tiny.text_data import Prediction
 from ..tiny.train_loop import History, TrainingResult
-from .console import decimals, number_table, perplexity, text_table
+from .console import decimals, number_table, perplexity, text_table, visible
 
 
 def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
@@ -45,17 +45,12 @@ def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
     for row in rows:
         right = row.predicted == row.target
         table.add_row(
-            _visible(row.token),
-            _visible(row.target),
-            Text(_visible(row.predicted).plain, style="green" if right else "red"),
+            Text(visible(row.token)),  # verbatim, never as markup
+            Text(visible(row.target)),
+            Text(visible(row.predicted), style="green" if right else "red"),
             f"{row.probability:.4f}",
         )
     return table
-
-
-def _visible(token: str) -> Text:
-    """Return a token verbatim, never as markup; white space and control characters as Python's."""
-    return Text(token if token.isprintable() and not token.isspace() else repr(token))
 
 
 def time_table(label: str, history: History) -> Table:

@@ -15,9 +15,9 @@ from ...tiny.layers import FloatArray
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
-from ..console import without_nan
+from ..console import visible, without_nan
 from ..output_files import check_output_path
-from .figures import Section, attention_of, sections, visible
+from .figures import Section, attention_of, sections
 
 N_SHOWN = 3  # predictions of a position
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
+from ..console import visible
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -260,8 +261,3 @@ def _thinned(
     if kept and kept[-1] != len(x) - 1:
         kept.append(len(x) - 1)
     return [x[i] for i in kept], [y[i] for i in kept]
-
-
-def visible(token: str) -> str:
-    """Return a token, and the name of white space instead of it."""
-    return {" ": "space", "\n": "newline", "\t": "tab"}.get(token, token)
