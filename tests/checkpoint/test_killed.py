@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from functools import partial
+from select import select
 
 import numpy as np
 import pytest
@@ -61,29 +62,40 @@ def stop(child):
 @pytest.mark.slow
 @forks
 def test_killed_at_random_moments(path):
+    """After one to three saves of the child have begun, and at most about two saves later."""
     rng = random.Random(0)
     save_marked(path, 1)
+    begin = time.perf_counter()
+    save_marked(path, 1)
+    duration = time.perf_counter() - begin
     reached = 1
+    begun, begins = os.pipe()
 
     def save_for_ever():
         n = reached
         while True:
             n += 1
+            os.write(begins, b".")
             save_marked(path, n)
 
-    for kills in range(1, 1000):
+    for _ in range(40):
         child = start(save_for_ever)
-        time.sleep(rng.uniform(0, 0.04))
+        saves = rng.randint(1, 3)
+        for _ in range(saves):
+            assert os.read(begun, 1)
+        time.sleep(rng.uniform(0, 2 * duration))
         stop(child)
+        while select([begun], [], [], 0)[0]:
+            os.read(begun, 4096)
         found = mark_in(path)
-        assert found >= reached
+        assert found >= reached + saves - 1
         reached = found
         assert len(os.listdir(path.parent)) <= 2  # the file, and what the last child left
-        if kills >= 40 and reached > 10:
-            break
     assert reached > 10
     save_marked(path, reached)
     assert os.listdir(path.parent) == [path.name]
+    os.close(begun)
+    os.close(begins)
 
 
 @forks
