@@ -56,6 +56,13 @@ def torch_nightly(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs, *folders)
 
 
+@nox.session(default=False)
+def random_order(session: nox.Session) -> None:
+    """The tests in an order that differs each time; ``-- --randomly-seed=N`` repeats one."""
+    session.install(".[dev]", os.environ.get("TORCH", "torch"), "pytest-randomly")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
 @nox.session(python="3.11", default=False)
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that pyproject.toml allows; PyTorch's with --torch."""
@@ -128,8 +135,8 @@ def c_library(session: nox.Session) -> None:
 
 @nox.session(default=True)
 def lint(session: nox.Session) -> None:
-    """Linters and type checkers of the sources."""
-    session.install(".[dev]", "codespell")
+    """Linters and type checkers of the sources; stubtest imports all modules, PyTorch's too."""
+    session.install(".[dev]", "codespell", os.environ.get("TORCH", "torch"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -137,7 +144,7 @@ def lint(session: nox.Session) -> None:
     session.run("codespell")
     session.run(
         "stubtest",
-        "fused_adamw._core",
+        "fused_adamw",
         "--allowlist",
         "tools/stubtest_allowlist.txt",
         "--mypy-config-file",

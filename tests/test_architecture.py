@@ -22,6 +22,7 @@ from source_scan import (
     files,
     functions,
     imports,
+    list_comprehensions,
     messages,
     parsed,
     read,
@@ -479,3 +480,13 @@ def test_links_in_the_documents_lead_to_files(document):
             if (ROOT / "docs").exists() and not (path.parent / target).exists():
                 broken.append(f"{short(path)}: {target}")
     fail_on(broken, "A link leads to a file of the repository")
+
+
+# ---------------------------------------------------------------------------- generated code
+
+
+def test_lists_of_the_extension_module_are_appended_to():
+    broken = [
+        f"{short(path)}:{line}" for path in CYTHON_FILES for line in list_comprehensions(path)
+    ]
+    fail_on(broken, "No list comprehension in Cython, which releases an item twice without memory")

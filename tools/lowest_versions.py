@@ -14,7 +14,7 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?(?P<version>[^;]*)")
-TOOLS = ("dev", "lint")  # they do not run with the package
+TOOLS = ("dev", "docs")  # they do not run with the tests
 
 
 def lowest_versions(pyproject: dict[str, object]) -> Iterator[str]:

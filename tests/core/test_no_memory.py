@@ -15,8 +15,21 @@ PROGRAM = Path(__file__).parent / "programs" / "no_memory.py"
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="needs _testcapi")
 @pytest.mark.parametrize("only", ["one", "rest"])
-def test_each_allocation_of_a_step_is_refused(only):
-    command = [sys.executable, PROGRAM, only]
+@pytest.mark.parametrize("call", ["step", "construct", "function", "load", "copies"])
+def test_each_allocation_is_refused(call, only):
+    refuse(call, only)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="needs _testcapi")
+def test_each_allocation_of_a_first_step_of_pytorch_is_refused():
+    """One by one: where all are refused, CPython 3.11 does not leave a ``with`` block."""
+    pytest.importorskip("torch")
+    refuse("torch_step", "one")
+
+
+def refuse(call, only):
+    command = [sys.executable, PROGRAM, call, only]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     tried, refused = map(int, result.stdout.split())

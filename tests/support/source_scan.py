@@ -279,3 +279,19 @@ def cython_messages(path: Path) -> Iterator[Message]:
         if message:
             line = text.count("\n", 0, match.start()) + 1
             yield Message(short(path), line, match[1], message)
+
+
+# ---------------------------------------------------------------------------- comprehensions
+
+
+def list_comprehensions(path: Path) -> Iterator[int]:
+    """Their lines in a Cython file: each ``for`` whose innermost open bracket is a [."""
+    text = re.sub(r'#.*|"""(?:.|\n)*?"""|"[^"\n]*"', only_newlines, read(path))
+    brackets: list[str] = []
+    for found in re.finditer(r"[\[({})\]]|\bfor\b", text):
+        if found[0] in "[({":
+            brackets.append(found[0])
+        elif found[0] != "for":
+            brackets.pop()
+        elif brackets and brackets[-1] == "[":
+            yield text.count("\n", 0, found.start()) + 1

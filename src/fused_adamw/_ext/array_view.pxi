@@ -89,9 +89,15 @@ cdef char order_of(const ArrayView *view) noexcept:
 
 
 cdef shape_of(const ArrayView *view):
-    return tuple([view.shape[i] for i in range(view.ndim)])
+    cdef list lengths = []
+    for i in range(view.ndim):
+        lengths.append(view.shape[i])
+    return tuple(lengths)
 
 
 cdef strides_of(const ArrayView *view):
     """In bytes."""
-    return tuple([view.strides[i] * view.unit for i in range(view.ndim)])
+    cdef list steps = []
+    for i in range(view.ndim):
+        steps.append(view.strides[i] * view.unit)
+    return tuple(steps)

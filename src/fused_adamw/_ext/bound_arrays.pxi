@@ -42,7 +42,8 @@ cdef class BoundArrays:
         self.has_state = moments is not None or state is not None
         for i in range(FUSED_ADAMW_NUM_BUFFERS if roles else 0):
             self.has_rate[i] = OPTIONAL_BUFFERS[i].has_decay and OPTIONAL_BUFFERS[i].name in roles
-        capacity += sum([len(named) for _, named in kept])
+        for _, named in kept:
+            capacity += len(named)
         self.reserve_memory(len(arrays), slots, capacity)
         for i in range(len(arrays)):
             self.bind_param(i, arrays[i])
@@ -95,7 +96,10 @@ cdef class BoundArrays:
         if sort_and_find_overlap(&self.written):
             self.report_overlap()
         if not self.plain:  # a call of the function ends before it could be garbage
-            self.kept = tuple([keep(&self.buffers[k].buffer) for k in range(self.num_buffers)])
+            buffers = []
+            for k in range(self.num_buffers):
+                buffers.append(keep(&self.buffers[k].buffer))
+            self.kept = tuple(buffers)
         return 0
 
     # ---- what may change

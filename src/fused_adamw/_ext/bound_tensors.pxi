@@ -169,7 +169,10 @@ cdef class BoundTensors(BoundArrays):
 
     def get_steps(self):
         """How many steps each tensor has had."""
-        return [self.params[i].steps for i in range(self.num_params)]
+        cdef list steps = []
+        for i in range(self.num_params):
+            steps.append(self.params[i].steps)
+        return steps
 
     def set_steps(self, list steps not None):
         """``steps``: one number of steps, 0 or more, for each tensor."""

@@ -219,10 +219,10 @@ cdef class CheckedTensors:
     cdef list objects(self, int which):
         """The parameters (0) or gradients (1) that are stepped here."""
         cdef Py_ssize_t k
-        return [
-            <object>self.references[k * (OWN + self.num_roles) + which]
-            for k in range(self.space.num_active)
-        ]
+        cdef list found = []
+        for k in range(self.space.num_active):
+            found.append(<object>self.references[k * (OWN + self.num_roles) + which])
+        return found
 
     cdef bint pays_threads(self) noexcept:
         return fused_adamw_useful_threads(self.space.tensors, self.space.num_active, 2) > 1
@@ -246,6 +246,7 @@ cdef class CheckedTensors:
         )
         if count == 0:
             return 0
+        params = self.objects(0)  # before anything changes: memory could be refused
         started = clock_of(threads)
         with nogil:
             fused_adamw_step(self.isa, tensors, count, threads)
@@ -256,7 +257,6 @@ cdef class CheckedTensors:
                 (<float *>counter.address)[0] = counter.t
             else:
                 (<double *>counter.address)[0] = counter.t
-        params = self.objects(0)
         self.clear()
         call_with(increment_version, <PyObject *>params, NULL)
         return 0

@@ -36,9 +36,11 @@ cdef int point_to(
 
 cdef list names_of_moments(arrays):
     """The arrays that the kernels encode, without their scales."""
-    return [
-        name for name in arrays if ROLE_INDEX.get(name) == M or is_like_v(ROLE_INDEX.get(name, M))
-    ]
+    cdef list names = []
+    for name in arrays:
+        if ROLE_INDEX.get(name) == M or is_like_v(ROLE_INDEX.get(name, M)):
+            names.append(name)
+    return names
 
 
 def decode_state(str state_format, arrays, Py_ssize_t size):

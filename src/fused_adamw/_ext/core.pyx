@@ -8,6 +8,7 @@ One module in several files, in the order of their dependencies:
     tables.pxi          element types, state formats, the roles of state arrays
     hyperparams.pxi     numbers: checked, and turned into the scalars of a step
     runtime.pxi         instruction sets and threads
+    lists.pxi           lists that grow by append
     pytree.pxi          how the arrays of an argument are arranged
     array_view.pxi      the memory of one array, whatever exports it
     intervals.pxi       arrays that overlap
@@ -36,6 +37,8 @@ A TypeError is about what an argument is (its kind, its dtype), a ValueError abo
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from operator import attrgetter
 from time import perf_counter
 from typing import NamedTuple
 
@@ -77,6 +80,7 @@ from libc.string cimport memset
 include "tables.pxi"
 include "hyperparams.pxi"
 include "runtime.pxi"
+include "lists.pxi"
 include "pytree.pxi"
 include "array_view.pxi"
 include "intervals.pxi"

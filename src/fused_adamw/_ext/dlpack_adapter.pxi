@@ -75,8 +75,9 @@ cdef class DLPackExchange:
     cdef Py_ssize_t offset
 
     def __cinit__(self, *types, is_negated, tuple is_negated_at=(0, 0)):
-        if not types or not all([isinstance(found, type) for found in types]):
-            raise TypeError(f"types must be one type or more; got {types}")
+        for found in types or (None,):
+            if not isinstance(found, type):
+                raise TypeError(f"types must be one type or more; got {types}")
         capsule = getattr(types[0], "__dlpack_c_exchange_api__", None)
         if capsule is None:
             raise TypeError(f"{types[0].__name__} must have the exchange API of DLPack; got none")

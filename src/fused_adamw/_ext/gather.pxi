@@ -51,14 +51,16 @@ def gather_tensors(params, state, dict names not None):
     dict of the lists of their state; ``names``: of each role, in the dicts of ``state``. None where
     a parameter has no state yet, or less than that."""
     cdef StateCursor cursor = StateCursor(0, 4 * len(params))
-    cdef list found = [], grads = [], steps = [], lists = [[] for _ in names]
+    cdef list found = [], grads = [], steps = [], lists = empty_lists(len(names))
     cdef list keys = ["step", *names.values()]
     for p in params:
         grad = p.grad
         if grad is None:
             continue
         entry = find_state(state, p, &cursor)
-        tensors = [entry.get(key) for key in keys]
+        tensors = []
+        for key in keys:
+            tensors.append(entry.get(key))
         if None in tensors:
             return None
         found.append(p)

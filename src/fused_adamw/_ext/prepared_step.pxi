@@ -113,10 +113,10 @@ cdef class PreparedStep(CheckedTensors):
     cdef int leave_overlaps(self, list params, Py_ssize_t first, list indices) except -1:
         """Where memory is shared, leave all parameters to others."""
         if self.has_overlaps():
-            self.unsupported = [
-                first + i if indices is None else indices[i]
-                for i in range(len(params)) if params[i].grad is not None
-            ]
+            self.unsupported = []
+            for i in range(len(params)):
+                if params[i].grad is not None:
+                    self.unsupported.append(first + i if indices is None else indices[i])
             self.others = None
             self.clear()
         return 0
@@ -133,7 +133,7 @@ cdef class PreparedStep(CheckedTensors):
         """Add the tensors of a parameter that no kernel supports to the lists for PyTorch."""
         cdef Py_ssize_t k
         if self.others is None:
-            self.others = ([], [], [], [[] for _ in range(self.num_roles)])
+            self.others = ([], [], [], empty_lists(self.num_roles))
         for k in range(OWN):
             (<list>self.others[k]).append(<object>tensors[k])
         lists = <list>self.others[OWN]

@@ -24,8 +24,12 @@ cdef class TreeSpec:
 
     def __cinit__(self, params, bint grouped=False):
         self.grouped = grouped
-        self.tree = [tree_of(f"params[{g}]", group) for g, group in enumerate(params)] \
-            if grouped else tree_of("params", params)
+        if not grouped:
+            self.tree = tree_of("params", params)
+            return
+        self.tree = []
+        for g, group in enumerate(params):
+            (<list>self.tree).append(tree_of(f"params[{g}]", group))
 
     cpdef tuple flatten(self, str argument, arrays):
         """A tuple of the arrays of an argument, group after group, depth first."""
@@ -43,23 +47,32 @@ cdef class TreeSpec:
         if len(flat) != len(self.paths()):
             raise ValueError(f"flat must have {len(self.paths())} items; got {len(flat)}")
         rest = iter(flat)
-        if self.grouped:
-            return [unflattened(rest, tree) for tree in self.tree]
-        return unflattened(rest, self.tree)
+        if not self.grouped:
+            return unflattened(rest, self.tree)
+        return unflattened_all(rest, self.tree)
 
     def paths(self):
         """What leads to each array: (), (3,), ("w",), or ("layers", 0, "w"); first the group."""
         if not self.grouped:
             return paths_of(self.tree)
-        return [(g, *path) for g, tree in enumerate(self.tree) for path in paths_of(tree)]
+        found = []
+        for g, tree in enumerate(self.tree):
+            add_paths(found, g, tree)
+        return found
 
     def names(self):
         """A dotted name for each array: "layers.0.w"; "params" for a single one."""
-        return [".".join(map(str, path)) or "params" for path in self.paths()]
+        found = []
+        for path in self.paths():
+            found.append(".".join(map(str, path)) or "params")
+        return found
 
     def argument_names(self, str argument not None):
         """How messages name each array of an argument: "params[0]['w']"."""
-        return [argument + subscripts(path) for path in self.paths()]
+        found = []
+        for path in self.paths():
+            found.append(argument + subscripts(path))
+        return found
 
     cdef Py_ssize_t groups(self) except -1:
         return len(self.tree) if self.grouped else 1
@@ -71,7 +84,10 @@ cdef class TreeSpec:
         """The group of each array."""
         if not self.grouped:
             return [0] * len(paths_of(self.tree))
-        return [g for g, tree in enumerate(self.tree) for _ in paths_of(tree)]
+        found = []
+        for g, tree in enumerate(self.tree):
+            found += [g] * len(paths_of(tree))
+        return found
 
     cdef name(self, str argument, Py_ssize_t i):
         return argument + subscripts(self.paths()[i])
@@ -86,20 +102,29 @@ def abbreviated(names, Py_ssize_t most=5):
 
 
 cdef str subscripts(path):
-    return "".join([f"[{key!r}]" for key in path])
+    cdef str found = ""
+    for key in path:
+        found += f"[{key!r}]"
+    return found
 
 
 cdef list paths_of(tree):
     if tree is None:
         return [()]
     if type(tree) is not Node:
-        return [(key,) for key in (tree if type(tree) is list else range(tree))]
+        return list(zip(tree if type(tree) is list else range(tree)))
+    cdef list found = []
     keys = (<Node>tree).keys
-    return [
-        (key, *path)
-        for key, child in zip(keys if type(keys) is list else range(keys), (<Node>tree).children)
-        for path in paths_of(child)
-    ]
+    for key, child in zip(keys if type(keys) is list else range(keys), (<Node>tree).children):
+        add_paths(found, key, child)
+    return found
+
+
+cdef int add_paths(list found, key, tree) except -1:
+    """Add what leads to each array of the tree that ``key`` leads to."""
+    for path in paths_of(tree):
+        found.append((key, *path))
+    return 0
 
 
 cdef unflattened(rest, tree):
@@ -108,10 +133,17 @@ cdef unflattened(rest, tree):
     if type(tree) is list:
         return {key: next(rest) for key in tree}
     if type(tree) is not Node:
-        return [next(rest) for _ in range(tree)]
-    items = [unflattened(rest, child) for child in (<Node>tree).children]
+        return list(islice(rest, tree))
+    items = unflattened_all(rest, (<Node>tree).children)
     keys = (<Node>tree).keys
     return dict(zip(keys, items)) if type(keys) is list else items
+
+
+cdef list unflattened_all(rest, list trees):
+    cdef list items = []
+    for tree in trees:
+        items.append(unflattened(rest, tree))
+    return items
 
 
 cdef inline bint is_mapping(arrays) except -1:
@@ -152,9 +184,9 @@ cdef tree_of_container(str argument, arrays, int depth):
             f"params must be nested at most {MAX_DEPTH} deep; got {argument[:60]}..., deeper still"
         )
     keys = list(arrays) if is_mapping(arrays) else len(arrays)
-    items = list(arrays.values()) if type(arrays) is dict else [
-        arrays[key] for key in (keys if type(keys) is list else range(keys))
-    ]
+    items = list(arrays.values()) if type(arrays) is dict else items_at(
+        arrays, keys if type(keys) is list else range(keys)
+    )
     for item in items:
         if is_container(item):
             break
@@ -162,10 +194,12 @@ cdef tree_of_container(str argument, arrays, int depth):
         return keys
     node = <Node>Node.__new__(Node)
     node.keys = keys
-    node.children = [
-        tree_of_container(f"{argument}[{key!r}]", item, depth + 1) if is_container(item) else None
-        for key, item in zip(keys if type(keys) is list else range(keys), items)
-    ]
+    node.children = []
+    for key, item in zip(keys if type(keys) is list else range(keys), items):
+        child = None
+        if is_container(item):
+            child = tree_of_container(f"{argument}[{key!r}]", item, depth + 1)
+        (<list>node.children).append(child)
     return node
 
 
@@ -243,9 +277,9 @@ cdef tuple items_of_mapping(str argument, arrays, list keys):
         items = items_in_order(arrays, keys)
         if items is not None:
             return items
-    if len(arrays) == len(keys) and all([key in arrays for key in keys]):
-        return tuple([arrays[key] for key in keys])
-    missing = [key for key in keys if key not in arrays]
+    missing = without_item(keys, arrays)
+    if len(arrays) == len(keys) and not missing:
+        return tuple(items_at(arrays, keys))
     unexpected = sorted(set(arrays).difference(keys), key=str)
     found_keys = [f"missing keys {abbreviated(missing)}"] if missing else []
     found_keys += [f"unexpected keys {abbreviated(unexpected)}"] if unexpected else []

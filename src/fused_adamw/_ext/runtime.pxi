@@ -4,11 +4,12 @@
 cdef bint is_number_of_threads(str value) except -1:
     """Whether OMP_NUM_THREADS says how many threads to use: 4, or 4,2 for nested regions. OpenMP
     ignores what is no such list of positive integers."""
-    numbers = [number.strip().removeprefix("+") for number in value.split(",")]
+    numbers = value.split(",")
     for number in numbers:
+        number = number.strip().removeprefix("+")
         if not (number.isascii() and number.isdecimal() and number.strip("0")):
             return False
-    digits = numbers[0].lstrip("0")
+    digits = numbers[0].strip().lstrip("+0")
     return len(digits) <= 4 and int(digits) <= FUSED_ADAMW_MAX_THREADS
 
 

@@ -152,7 +152,7 @@ cdef class ParamSources:
             raise TypeError(f"param_groups[{g}] must be a dict; got {type(group).__name__}")
         require_known_keys(f"param_groups[{g}]", group, self.group_keys)
         allowed = ", ".join(self.group_keys)
-        missing = [key for key in self.group_keys if key not in group]
+        missing = without_item(self.group_keys, group)
         raise ValueError(f"param_groups[{g}] must have the keys {allowed}; got none for {missing}")
 
     cdef int refuse_replaced(self, Py_ssize_t g, Py_ssize_t k) except -1:

@@ -73,7 +73,9 @@ cdef class StepPlan:
             else:
                 kinds.append(plan)
                 plan.prepared.factor = -1 if plan.maximize else 1
-        self.steps = [(<GroupPlan>found).prepared for found in kinds]
+        self.steps = []
+        for plan in kinds:
+            self.steps.append(plan.prepared)
         self.groups, self.lock = groups, lock
         self.num_threads, self.increment_version = num_threads, increment_version
 

@@ -87,8 +87,9 @@ def optional_buffers():
     return rows
 
 
+cdef object name_of = attrgetter("name")
 cdef list OPTIONAL_BUFFERS = optional_buffers()
-cdef list ELEMENT_TYPES = [row.name for row in element_types()]
+cdef list ELEMENT_TYPES = list(map(name_of, element_types()))
 cdef dict FORMAT_INDEX = {row.name: i for i, row in enumerate(state_formats())}
 
 
@@ -136,7 +137,7 @@ cdef enum:
     ROLES = <int>OPTIONAL + FUSED_ADAMW_NUM_BUFFERS
 
 cdef tuple ROLE_NAMES = (
-    "params", "m", "v", "m_scale", "v_scale", "master", *[row.name for row in OPTIONAL_BUFFERS]
+    "params", "m", "v", "m_scale", "v_scale", "master", *map(name_of, OPTIONAL_BUFFERS)
 )
 cdef dict ROLE_INDEX = {name: role for role, name in enumerate(ROLE_NAMES)}
 

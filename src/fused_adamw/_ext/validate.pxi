@@ -3,9 +3,10 @@
 
 cdef str names_of_types(bint plain):
     """The dtypes that parameters may have; ``plain``: those that are their own arithmetic's."""
-    names = [
-        name for i, name in enumerate(ELEMENT_TYPES) if not plain or plain_format(<int>i) >= 0
-    ]
+    names = []
+    for i, name in enumerate(ELEMENT_TYPES):
+        if not plain or plain_format(<int>i) >= 0:
+            names.append(name)
     *others, last = names
     return f"{', '.join(others)} or {last}"
 

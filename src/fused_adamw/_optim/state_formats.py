@@ -6,6 +6,7 @@ encoding and decoding. docs/state-formats.md describes what the arrays contain.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -159,6 +160,7 @@ def state_layout(
     return layout
 
 
+@cache
 def storage_dtype(name: str) -> np.dtype[Any]:
     """The dtype of the arrays of a storage type; unsigned integers for one that NumPy lacks."""
     if name in ELEMENT_TYPES and not hasattr(np, name):

@@ -42,10 +42,12 @@ def _take_step(optimizer: torch.optim.AdamW) -> None:
             dispatches.append(dispatch(optimizer, group, first))
             first += len(group["params"])
         note_paths(optimizer, dispatches)
-        run_all(optimizer, [part for parts in dispatches for part in parts])
+        # Before anything changes: memory for it could be refused. Without the state that this step
+        # adds, a plan steps nothing.
         plan = _plan_for(dispatches, lock)
         if plan is not None:
             optimizer.__dict__["_plan"] = plan
+        run_all(optimizer, [part for parts in dispatches for part in parts])
 
 
 def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> StepPlan | None:
