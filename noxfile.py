@@ -133,6 +133,13 @@ def c_library(session: nox.Session) -> None:
     session.run(program, env={"OMP_WAIT_POLICY": "passive"})
 
 
+@nox.session(default=False)
+def compile_checks(session: nox.Session) -> None:
+    """The C library compiled for macOS, Windows, musl and others, without warnings."""
+    session.install("ziglang>=0.15")
+    session.run("python", "tools/compile_checks.py")
+
+
 @nox.session(default=True)
 def lint(session: nox.Session) -> None:
     """Linters and type checkers of the sources; stubtest imports all modules, PyTorch's too."""

@@ -8,7 +8,9 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -19,7 +21,7 @@ from setuptools.errors import BaseError, CompileError, LinkError
 # Free-threaded CPython has no stable ABI before 3.15: there, a wheel serves one version.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-C_SOURCES = ("dispatch", "parallel", "threads", "scalars", "formats")
+C_SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
 
 OPENMP_PROBE = """
 #include <omp.h>
@@ -55,6 +57,15 @@ OPTIONAL_EXACT_FLAGS = ("-fno-single-precision-constant", "-mno-daz-ftz")
 REPRODUCIBLE_FLAGS = (f"-ffile-prefix-map={os.getcwd()}=.",)
 
 
+# Visual C++ has no attribute that lets a function use an instruction set.
+VISUAL_C_FLAGS = {"avx2.c": ["/arch:AVX2"], "avx512.c": ["/arch:AVX512"]}
+
+# clang-cl takes those of GCC, too, if they are marked.
+CLANG_CL_FLAGS = [
+    f"/clang:{flag}" for flag in ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+]
+
+
 def c_flags(compiler_type: str) -> list[str]:
     """Keep every rounding of the formula where it is written."""
     if compiler_type == "msvc":
@@ -82,6 +93,21 @@ def openmp_flags(compiler_type: str) -> list[tuple[list[str], list[str]]]:
     return flags
 
 
+def with_own_flags(compile_files: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """What compiles files as this does, each with its own flags too."""
+
+    def compile_each(
+        sources: list[str], *arguments: Any, extra_postargs: list[str] | None = None, **options: Any
+    ) -> list[str]:
+        objects = []
+        for source in sources:
+            flags = [*(extra_postargs or []), *VISUAL_C_FLAGS.get(Path(source).name, [])]
+            objects += compile_files([source], *arguments, extra_postargs=flags, **options)
+        return objects
+
+    return compile_each
+
+
 class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -95,6 +121,7 @@ class BuildExt(build_ext):
         return name[: name.index(".abi3")] + ".abi3.so"
 
     def build_extensions(self) -> None:
+        more = self.flags_of_windows() if self.compiler.compiler_type == "msvc" else []
         compile_flags, link_flags = self.find_openmp()
         exact = self.exact_flags()
         for extension in self.extensions:
@@ -102,10 +129,23 @@ class BuildExt(build_ext):
                 *exact,
                 *self.reproducible_flags(),
                 *c_flags(self.compiler.compiler_type),
+                *more,
                 *compile_flags,
             ]
             extension.extra_link_args += link_flags + exact
         super().build_extensions()
+
+    def flags_of_windows(self) -> list[str]:
+        """Take clang-cl where CC names it, which setuptools does not read on Windows; else Visual
+        C++, which gets a flag for each file of kernels."""
+        compiler = os.environ.get("CC", "")
+        if Path(compiler).stem == "clang-cl":
+            self.compiler.initialize()  # finds the linker, and Visual C++
+            self.compiler.cc = compiler
+            return CLANG_CL_FLAGS
+        if self.plat_name == "win-amd64":
+            self.compiler.compile = with_own_flags(self.compiler.compile)
+        return []
 
     def exact_flags(self) -> list[str]:
         if self.compiler.compiler_type == "msvc":
@@ -187,7 +227,7 @@ def flags_in(variable: str) -> list[str]:
 
 core = Extension(
     "fused_adamw._core",
-    sources=["src/fused_adamw/_ext/core.pyx", *(f"csrc/{name}.c" for name in C_SOURCES)],
+    sources=["src/fused_adamw/_ext/core.pyx", *C_SOURCES],
     depends=sorted(str(path) for path in Path("csrc").rglob("*.[hi]*")),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],

@@ -1,55 +1,58 @@
-/* CPU dispatch: the instruction sets, one block and one row of the table each. A block names the
- * set, says which features the compiler may use, and compiles the one plain-C formula for them; no
- * intrinsics, so any C compiler that vectorizes will do. */
+/* CPU dispatch: the table of instruction sets, and the choice. */
 #include "float_env.h"
 #include "internal.h"
-#include "kernels/block.h"
-#include "kernels/element_types.h"
+#include "kernels/compilers.h"
 
-#include <math.h>
 #include <string.h>
-
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-
-/* An array may start at any byte. Saying so keeps the compiler from using aligned moves, and costs
- * nothing on the processors that the vectorized rows are for. */
-#if defined(__GNUC__)
-#define MAY_BE_UNALIGNED __attribute__((aligned(1)))
-#else
-#define MAY_BE_UNALIGNED
-#endif
-typedef float MAY_BE_UNALIGNED float_unaligned;
-typedef double MAY_BE_UNALIGNED double_unaligned;
-typedef uint8_t uint8_t_unaligned;
-typedef int16_t MAY_BE_UNALIGNED int16_t_unaligned;
-typedef uint16_t MAY_BE_UNALIGNED uint16_t_unaligned;
-typedef uint32_t MAY_BE_UNALIGNED uint32_t_unaligned;
-#define UNALIGNED(type) JOIN(type, _unaligned)
-
-/* What is called with constants and has to be compiled for them. */
-#if defined(_MSC_VER)
-#define ALWAYS_INLINE __forceinline
-#else
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#endif
-
-/* The baseline: what the compiler may use anyway. */
-#define ISA baseline
-#define TARGET
-#include "kernels/instantiate.inc"
 
 static int always(void)
 {
     return 1;
 }
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#define X86_64_TARGETS
+#if defined(HAS_X86_64_KERNELS) && defined(_WIN32)
+#include <intrin.h>
 
-#define ISA avx2
-#define TARGET __attribute__((target("avx2")))
-#include "kernels/instantiate.inc"
+/* Bits that the manuals of the processors give names to. AVX2 takes with it what Visual C++ uses
+ * there: FMA, BMI1, BMI2, LZCNT; and AVX-512 its CD. */
+#define CPUID_1_ECX (1u << 12 | 1u << 28)
+#define CPUID_7_EBX_AVX2 (1u << 3 | 1u << 5 | 1u << 8)
+#define CPUID_7_EBX_AVX512 (CPUID_7_EBX_AVX2 | 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31)
+#define CPUID_80000001_ECX (1u << 5)
+#define OSXSAVE (1u << 27)
+#define XCR0_AVX 0x06u
+#define XCR0_AVX512 0xe6u
+
+enum { EAX, EBX, ECX };
+
+static uint32_t cpuid(uint32_t leaf, int index)
+{
+    int registers[4];
+    __cpuidex(registers, (int)leaf, 0);
+    return (uint32_t)registers[index];
+}
+
+/* Whether the processor has these features, and the operating system saves their registers. */
+USING("xsave") static int has(uint32_t features, uint32_t registers)
+{
+    return cpuid(0, EAX) >= 7 && (cpuid(1, ECX) & OSXSAVE) != 0 &&
+           (_xgetbv(0) & registers) == registers &&
+           (cpuid(1, ECX) & CPUID_1_ECX) == CPUID_1_ECX &&
+           (cpuid(7, EBX) & features) == features &&
+           (cpuid(0x80000001u, ECX) & CPUID_80000001_ECX) != 0;
+}
+
+static int has_avx2(void)
+{
+    return has(CPUID_7_EBX_AVX2, XCR0_AVX);
+}
+
+static int has_avx512(void)
+{
+    return has(CPUID_7_EBX_AVX512, XCR0_AVX512);
+}
+
+#elif defined(HAS_X86_64_KERNELS)
 
 /* __builtin_cpu_supports reports AVX and AVX-512 only where the operating system saves their
  * registers too: libgcc and compiler-rt both read XCR0 (XGETBV) as well as CPUID. */
@@ -58,23 +61,12 @@ static int has_avx2(void)
     return __builtin_cpu_supports("avx2");
 }
 
-/* Compilers prefer 256-bit vectors by default. */
-#if defined(__clang__)
-#define WIDEST __attribute__((min_vector_width(512)))
-#define WIDEST_FEATURE
-#else
-#define WIDEST
-#define WIDEST_FEATURE ",prefer-vector-width=512"
-#endif
-#define ISA avx512
-#define TARGET WIDEST __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw" WIDEST_FEATURE)))
-#include "kernels/instantiate.inc"
-
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
+
 #endif
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -87,11 +79,11 @@ static int has_avx512(void)
 
 /* Widest first. The last row runs everywhere. */
 static const fused_adamw_isa ISAS[] = {
-#if defined(X86_64_TARGETS)
-    {"avx512", has_avx512, &avx512_kernels},
-    {"avx2", has_avx2, &avx2_kernels},
+#if defined(HAS_X86_64_KERNELS)
+    {"avx512", has_avx512, &fused_adamw_avx512_kernels},
+    {"avx2", has_avx2, &fused_adamw_avx2_kernels},
 #endif
-    {BASELINE, always, &baseline_kernels},
+    {BASELINE, always, &fused_adamw_baseline_kernels},
 };
 
 const fused_adamw_isa *fused_adamw_isa_at(int index)

@@ -14,7 +14,9 @@
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
 #error "float arithmetic is evaluated in a wider type here: build with SSE2 (-msse2 -mfpmath=sse)"
 #endif
-#if defined(_MSC_VER)
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
 #pragma fp_contract(off)
 #endif
 
@@ -48,6 +50,14 @@ typedef struct {
     void (*decode_state)(const fused_adamw_tensor *tensor, const fused_adamw_tensor *moments);
     void (*encode_state)(const fused_adamw_tensor *tensor, const fused_adamw_tensor *moments);
 } fused_adamw_kernels;
+
+/* GCC keeps the stack of Windows at multiples of 16 bytes, and its code for AVX expects 32. */
+#if (defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && !defined(_WIN32)))) ||    \
+    (defined(_M_X64) && !defined(_M_ARM64EC))
+#define HAS_X86_64_KERNELS
+extern const fused_adamw_kernels fused_adamw_avx2_kernels, fused_adamw_avx512_kernels;
+#endif
+extern const fused_adamw_kernels fused_adamw_baseline_kernels;
 
 /* One instruction set: the kernels compiled for it, and whether this processor and this operating
  * system can run them. */

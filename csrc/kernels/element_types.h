@@ -79,7 +79,7 @@ static inline float join_bfloat16(uint16_t param, int16_t rest)
 
 /* Two neighbours as one word, and each of them as the upper half of a float32. On big-endian machines
  * the first would be the upper half of the word; they go without. */
-#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#if (defined(__GNUC__) || defined(__clang__)) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define HAS_PAIRS 1
 typedef uint32_t bfloat16_pair __attribute__((aligned(1), may_alias));
 #else

@@ -97,9 +97,9 @@ class BoundArrays:
         *,
         moments: tuple[Any, Any] | None = None,
         slices: list[tuple[int, int, int]] | None = None,
-        decays: list[bool] | None = None,
         seed: int | None = None,
         roles: tuple[str, ...] = (),
+        readonly: bool = False,
     ) -> Self: ...
     def set_seed(self, seed: int | None) -> None: ...
     def set_decays(self, decays: list[bool]) -> None: ...

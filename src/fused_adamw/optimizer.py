@@ -257,9 +257,12 @@ class AdamW(DecodedState):
         vars(self).update(state)
         self._lock = ReentrantLock()
         self._find_params()
-        self._bind()
+        # Pickles of protocol 5 keep arrays read-only, and so do buffers that come beside a pickle.
+        self._state = [x if x.is_writable() else x.copy() for x in self._state]
+        self._bind(readonly=True)
         for array, value in zip(self._arrays, values, strict=True):
-            array[...] = value
+            if array.flags.writeable or array.tobytes() != value.tobytes():
+                array[...] = value
         self._bound.t = t
         self._bound.set_steps(steps)
 
@@ -276,15 +279,17 @@ class AdamW(DecodedState):
 
     # ---- inner parts
 
-    def _bind(self) -> None:
+    def _bind(self, *, readonly: bool = False) -> None:
+        """Bind parameters and state; ``readonly``: the parameters may be, until a step."""
         self._bound = BoundTensors(
             self._spec,
             self._params(),
             self._state,
-            decays=self._decays,
             seed=self.seed,
             roles=self._state_options.roles,
+            readonly=readonly,
         )
+        self._bound.set_decays(self._decays)
 
 
 _REBUILT = {"_spec", "_sources", "_views", "_bound", "_lock"}

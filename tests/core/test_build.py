@@ -168,3 +168,70 @@ def test_flags_are_taken_back(tmp_path, setup_py, compiler, flag):
     assert compiled(*given, *own)
     loaded = subprocess.run([sys.executable, "-c", LOAD, library], capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
+
+
+# ---- Windows
+
+
+class VisualC:
+    """What setup.py uses of setuptools' compiler of that name."""
+
+    compiler_type = "msvc"
+    cc = "cl.exe"
+
+    def __init__(self):
+        self.compiled = {}
+
+    def initialize(self):
+        self.cc = "cl.exe"
+
+    def compile(self, sources, output_dir=None, *, extra_postargs=None):
+        self.compiled |= {Path(source).name: [self.cc, *extra_postargs] for source in sources}
+        return [f"{output_dir}/{Path(source).stem}.obj" for source in sources]
+
+
+@pytest.fixture
+def windows(setup_py, monkeypatch):
+    """Compiles all sources as setup.py does on Windows; returns the commands by file."""
+    from setuptools import Distribution
+
+    def commands(platform="win-amd64", **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        core = Extension("fused_adamw._core", setup_py["C_SOURCES"])
+        build = setup_py["BuildExt"](Distribution({"ext_modules": [core]}))
+        build.compiler, build.plat_name, build.extensions = VisualC(), platform, [core]
+        sources, flags = core.sources, core.extra_compile_args
+
+        def compile_only(self):
+            objects = self.compiler.compile(sources, "build", extra_postargs=flags)
+            assert objects == [f"build/{Path(source).stem}.obj" for source in sources]
+
+        monkeypatch.setattr("setuptools.command.build_ext.build_ext.build_extensions", compile_only)
+        monkeypatch.setenv("FUSED_ADAMW_NO_OPENMP", "1")
+        build.build_extensions()
+        return build.compiler.compiled
+
+    monkeypatch.delenv("CC", raising=False)
+    return commands
+
+
+def test_visual_c_compiles_each_instruction_set_with_its_flag(windows):
+    commands = windows()
+    assert {"avx2.c", "avx512.c", "baseline.c", "parallel.c"} <= commands.keys()
+    arch = {name: [x for x in command if "/arch" in x] for name, command in commands.items()}
+    assert arch.pop("avx2.c") == ["/arch:AVX2"]
+    assert arch.pop("avx512.c") == ["/arch:AVX512"]
+    assert set(map(tuple, arch.values())) == {()}
+    assert all(x[0] == "cl.exe" and "/fp:precise" in x for x in commands.values())
+
+
+def test_no_flag_of_x86_on_arm(windows):
+    assert not [x for command in windows("win-arm64").values() for x in command if "/arch" in x]
+
+
+def test_clang_cl_is_taken_where_cc_names_it(windows):
+    for command in windows(CC="clang-cl").values():
+        assert command[0] == "clang-cl"
+        assert "/clang:-ffp-contract=off" in command
+        assert not [x for x in command if "/arch" in x]

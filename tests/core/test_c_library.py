@@ -77,3 +77,67 @@ def test_the_extension_exports_only_the_api():
     assert "PyInit__core" in names
     assert "fused_adamw_step" in names
     assert all(name.startswith("fused_adamw_") for name in names - {"PyInit__core"})
+
+
+# ---- what Windows' processors have
+
+FAKE_INTRIN = """
+#include <cpuid.h>
+#include <stdlib.h>
+#include <string.h>
+#define LEAF_7_512 (int)(bit_AVX512F | bit_AVX512DQ | bit_AVX512CD | bit_AVX512BW)
+static int lacks(const char *what) { return strstr(getenv("LACKS"), what) != NULL; }
+#define UNLESS(what, bits) (lacks(what) ? 0 : (int)(bits))
+static void __cpuidex(int *r, int leaf, int subleaf)
+{
+    memset(r, 0, 4 * sizeof *r);
+    if (leaf == 0)
+        r[0] = 7 - lacks("leaf");
+    if (leaf == 1)
+        r[2] = bit_AVX | UNLESS("osxsave", bit_OSXSAVE) | UNLESS("fma", bit_FMA);
+    if (leaf == 7 && subleaf == 0)
+        r[1] = bit_BMI | UNLESS("bmi", bit_BMI2) | UNLESS("avx2", bit_AVX2) | LEAF_7_512 |
+               UNLESS("vector length", bit_AVX512VL);
+    if ((unsigned)leaf == 0x80000001)
+        r[2] = UNLESS("lzcnt", bit_LZCNT);
+}
+#define _xgetbv(index) (lacks("ymm") ? 2u : lacks("zmm") ? 7u : 0xe7u)
+"""
+FAKE_PROGRAM = """
+#include "internal.h"
+#include <stdio.h>
+const fused_adamw_kernels fused_adamw_avx2_kernels, fused_adamw_avx512_kernels;
+const fused_adamw_kernels fused_adamw_baseline_kernels;
+int main(void)
+{
+    for (int i = 0; fused_adamw_isa_at(i) != NULL; i++)
+        if (fused_adamw_isa_available(fused_adamw_isa_at(i)))
+            puts(fused_adamw_isa_name(fused_adamw_isa_at(i)));
+}
+"""
+LESS_THAN_AVX2 = ["leaf", "osxsave", "fma", "bmi", "avx2", "lzcnt", "ymm"]
+LESS_THAN_AVX512 = ["vector length", "zmm"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("clang") or os.name != "posix" or os.uname().machine != "x86_64",
+    reason="needs Clang for x86-64",
+)
+def test_instruction_sets_are_found_on_windows(tmp_path):
+    """By the code for Windows, with a processor that is made up."""
+    (tmp_path / "intrin.h").write_text(FAKE_INTRIN)
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(FAKE_PROGRAM)
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-Icsrc", f"-I{tmp_path}"]
+    run("clang", *flags, "-D_WIN32", "-c", "csrc/dispatch.c", "-o", tmp_path / "dispatch.o")
+    run("clang", *flags, source, tmp_path / "dispatch.o", "-o", program)
+
+    def found(lacks):
+        return run(program, env=os.environ | {"LACKS": lacks}).split()
+
+    assert found("") == ["avx512", "avx2", "sse2"]
+    assert {x: found(x) for x in LESS_THAN_AVX512} == {
+        x: ["avx2", "sse2"] for x in LESS_THAN_AVX512
+    }
+    assert {x: found(x) for x in LESS_THAN_AVX2} == {x: ["sse2"] for x in LESS_THAN_AVX2}

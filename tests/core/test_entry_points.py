@@ -72,7 +72,7 @@ BOUND = {
     "moments of one": lambda: bound(state=None, moments=(grads(),)),
     "moments of nothing": lambda: bound(state=None, moments=()),
     "moments of different lengths": lambda: bound(state=None, moments=(grads(), grads(1))),
-    "decays": lambda: bound(decays=[True]),
+    "decays": lambda: bound().set_decays([True]),
     "seed": lambda: bound(seed="1"),
     "no spec": lambda: BoundArrays(None, grads()),
     "no hypers": lambda: bound().step(grads(), []),

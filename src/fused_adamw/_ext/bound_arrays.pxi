@@ -8,8 +8,9 @@ cdef class BoundArrays:
     ``state``: for each slot a ``TensorState`` (its format and its arrays by role), or None for
     parameters alone; or, for the function, ``moments``: m and v, arranged like ``params``.
     ``slices``: the slots, as (tensor, begin, end) in the tensor's memory order; None for one slot
-    per tensor. ``decays``: for each tensor, whether weight decay applies to it. ``seed``: of
-    stochastic rounding; None rounds to nearest. ``roles``: those that options need on any rank."""
+    per tensor. ``seed``: of stochastic rounding; None rounds to nearest. ``roles``: those that
+    options need on any rank. ``readonly``: the parameters may be; who steps them checks that they
+    are not. Weight decay applies to all tensors, unless ``set_decays`` says otherwise."""
 
     cdef TreeSpec spec
     cdef Py_ssize_t num_params
@@ -27,7 +28,7 @@ cdef class BoundArrays:
 
     def __cinit__(
         self, TreeSpec spec not None, params, list state=None, tuple moments=None,
-        list slices=None, list decays=None, seed=None, tuple roles=(),
+        list slices=None, seed=None, tuple roles=(), bint readonly=False,
     ):
         cdef tuple arrays = spec.flatten("params", params)
         cdef tuple all_m = (), all_v = ()
@@ -46,7 +47,7 @@ cdef class BoundArrays:
             capacity += len(named)
         self.reserve_memory(len(arrays), slots, capacity)
         for i in range(len(arrays)):
-            self.bind_param(i, arrays[i])
+            self.bind_param(i, arrays[i], readonly)
         if slices is None:
             for i in range(len(arrays)):
                 self.add_slot(i, 0, size_of(&self.params[i].view))
@@ -60,7 +61,7 @@ cdef class BoundArrays:
         elif state is not None:
             for i in range(slots):
                 self.bind_state(i, kept[i])
-        self.finish(decays, seed)
+        self.finish(seed)
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -83,14 +84,12 @@ cdef class BoundArrays:
         self.written.intervals = <Interval *>(memory + for_buffers + for_params + for_slots)
         return 0
 
-    cdef int finish(self, list decays, seed) except -1:
+    cdef int finish(self, seed) except -1:
         cdef Py_ssize_t i, k
         self.set_seed(seed)
         if self.spec.grouped:
             for i, group in enumerate(self.spec.group_indices()):
                 self.params[i].group = group
-        if decays is not None:
-            self.set_decays(decays)
         for k in range(self.num_buffers):
             include_interval(&self.written, self.buffers[k].memory)
         if sort_and_find_overlap(&self.written):
@@ -122,7 +121,7 @@ cdef class BoundArrays:
 
     # ---- binding
 
-    cdef int bind_param(self, Py_ssize_t i, array) except -1:
+    cdef int bind_param(self, Py_ssize_t i, array, bint readonly) except -1:
         cdef Param *param = &self.params[i]
         cdef BoundBuffer *bound = &self.buffers[self.num_buffers]
         memset(param, 0, sizeof(Param))
@@ -133,7 +132,8 @@ cdef class BoundArrays:
         bound.memory = interval_of(&param.view)
         param.decays = True
         param.order = order_of(&param.view)
-        require_writable(self.spec, "params", i, &param.view, "it is updated in place")
+        if not readonly:
+            require_writable(self.spec, "params", i, &param.view, "it is updated in place")
         require_contiguous(self.spec, "params", i, &param.view)
         return 0
 

@@ -54,6 +54,9 @@ class TensorState:
         """The same with memory of its own."""
         return TensorState(self.format, {k: x.copy("K") for k, x in self.arrays.items()})
 
+    def is_writable(self) -> bool:
+        return all(array.flags.writeable for array in self.arrays.values())
+
 
 class StateOptions(NamedTuple):
     """The options of an optimizer that decide which arrays it keeps."""
