@@ -161,6 +161,7 @@ static void test_codec(const fused_adamw_isa *isa, problem *p)
     for (ptrdiff_t i = 0; i < p->size; i++) { /* so that something is rounded */
         in[0][i] *= 1.2345f;
         in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
+        in[2][i] *= 1.5f;
         if (random_below(100) == 0)
             in[0][i] = INFINITY;
         if (i / 256 % 2 == 1) { /* around 2^-100, the ratio to sqrt(v) that is stored as 0 */
