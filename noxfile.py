@@ -4,7 +4,9 @@
 # ///
 """The checks of .ci/run one by one, for the workflows: ``nox -s NAME``, ``nox --list``."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -16,6 +18,10 @@ ROOT = Path(__file__).parent
 EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 NO_OPENMP = {"FUSED_ADAMW_NO_OPENMP": "1"}
+# Percent of the lines of csrc, and of the lines and branches of the Python code.
+COVERED_C, COVERED_PYTHON = 95.0, 90.0
+# They start builds or other tests, none of which count.
+WITHOUT_COUNTS = ("core/test_build.py", "core/test_wheel.py", "offload/test_torch_class.py")
 MORE_RANDOM_TESTS = {"HYPOTHESIS": "nightly", "MUTATED_FILES": "100000", "MUTATED_SECONDS": "1200"}
 
 
@@ -138,6 +144,70 @@ def compile_checks(session: nox.Session) -> None:
     """The C library compiled for macOS, Windows, musl and others, without warnings."""
     session.install("ziglang>=0.15")
     session.run("python", "tools/compile_checks.py")
+
+
+def build_to_count(session: nox.Session, folder: Path) -> None:
+    """Install the package from a build in `folder`, of which each process writes its counts there;
+    and the C tests likewise."""
+    cc, counting = os.environ.get("CC", "gcc"), "--coverage"
+    helper = str(folder / "write_counts.o")
+    source = "tools/coverage/write_counts.c"
+    session.run(cc, "-fPIC", "-c", source, "-o", helper, external=True)
+    (folder / "setup.cfg").write_text(f"[build]\nbuild_base = {folder / 'build'}\n")
+    environment = {
+        "DIST_EXTRA_CONFIG": str(folder / "setup.cfg"),
+        "CFLAGS": counting,
+        "LDFLAGS": f"{counting} {helper} -Wl,--exclude-libs,ALL",
+    }
+    packages = ("coverage>=7.10.7", "gcovr>=8.8", os.environ.get("TORCH", "torch"))
+    session.install(".[test,examples]", *packages, env=environment)
+    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
+    program = str(folder / "test_kernels")
+    session.run(cc, *EXACT, "-O2", counting, *sources, "-lm", "-o", program, external=True)
+    session.run(program, env={"OMP_WAIT_POLICY": "passive"}, external=True)
+
+
+def percent_of_c(session: nox.Session, folder: Path) -> float:
+    """Of the lines; a line of an .inc file counts once, whichever instruction set runs it."""
+    results = folder / "c.json"
+    only = ("--filter", "csrc/", "--exclude", "csrc/tests/")
+    merged = ("--merge-mode-functions", "separate", "--merge-lines")
+    output = ("--txt", "-", "--json-summary", str(results))
+    session.run("gcovr", "--root", ".", *only, *merged, *output, str(folder))
+    return float(json.loads(results.read_text())["line_percent"])
+
+
+def percent_of_python(session: nox.Session) -> float:
+    """Of the lines and branches."""
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", "--skip-covered", "--show-missing")
+    return float(str(session.run("coverage", "report", "--format=total", silent=True)))
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """What the tests run of the C and of the Python code, with PyTorch; arguments go to pytest."""
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    session.env["COVERAGE_FILE"] = str(folder / ".coverage")
+    build_to_count(session, folder)
+    ignored = [f"--ignore=tests/{path}" for path in WITHOUT_COUNTS]
+    counting = {"PYTHONPATH": str(ROOT / "tools" / "coverage"), "OMP_WAIT_POLICY": "passive"}
+    command = ("python", "-m", "coverage", "run", "-m", "pytest", *ignored, *session.posargs)
+    session.run(*command, env=counting)
+    rows = (
+        ("C, lines", percent_of_c(session, folder), COVERED_C),
+        ("Python, lines and branches", percent_of_python(session), COVERED_PYTHON),
+    )
+    table = "| code | covered | at least |\n|---|--:|--:|\n"
+    table += "".join(f"| {code} | {found:.1f} % | {least:g} % |\n" for code, found, least in rows)
+    session.log("coverage:\n" + table)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(table)
+    if any(found < least for _, found, least in rows):
+        session.error("less is covered than has to be")
 
 
 @nox.session(default=True)

@@ -1,5 +1,6 @@
 /* Tests of all but the steps themselves: scalars, tables, instruction sets, codecs, fork. */
 #define _DEFAULT_SOURCE /* of fork and alarm */
+#include "../threads.h"
 #include "test_kernels.h"
 
 #include <float.h>
@@ -34,6 +35,8 @@ static void test_statuses(void)
                   {&h.beta2, FUSED_ADAMW_BAD_BETA2, 1},
                   {&h.eps, FUSED_ADAMW_BAD_EPS, 0},
                   {&h.weight_decay, FUSED_ADAMW_BAD_WEIGHT_DECAY, 0},
+                  {&h.buffer_decays[FUSED_ADAMW_V_MAX],
+                   FUSED_ADAMW_BAD_BUFFER_DECAY + FUSED_ADAMW_V_MAX, 1},
                   {&h.buffer_decays[FUSED_ADAMW_EMA],
                    FUSED_ADAMW_BAD_BUFFER_DECAY + FUSED_ADAMW_EMA, 1}};
     for (size_t f = 0; f < sizeof FIELDS / sizeof *FIELDS; f++)
@@ -134,6 +137,9 @@ void test_dispatch(void)
               fused_adamw_useful_threads(tensors, 1, 8) == 1 &&
               fused_adamw_useful_threads(tensors, 0, 8) == 1,
           "useful threads");
+    for (int num_threads = 1; num_threads <= 3; num_threads++)
+        check(fused_adamw_team_size(num_threads) == num_threads, "a team of %d", num_threads);
+    check(fused_adamw_team_size(2) == 2, "a smaller team than before");
     check(fused_adamw_default_threads(1) == 1 && fused_adamw_default_threads(0) >= 1,
           "default threads");
 }
@@ -155,6 +161,7 @@ static void test_codec(const fused_adamw_isa *isa, problem *p)
     for (ptrdiff_t i = 0; i < p->size; i++) { /* so that something is rounded */
         in[0][i] *= 1.2345f;
         in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
+        in[2][i] *= 1.5f;
         if (random_below(100) == 0)
             in[0][i] = INFINITY;
         if (i / 256 % 2 == 1) { /* around 2^-100, the ratio to sqrt(v) that is stored as 0 */

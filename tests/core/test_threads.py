@@ -123,6 +123,29 @@ def test_threads_that_cannot_be_created_are_done_without(name):
     assert found == [p[0], p[0]]
 
 
+def threads_with_stacks(limit, size):
+    result = run_python(STEPS.format(limit=limit), OMP_STACKSIZE=size)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)[0]
+
+
+@pytest.mark.slow
+@needs_openmp
+@needs_linux
+def test_the_units_of_stack_sizes_are_those_of_the_runtime():
+    """Without one: KiB. The address space has room for two stacks of 8 MiB."""
+    limit, _ = LIMITS["address space"]
+    sizes = ["8M", "8192", "8192 K", "8388608B", "8388608 b", "8\tm"]
+    assert len({threads_with_stacks(limit, size) for size in sizes}) == 1
+
+
+@pytest.mark.slow
+@needs_openmp
+@needs_linux
+def test_a_stack_size_that_no_pointer_can_span_is_ignored():
+    assert threads_with_stacks("", str(2**64 - 1024)) >= 8
+
+
 # ---- fork
 
 needs_clang = pytest.mark.skipif(not shutil.which("clang"), reason="no clang")

@@ -52,6 +52,15 @@ def test_fixed_options_cannot_be_changed(name):
     assert getattr(opt, name) == OPTIONS[name].default
 
 
+def test_options_are_kept_as_they_are_given():
+    given = {**EVERYTHING, "seed": np.int64(4), "num_threads": np.int64(2)}
+    opt = AdamW(np.ones(3, np.float32), **given)
+    assert {name: getattr(opt, name) for name in given} == given
+    assert {type(opt.seed), type(opt.num_threads)} == {int}
+    opt.num_threads = 3
+    assert opt.num_threads == 3
+
+
 def test_repr_shows_options_that_are_not_the_default():
     assert repr(AdamW(np.ones(3))).startswith("AdamW(1 tensors, 3 parameters, t=0\n")
     text = repr(AdamW(np.ones(3, np.float32), **EVERYTHING, seed=4))

@@ -76,6 +76,18 @@ def test_parameters_that_others_write_are_kept_to_the_bit(state_dtype, isa):
     )
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC08000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_nan_of_any_bits_stays_nan(bits, isa):
+    """Its lower half is not carried into the parameter."""
+    p, opt = with_rest(np.full(300, 0x3F80), np.zeros(300, np.int16), state_dtype="float32")
+    saved = opt.state_dict()
+    saved["state"]["params"]["m"] = np.full(300, bits, np.uint32).view(np.float32)
+    opt.load_state_dict(saved)
+    opt.step(np.zeros_like(p))
+    assert np.isnan(p.astype(np.float32)).all()
+    assert np.isnan(opt.master).all()
+
+
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 def test_zeros_that_are_written_over_parameters_stay_numbers(state_dtype):
     """A rest below 0 beside 0 would have the bits of NaN."""
