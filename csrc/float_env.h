@@ -27,8 +27,8 @@ typedef uint64_t float_control;
 static inline float_control get_float_control(void)
 {
 #if defined(__GNUC__)
-    uint32_t control;
-    __asm__ volatile("stmxcsr %0" : "=m"(control) : : "memory");
+    uint32_t control = 0; /* MemorySanitizer does not see what assembly writes */
+    __asm__ volatile("stmxcsr %0" : "+m"(control) : : "memory");
     return control;
 #else
     return _mm_getcsr();

@@ -136,7 +136,7 @@ static void decode_8bit(const problem *p, float *m, float *v)
         float m_scale;
         memcpy(&v_scale, (const char *)p->arrays[V_SCALE] + 4 * block, 4);
         memcpy(&m_scale, (const char *)p->arrays[M_SCALE] + 4 * block, 4);
-        const int64_t unit = (int64_t)1 << v_scale % 32, base = v_scale / 32 * 32;
+        const int64_t unit = (int64_t)1 << v_scale % 32, base = (int64_t)v_scale / 32 * 32;
         const float root = code == 0 ? 0 : int_as_bits(base + (code - 1) * unit);
         m[i] = m_scale * (float)((const int8_t *)p->arrays[M])[i] * root;
         v[i] = root * root;

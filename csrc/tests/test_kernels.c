@@ -4,7 +4,8 @@
  *     cc -std=c11 -O2 -ffp-contract=off -fopenmp -fsanitize=address,undefined \
  *         $(find csrc -name "*.c") -lm -o /tmp/test_kernels && /tmp/test_kernels
  *
- * With OMP_WAIT_POLICY=passive it is faster on a busy machine.
+ * With OMP_WAIT_POLICY=passive it is faster on a busy machine. With the argument "threads" it does
+ * only what is about several threads, for ThreadSanitizer.
  *
  * The last line of its output is "N passed, 0 failed"; the exit status is 1 if any failed. */
 #include "test_kernels.h"
@@ -28,8 +29,7 @@ typedef struct {
     int num_threads, at_end, num_parts;
 } manner;
 
-/* The tensor divided into parts of whole blocks, with an empty one among them. */
-static ptrdiff_t divide(const problem *p, const fused_adamw_tensor *whole, int num_parts,
+ptrdiff_t divide_tensor(const problem *p, const fused_adamw_tensor *whole, int num_parts,
                         fused_adamw_tensor *parts)
 {
     ptrdiff_t begin = 0, count = 0;
@@ -72,7 +72,7 @@ static void run(const problem *start, const problem *expected, manner how)
     fused_adamw_tensor whole = tensor_of(start, arrays);
     whole.rng_key = RNG_KEY;
     whole.element_offset = ELEMENT_OFFSET;
-    const ptrdiff_t count = divide(start, &whole, how.num_parts, parts);
+    const ptrdiff_t count = divide_tensor(start, &whole, how.num_parts, parts);
     for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++) {
         fused_adamw_scalars scalars;
         check(fused_adamw_derive_scalars(&HYPERPARAMS, start->element_type, t, &scalars) == 0 &&
@@ -159,15 +159,23 @@ static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride)
                 }
 }
 
-int main(void)
+static int print_result(void)
+{
+    printf("%ld passed, %ld failed\n", num_passed, num_failed);
+    return num_failed > 0;
+}
+
+int main(int argc, char **argv)
 {
     fused_adamw_init();
+    test_fork();
+    test_callers();
+    if (argc == 2 && strcmp(argv[1], "threads") == 0)
+        return print_result();
     test_scalars();
     test_dispatch();
     test_codecs();
-    test_fork();
     test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1);
     test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5);
-    printf("%ld passed, %ld failed\n", num_passed, num_failed);
-    return num_failed > 0;
+    return print_result();
 }

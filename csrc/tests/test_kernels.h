@@ -8,5 +8,10 @@ void test_scalars(void);
 void test_dispatch(void);
 void test_codecs(void);
 void test_fork(void);
+void test_callers(void);
+
+/* Divides a tensor into parts of whole blocks, with an empty one among them. Returns how many. */
+ptrdiff_t divide_tensor(const problem *p, const fused_adamw_tensor *whole, int num_parts,
+                        fused_adamw_tensor *parts);
 
 #endif

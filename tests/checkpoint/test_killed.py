@@ -8,50 +8,12 @@ import time
 from functools import partial
 from select import select
 
-import numpy as np
 import pytest
-from checkpoints import contents
+from killed_saves import mark_in, save_marked, start
 
-from fused_adamw import AdamW
 from fused_adamw._io import atomic_write
-from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def marked(n):
-    """An optimizer all of whose numbers are n; large enough for a save to take some time."""
-    params = {"w": np.full((300, 200), n, np.float32), "b": np.full(7, n, np.float64)}
-    optimizer = AdamW(params)
-    state = optimizer.state_dict()
-    for entry in state["state"].values():
-        entry["step"] = n
-        entry["m"][...] = entry["v"][...] = n
-    optimizer.load_state_dict(state | {"t": n})
-    return optimizer
-
-
-def mark_in(path):
-    """The n of a file, all of which has to agree."""
-    optimizer = marked(0)
-    n = load_checkpoint(path, optimizer)["n"]
-    assert contents(optimizer) == contents(marked(n))
-    return n
-
-
-def save_marked(path, n):
-    save_checkpoint(path, marked(n), extra={"n": n})
-
-
-def start(work):
-    """A child process."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    return child
 
 
 def stop(child):
