@@ -96,3 +96,13 @@ def test_save_and_load_in_a_thread(path):
     thread.start()
     thread.join()
     assert errors == []
+
+
+def test_the_first_signal_is_kept_and_the_next_are_repeats():
+    repeats = []
+    with stop_signals(lambda: repeats.append(True)) as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert (request.signal, repeats) == (signal.SIGTERM, [])
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert (request.signal, repeats) == (signal.SIGTERM, [True, True])
