@@ -16,7 +16,8 @@ nox.options.default_venv_backend = "venv"
 
 ROOT = Path(__file__).parent
 EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+ADDRESS = "-fsanitize=address,undefined"
 NO_OPENMP = {"FUSED_ADAMW_NO_OPENMP": "1"}
 # Percent of the lines of csrc, and of the lines and branches of the Python code.
 COVERED_C, COVERED_PYTHON = 95.0, 90.0
@@ -135,7 +136,7 @@ def c_library(session: nox.Session) -> None:
     for source in sources:
         session.run(compiler, *EXACT, *flags, source, "-o", str(folder / "object.o"))
     program = str(folder / "test_kernels")
-    session.run(compiler, *EXACT, *SANITIZERS, *sources, *programs, "-lm", "-o", program)
+    session.run(compiler, *EXACT, *SANITIZED, ADDRESS, *sources, *programs, "-lm", "-o", program)
     session.run(program, env={"OMP_WAIT_POLICY": "passive"})
 
 
@@ -210,6 +211,82 @@ def coverage(session: nox.Session) -> None:
             file.write(table)
     if any(found < least for _, found, least in rows):
         session.error("less is covered than has to be")
+
+
+@nox.session(venv_backend="none", default=False)
+@nox.parametrize("sanitizer", ["thread", "memory"])
+def c_sanitizer(session: nox.Session, sanitizer: str) -> None:
+    """The tests of the C library under ThreadSanitizer or MemorySanitizer (which clang alone has).
+    Without OpenMP, whose runtime is not instrumented: several threads call the library."""
+    program = str(Path(session.create_tmp()) / "test_kernels")
+    compiler = os.environ.get("CC", "clang")
+    exact = [flag for flag in EXACT if flag != "-fopenmp"]
+    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
+    flag = f"-fsanitize={sanitizer}"
+    session.run(compiler, *exact, *SANITIZED, flag, *sources, "-lm", "-o", program)
+    session.run(program, *(["threads"] if sanitizer == "thread" else []))
+
+
+def sanitized_install(session: nox.Session, packages: list[str], flag: str, **env: str) -> None:
+    """Install with an extension module that is instrumented. CFLAGS come before the options that
+    setup.py adds, of which -O3 takes minutes here."""
+    wrapper = Path(session.create_tmp()) / "cc"
+    wrapper.write_text(f'#!/bin/sh\nexec gcc "$@" {" ".join(SANITIZED)} {flag}\n')
+    wrapper.chmod(0o755)
+    session.install(*packages)
+    install = ("--force-reinstall", "--no-deps", "--no-cache-dir", ".")
+    session.install(*install, env={"CC": str(wrapper), **env})
+
+
+def preloaded(session: nox.Session, *libraries: str) -> str:
+    """The runtimes of sanitizers, which the interpreter does not have itself."""
+    paths = [
+        session.run("gcc", f"-print-file-name={name}", silent=True, external=True)
+        for name in libraries
+    ]
+    return " ".join(str(path).strip() for path in paths)
+
+
+@nox.session(default=False)
+def sanitized_python(session: nox.Session) -> None:
+    """The tests of arrays, state and checkpoints under AddressSanitizer and
+    UndefinedBehaviorSanitizer; arguments go to pytest."""
+    sanitized_install(session, [".[test]"], ADDRESS)
+    folders = [f"tests/{name}" for name in ("core", "state", "checkpoint", "optimizer")]
+    environment = {
+        # libstdc++, since a library that throws an exception may be loaded later.
+        "LD_PRELOAD": preloaded(session, "libasan.so", "libstdc++.so.6"),
+        "PYTHONMALLOC": "malloc",  # one allocation for each object, which can be watched
+        "ASAN_OPTIONS": "detect_leaks=0",  # of the interpreter
+        "OMP_WAIT_POLICY": "passive",
+    }
+    # Reports are written to file descriptor 2, which pytest must not hide.
+    options = ["-q", "--capture=sys", "-m", "not slow", *(session.posargs or folders)]
+    session.run("python", "-m", "pytest", *options, env=environment)
+
+
+@nox.session(default=False)
+def thread_sanitizer(session: nox.Session) -> None:
+    """Tests of the off-loading optimizer, whose updates have a thread of their own, under
+    ThreadSanitizer; arguments go to pytest."""
+    torch = os.environ.get("TORCH", "torch")
+    sanitized_install(session, [".[test]", torch], "-fsanitize=thread", **NO_OPENMP)
+    environment = {
+        "LD_PRELOAD": preloaded(session, "libtsan.so"),
+        "TSAN_OPTIONS": f"suppressions={ROOT}/tools/tsan_suppressions.txt",
+        "OMP_NUM_THREADS": "1",  # of PyTorch
+    }
+    options = ["-q", "--capture=sys", *(session.posargs or ["tests/offload/test_plain.py"])]
+    session.run("python", "-m", "pytest", *options, env=environment)
+
+
+@nox.session(venv_backend="none", default=False)
+def tidy(session: nox.Session) -> None:
+    """clang-tidy and Clang's static analyzer, as csrc/.clang-tidy says."""
+    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
+    program = os.environ.get("CLANG_TIDY", "clang-tidy")
+    for flags in (["-fopenmp"], []):
+        session.run(program, "--quiet", *sources, "--", "-std=c11", *flags, external=True)
 
 
 @nox.session(default=True)
