@@ -16,5 +16,6 @@ def test_each_requirement_of_the_tests_has_a_lowest_version():
     extras = project["optional-dependencies"]
     wanted = [x for name in ("test", "torch", "examples") for x in extras[name]]
     names = {name.split(">=")[0] for name in wanted if not name.startswith(project["name"])}
-    assert names and names <= found.keys()
+    assert names
+    assert names <= found.keys()
     assert {"Cython", "numpy", "setuptools"} <= found.keys()
