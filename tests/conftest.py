@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from arrays import FORCED, ISAS, Tensor
@@ -18,6 +19,13 @@ SLOW = (
     *("offload/test_example.py", "offload/test_processes.py", "offload/test_torch_class.py"),
     *("test_docs.py", "test_examples.py", "test_frameworks.py", "test_readme.py"),
 )
+
+
+# A slow or busy machine is no fault: no deadlines, and no check of how long it takes to draw.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure():

@@ -99,7 +99,7 @@ def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
         if child == 0:
             with lock, lock:
                 os._exit(7)
-        status, deadline = (0, 0), time.monotonic() + 20
+        status, deadline = (0, 0), time.monotonic() + 120
         while status == (0, 0) and time.monotonic() < deadline:
             status = os.waitpid(child, os.WNOHANG)
             time.sleep(0.01)

@@ -50,7 +50,7 @@ def in_a_process(code, *arguments, **environment):
         encoding="utf-8",
         env=os.environ | {"PYTHONIOENCODING": "utf-8"} | environment,
         cwd=START,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -74,7 +74,7 @@ def on_a_terminal(code, *arguments, **environment):
         while data := os.read(terminal, 1 << 16):
             shown += data
     os.close(terminal)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     return out, shown.decode()
 
@@ -94,7 +94,7 @@ def interrupted(*arguments, code=ENDLESS, signals=(signal.SIGINT,)):
         assert process.stderr.readline() == "under way\n"
         for number in signals:
             process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     finally:
         process.kill()
     return process.returncode, out, err

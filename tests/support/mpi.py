@@ -35,5 +35,5 @@ def start(ranks, program, *arguments):
     """Run a program on a number of ranks; it is killed if it hangs."""
     command = [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, [program, *arguments])]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | OPEN_MPI
+        command, capture_output=True, text=True, timeout=240, env=os.environ | OPEN_MPI
     )

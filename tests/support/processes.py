@@ -46,5 +46,5 @@ def run_python(code, paths=(), **environment):
         env=keep | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
