@@ -146,19 +146,10 @@ void test_dispatch(void)
 
 /* ---- moments, encoded and decoded */
 
-static void test_codec(const fused_adamw_isa *isa, problem *p)
+/* So that something is rounded: m, v and v_max. */
+static void change_moments(float *const in[3], ptrdiff_t size)
 {
-    const size_t num_floats = (size_t)p->size + 1;
-    float *in[3], *out[3], *expected[3];
-    for (int i = 0; i < 3; i++) {
-        in[i] = calloc(num_floats, sizeof(float));
-        out[i] = calloc(num_floats, sizeof(float));
-        expected[i] = calloc(num_floats, sizeof(float));
-    }
-    problem_fill(p); /* what is overwritten */
-    problem copy = problem_copy(p);
-    oracle_decode(p, in[0], in[1], p->amsgrad ? in[2] : NULL);
-    for (ptrdiff_t i = 0; i < p->size; i++) { /* so that something is rounded */
+    for (ptrdiff_t i = 0; i < size; i++) {
         in[0][i] *= 1.2345f;
         in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
         in[2][i] *= 1.5f;
@@ -171,6 +162,21 @@ static void test_codec(const fused_adamw_isa *isa, problem *p)
         if (i / 256 % 4 == 2) /* a block without a root above 0 */
             in[1][i] = 0;
     }
+}
+
+static void test_codec(const fused_adamw_isa *isa, problem *p)
+{
+    const size_t num_floats = (size_t)p->size + 1;
+    float *in[3], *out[3], *expected[3];
+    for (int i = 0; i < 3; i++) {
+        in[i] = calloc(num_floats, sizeof(float));
+        out[i] = calloc(num_floats, sizeof(float));
+        expected[i] = calloc(num_floats, sizeof(float));
+    }
+    problem_fill(p); /* what is overwritten */
+    problem copy = problem_copy(p);
+    oracle_decode(p, in[0], in[1], p->amsgrad ? in[2] : NULL);
+    change_moments(in, p->size);
     const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
     const fused_adamw_tensor given = {
         .m = in[0], .v = in[1], .buffers = {[FUSED_ADAMW_V_MAX] = p->amsgrad ? in[2] : NULL}};
