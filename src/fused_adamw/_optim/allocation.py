@@ -10,7 +10,7 @@ from .arrays import Array
 Allocate: TypeAlias = Callable[[int, np.dtype[Any]], Array]
 """Returns an array of zeros, in one dimension, of a size and a dtype, as ``np.zeros`` does."""
 
-STAGGER = 5184  # bytes: a page and 17 cache lines
+STAGGER = 1088  # bytes: 17 cache lines
 LARGE = 1 << 20  # bytes: from here on ``malloc`` begins an array at the start of a page
 
 
