@@ -227,15 +227,14 @@ def c_sanitizer(session: nox.Session, sanitizer: str) -> None:
     session.run(program, *(["threads"] if sanitizer == "thread" else []))
 
 
-def sanitized_install(session: nox.Session, packages: list[str], flag: str, **env: str) -> None:
-    """Install with an extension module that is instrumented. CFLAGS come before the options that
-    setup.py adds, of which -O3 takes minutes here."""
-    wrapper = Path(session.create_tmp()) / "cc"
-    wrapper.write_text(f'#!/bin/sh\nexec gcc "$@" {" ".join(SANITIZED)} {flag}\n')
-    wrapper.chmod(0o755)
+def sanitized_install(
+    session: nox.Session, packages: list[str], sanitizer: str, **env: str
+) -> None:
+    """Install with an extension module that is instrumented."""
     session.install(*packages)
     install = ("--force-reinstall", "--no-deps", "--no-cache-dir", ".")
-    session.install(*install, env={"CC": str(wrapper), **env})
+    compiler = str(ROOT / "tools" / "sanitized_cc")
+    session.install(*install, env={"CC": compiler, "SANITIZER": sanitizer, **env})
 
 
 def preloaded(session: nox.Session, *libraries: str) -> str:
@@ -251,7 +250,7 @@ def preloaded(session: nox.Session, *libraries: str) -> str:
 def sanitized_python(session: nox.Session) -> None:
     """The tests of arrays, state and checkpoints under AddressSanitizer and
     UndefinedBehaviorSanitizer; arguments go to pytest."""
-    sanitized_install(session, [".[test]"], ADDRESS)
+    sanitized_install(session, [".[test]"], "address,undefined")
     folders = [f"tests/{name}" for name in ("core", "state", "checkpoint", "optimizer")]
     environment = {
         # libstdc++, since a library that throws an exception may be loaded later.
@@ -270,7 +269,7 @@ def thread_sanitizer(session: nox.Session) -> None:
     """Tests of the off-loading optimizer, whose updates have a thread of their own, under
     ThreadSanitizer; arguments go to pytest."""
     torch = os.environ.get("TORCH", "torch")
-    sanitized_install(session, [".[test]", torch], "-fsanitize=thread", **NO_OPENMP)
+    sanitized_install(session, [".[test]", torch], "thread", **NO_OPENMP)
     environment = {
         "LD_PRELOAD": preloaded(session, "libtsan.so"),
         "TSAN_OPTIONS": f"suppressions={ROOT}/tools/tsan_suppressions.txt",

@@ -41,7 +41,7 @@ def test_the_bits_of_the_class_for_numpy(state_dtype, master_weights, parts):
     trained_net(state_dtype=state_dtype, master_weights=master_weights, parts=parts)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**30), slots=st.sampled_from([1, 2, 8]))
 def test_any_delays(seed, slots):
     trained_net(lane_seed=seed, slots=slots)
@@ -50,7 +50,7 @@ def test_any_delays(seed, slots):
 SIZES = [(), (7,), (300, 130), (70_001,), (0,), (40_000,)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     order=st.permutations(range(len(SIZES))),
     seed=st.integers(0, 2**30),

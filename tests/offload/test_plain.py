@@ -125,7 +125,7 @@ def test_the_order_of_dimensions_in_memory():
         assert torch.equal(opt.state[p]["exp_avg"], same.state[q]["exp_avg"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**30),
     slots=st.sampled_from([1, 2, 4]),

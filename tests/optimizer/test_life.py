@@ -266,6 +266,5 @@ TestLife = Life.TestCase
 TestLife.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

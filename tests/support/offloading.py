@@ -20,6 +20,22 @@ def on_device(params, *, lane_seed=0, slots=2, slot_bytes=SMALLEST, delay=2e-5, 
         return offload.AdamW(params, **options)
 
 
+def parameter(dtype=torch.bfloat16, shape=(300, 200), seed=0):
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.nn.Parameter(torch.randn(shape, generator=numbers).to(dtype))
+
+
+def set_gradient(p, seed):
+    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).to(p.dtype)
+
+
+def steps(opt, *params, count=2, first=0):
+    for seed in range(first, first + count):
+        for p in params:
+            set_gradient(p, seed)
+        opt.step()
+
+
 class Beside:
     """The class for NumPy, with the same gradients.
 

@@ -97,7 +97,7 @@ def models_and_batches(draw: st.DrawFn) -> tuple[TinyTransformer, Any, Any]:
     return model, tokens, targets
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(models_and_batches())
 def test_every_size_and_batch(example: tuple[TinyTransformer, Any, Any]) -> None:
     model, tokens, targets = example

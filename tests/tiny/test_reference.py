@@ -69,7 +69,7 @@ betas = st.floats(0.0, 0.9999)
 gradients = st.lists(st.floats(-100.0, 100.0), min_size=1, max_size=30)
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(gradients=gradients, beta1=betas, beta2=betas)
 def test_moments_are_the_weighted_sums_they_unroll_to(
     gradients: list[float], beta1: float, beta2: float
@@ -87,7 +87,7 @@ def test_moments_are_the_weighted_sums_they_unroll_to(
     assert v == pytest.approx(math.fsum(second), rel=2.4e-14, abs=1e-300)
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(
     gradient=st.floats(0.01, 100.0),
     sign=st.sampled_from([1, -1]),
@@ -177,7 +177,7 @@ def test_the_examples_in_the_docstrings() -> None:
     assert results.failed == 0
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, max_examples=500)
 @given(
     gradient=st.floats(-1e3, 1e3),
     m=st.floats(-1.0, 1.0),

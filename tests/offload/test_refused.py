@@ -1,0 +1,141 @@
+"""What is refused, with nothing changed."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import (  # noqa: E402
+    on_device,
+    parameter,
+    set_gradient,
+    steps,
+)
+
+
+def complex_parameter():
+    return torch.nn.Parameter(torch.zeros(4, dtype=torch.complex64))
+
+
+def with_gaps():
+    return torch.nn.Parameter(torch.zeros(4, 8)[:, ::2])
+
+
+def expanded():
+    return torch.nn.Parameter(torch.zeros(1).expand(4))
+
+
+@pytest.mark.parametrize("make", [complex_parameter, with_gaps, expanded])
+def test_parameters_that_are_refused(make):
+    good, bad = parameter(shape=(9,)), make()
+    opt = on_device([good, bad], lr=1e-2)
+    set_gradient(good, 0)
+    bad.grad = torch.zeros_like(bad)
+    before = good.detach().clone()
+    with pytest.raises(TypeError, match="parameter 1 must be dense"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_gradients_that_are_refused():
+    good, bad = parameter(shape=(9,)), parameter(torch.float32, shape=(3, 3))
+    opt = on_device([good, bad], lr=1e-2)
+    set_gradient(good, 0)
+    bad.grad = torch.eye(3).to_sparse()
+    before = good.detach().clone()
+    with pytest.raises(TypeError, match="the gradient of parameter 1 must be dense"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_shared_memory_is_refused():
+    memory = torch.zeros(10)
+    params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[5:])]
+    opt = on_device(params, lr=1e-2)
+    for p in params:
+        set_gradient(p, 0)
+    refused = "parameter 0 must not share memory with parameter 1"
+    with pytest.raises(ValueError, match=refused):
+        opt.step()
+    with pytest.raises(ValueError, match=refused), opt.overlapped():
+        pass
+    assert not memory.any()
+
+
+def test_state_that_shares_memory_is_refused():
+    params = [parameter(shape=(9,)) for _ in range(3)]
+    opt = on_device(params, lr=1e-2)
+    steps(opt, *params)
+    opt.state[params[2]]["exp_avg"] = opt.state[params[0]]["exp_avg_sq"]
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the m of parameter 2 must not share memory with"):
+            opt.step()
+    assert all(map(torch.equal, params, before))
+    opt.state[params[2]]["exp_avg"] = torch.zeros(9)
+    opt.step()
+
+
+@pytest.mark.parametrize("name", ["foreach", "capturable", "differentiable"])
+def test_options_of_pytorchs_updates_are_refused(name):
+    p = parameter(torch.float32, shape=(9,))
+    opt = on_device([p], state_dtype=None, master_weights=False, **{name: True})
+    set_gradient(p, 0)
+    with pytest.raises(ValueError, match=f"{name}=True cannot be combined with off-loading"):
+        opt.step()
+    assert not opt.state
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), "1"])
+def test_a_learning_rate_that_is_refused(lr):
+    good, bad = parameter(shape=(9,)), parameter(shape=(9,))
+    opt = on_device([{"params": [good]}, {"params": [bad]}], lr=1e-2)
+    opt.param_groups[1]["lr"] = lr
+    for p in (good, bad):
+        set_gradient(p, 0)
+    before = good.detach().clone()
+    with pytest.raises((TypeError, ValueError), match="lr must be"):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
+def test_state_that_is_refused():
+    p = parameter(shape=(9,))
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    for broken, match in (
+        ({"exp_avg": torch.zeros(8)}, "the m of parameter 0 must be float32 of 9 elements"),
+        ({"exp_avg": torch.zeros(9, dtype=torch.float64)}, "the m of parameter 0 must be float32"),
+        ({"step": torch.tensor(-1.0)}, "whole number; got -1.0"),
+        ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
+    ):
+        kept = dict(opt.state[p])
+        opt.state[p].update(broken)
+        before = p.detach().clone()
+        with pytest.raises(TypeError, match=match):
+            opt.step()
+        assert torch.equal(p, before)
+        opt.state[p].update(kept)
+    del opt.state[p]["exp_avg"]
+    with pytest.raises(KeyError, match="parameter 0 must have step, exp_avg"):
+        opt.step()
+
+
+def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):
+    from fused_adamw._offload import stepper
+
+    def fail(_):
+        raise MemoryError("here")
+
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    monkeypatch.setattr(stepper, "update", fail)
+    set_gradient(p, 0)
+    with pytest.raises(RuntimeError, match="an update failed") as raised:
+        opt.step()
+    assert isinstance(raised.value.__cause__, MemoryError)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="cannot be used again"):
+        opt.step()
