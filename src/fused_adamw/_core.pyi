@@ -177,7 +177,9 @@ class DLPackExchange:
         cls,
         *types: type,
         is_negated: Callable[[Any], bool],
-        is_negated_at: tuple[int, int] = (0, 0),
+        functions: dict[str, int] | None = None,
+        offset: int = 0,
+        examples: Iterable[Any] = (),
     ) -> Self: ...
 
 def gather_tensors(

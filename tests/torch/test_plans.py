@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from torch_optimizers import draw_grads, params_of  # noqa: E402
 
 from fused_adamw._torch import step as module  # noqa: E402
-from fused_adamw._torch.negation import address_of_is_neg  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 SHAPES = [(4, 3), (7,), (2, 2, 5), ()]
@@ -319,11 +318,6 @@ def test_groups_are_found_in_one_walk_over_the_state(monkeypatch):
     opt.step()
     monkeypatch.undo()
     assert {opt.state[p]["step"].item() for p in params} == {2}
-
-
-def test_whether_memory_is_negated_is_asked_in_c():
-    """Or, where PyTorch has no such function, of the tensor; here it has."""
-    assert address_of_is_neg() > 0
 
 
 def test_a_plan_keeps_no_tensor():

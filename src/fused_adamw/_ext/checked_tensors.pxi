@@ -2,6 +2,7 @@
 
 cdef enum:
     OWN = 3  # references to a parameter, its gradient, its counter; those to its state come next
+    AT_ONCE = 8  # parameters whose tensors are fetched from memory while others are checked
 
 
 cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:
@@ -29,6 +30,7 @@ cdef class CheckedTensors:
     cdef Workspace space
     cdef StepCounter *counters
     cdef PyObject **references
+    cdef Py_ssize_t num_found  # parameters that there are references of: those checked come first
     cdef IntervalSet written   # sorted
     cdef Interval *unsorted    # the same as they were added
     cdef Py_ssize_t num_unsorted
@@ -70,11 +72,25 @@ cdef class CheckedTensors:
 
     cpdef int clear(self) except -1:
         """Give up what is prepared, with its references."""
-        cdef Py_ssize_t i
-        for i in range(self.space.num_active * (OWN + self.num_roles)):
-            release_object(self.references[i])
         self.space.num_active = 0
+        return self.release_from(0)
+
+    cdef int release_from(self, Py_ssize_t k) except -1:
+        """Release the references of the parameters from ``k`` on."""
+        cdef Py_ssize_t i, end = self.num_found * (OWN + self.num_roles)
+        self.num_found = k
+        for i in range(k * (OWN + self.num_roles), end):
+            release_object(self.references[i])
         return 0
+
+    cdef inline void swap(self, Py_ssize_t a, Py_ssize_t b) noexcept:
+        cdef Py_ssize_t i, width = OWN + self.num_roles
+        cdef PyObject *kept
+        if a != b:
+            for i in range(width):
+                kept = self.references[a * width + i]
+                self.references[a * width + i] = self.references[b * width + i]
+                self.references[b * width + i] = kept
 
     cdef bint check(self, Py_ssize_t k, Py_ssize_t index) except -1:
         """Whether the kernels serve the tensors of a parameter, which are then described."""

@@ -63,18 +63,22 @@ cdef class DLPackExchange:
     """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.
     An object of any other type, even a derived one, has no view: its memory may have a different
     meaning. ``is_negated``: whether a tensor's memory has the values with the other sign, which
-    DLPack does not tell; ``is_negated_at``: the address of the same function in C, or 0, and where
-    in an object its argument is."""
+    DLPack does not tell. ``functions``: addresses of the ``TensorFunctions`` that do the same at
+    less cost, by name; none where it is empty. ``offset``: of what they take in an object;
+    ``examples``: a strided tensor in host memory of each dtype."""
 
     cdef const ExchangeAPI *api
     cdef PyObject *tensor_type  # the first two of `types`, which almost all objects are of
     cdef PyObject *second_type
     cdef tuple types
     cdef object is_negated
-    cdef unsigned char (*negated_in_c)(const void *) noexcept
-    cdef Py_ssize_t offset
+    cdef TensorFunctions functions
+    cdef bint has_functions
 
-    def __cinit__(self, *types, is_negated, tuple is_negated_at=(0, 0)):
+    def __cinit__(
+        self, *types, is_negated, dict functions=None, Py_ssize_t offset=0, examples=(),
+    ):
+        cdef ArrayView view
         for found in types or (None,):
             if not isinstance(found, type):
                 raise TypeError(f"types must be one type or more; got {types}")
@@ -90,8 +94,12 @@ cdef class DLPackExchange:
         self.types, self.is_negated = types, is_negated
         self.tensor_type = <PyObject *>types[0]
         self.second_type = <PyObject *>types[len(types) > 1]
-        address, self.offset = is_negated_at
-        self.negated_in_c = <unsigned char (*)(const void *) noexcept><size_t>address
+        if functions:
+            find_functions(&self.functions, functions, offset)
+            for tensor in examples:
+                if self.view_any(tensor, &view):
+                    add_example(&self.functions, <PyObject *>tensor, &view)
+            self.has_functions = True
 
     cdef inline bint is_known(self, tensor) except -1:
         """Whether it is of one of the types."""
@@ -104,7 +112,11 @@ cdef class DLPackExchange:
 
     cdef bint view(self, tensor, ArrayView *view) except -1:
         """Whether the tensor has host memory, which ``view`` then describes."""
-        return self.is_known(tensor) and self.view_any(tensor, view)
+        if not self.is_known(tensor):
+            return False
+        if self.has_functions:
+            return describe(&self.functions, <PyObject *>tensor, view)
+        return self.view_any(tensor, view)
 
     cdef bint view_any(self, tensor, ArrayView *view) except -1:
         """The same, also of types derived from these. ``nbytes``: of ``measure``."""
@@ -129,13 +141,17 @@ cdef class DLPackExchange:
         view.data = found.data + found.byte_offset
         return found.device == DLPACK_CPU
 
+    cdef inline void prefetch(self, PyObject *tensor) noexcept:
+        if self.has_functions:
+            prefetch_description(&self.functions, tensor)
+
     cdef inline void measure(self, ArrayView *view) noexcept:
         """Set ``nbytes``: below 0 where there are gaps."""
         view.nbytes = dense_size(view) * view.itemsize
 
     cdef bint negates(self, tensor) except -1:
-        if self.negated_in_c != NULL:
-            return self.negated_in_c(<char *><PyObject *>tensor + self.offset)
+        if self.has_functions:
+            return self.functions.is_negated(handle_of(&self.functions, <PyObject *>tensor))
         return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
 
     cdef bint view_like(

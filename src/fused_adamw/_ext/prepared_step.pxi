@@ -83,32 +83,59 @@ cdef class PreparedStep(CheckedTensors):
         self, list params, state, StateCursor *cursor, Py_ssize_t first, list indices
     ) except -1:
         """Whether all that have a gradient have state; add those that the kernels support."""
-        cdef Py_ssize_t i, k, count = len(params)
+        cdef Py_ssize_t[AT_ONCE] numbers
+        cdef Py_ssize_t i = 0, k, begin
+        cursor.entries_left = 4 * len(params)
+        while i < len(params):
+            begin = self.space.num_active
+            i = self.gather(params, state, cursor, i, numbers)
+            if i < 0:
+                return False
+            for k in range(begin, self.num_found):
+                self.swap(k, self.space.num_active)
+                self.add_one(numbers[k - begin], first, indices)
+            self.release_from(self.space.num_active)
+        return True
+
+    cdef Py_ssize_t gather(
+        self, list params, state, StateCursor *cursor, Py_ssize_t i, Py_ssize_t *numbers
+    ) except -2:
+        """Find the tensors of the next few parameters, whose ``numbers`` in the group are written,
+        so that their descriptions are in the cache when they are checked. Returns the number after
+        them, or -1 where one has no state."""
         cdef PyObject **found
-        cursor.entries_left = 4 * count
-        for i in range(count):
+        cdef Py_ssize_t k, count = 0
+        while i < len(params) and count < AT_ONCE:
             p = params[i]
             grad = p.grad
+            i += 1
             if grad is None:
                 continue
-            found = &self.references[self.space.num_active * (OWN + self.num_roles)]
+            found = &self.references[self.num_found * (OWN + self.num_roles)]
             if not find_tensors(find_state(state, p, cursor), self.names, &found[2]):
-                return False
+                return -1
             found[0], found[1] = <PyObject *>p, <PyObject *>grad
             for k in range(2):
                 Py_INCREF(<object>found[k])
-            self.space.num_active += 1  # so that an error releases them
-            index = first + i if indices is None else indices[i]
-            if self.check(self.space.num_active - 1, index):
-                if self.offsets is not None:
-                    self.begin_at(self.space.num_active - 1, self.offsets[i])
-                continue
-            self.unsupported.append(index)
-            self.leave_to_others(found)
-            self.space.num_active -= 1
+            self.num_found += 1  # so that an error releases them
+            numbers[count] = i - 1
+            count += 1
             for k in range(OWN + self.num_roles):
-                release_object(found[k])
-        return True
+                self.exchange.prefetch(found[k])
+        return i
+
+    cdef int add_one(self, Py_ssize_t i, Py_ssize_t first, list indices) except -1:
+        """Add the tensors that come next, of the parameter with this number in the group."""
+        cdef Py_ssize_t k = self.space.num_active
+        index = first + i if indices is None else indices[i]
+        if self.check(k, index):
+            if self.offsets is not None:
+                self.begin_at(k, self.offsets[i])
+            self.space.num_active += 1
+        else:
+            self.unsupported.append(index)
+            self.leave_to_others(&self.references[k * (OWN + self.num_roles)])
+        return 0
 
     cdef int leave_overlaps(self, list params, Py_ssize_t first, list indices) except -1:
         """Where memory is shared, leave all parameters to others."""

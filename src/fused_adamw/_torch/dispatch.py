@@ -21,7 +21,6 @@ from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, either,
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import refuse_sparse, require_step_tensor, step_with_torch, unscale
 from .local_shards import increment_version, prepare
-from .negation import OFFSET, address_of_is_neg
 from .options import Group, check_group, kernel_only
 from .state import (
     NOTHING,
@@ -33,13 +32,16 @@ from .state import (
     missing_state,
     state_names,
 )
+from .tensor_functions import EXAMPLES, OFFSET, addresses
 
 try:
     EXCHANGE = DLPackExchange(
         Tensor,
         torch.nn.Parameter,
         is_negated=Tensor.is_neg,
-        is_negated_at=(address_of_is_neg(), OFFSET),
+        functions=addresses(),
+        offset=OFFSET,
+        examples=EXAMPLES,
     )
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None

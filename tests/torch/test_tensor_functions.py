@@ -1,0 +1,92 @@
+"""What PyTorch's C functions tell of tensors, and steps without these functions."""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fused_adamw import _core  # noqa: E402
+from fused_adamw._torch import dispatch, tensor_functions  # noqa: E402
+from fused_adamw.torch import AdamW  # noqa: E402
+
+WITHOUT = _core.DLPackExchange(torch.Tensor, torch.nn.Parameter, is_negated=torch.Tensor.is_neg)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+MATRICES = {
+    "plain": lambda x: x,
+    "transposed": lambda x: x.t(),
+    "part": lambda x: x[1:4],
+    "with gaps": lambda x: x[:, 1:3],
+    "negated": torch._neg_view,
+    "channels last": lambda x: x.view(1, 2, 3, 5).to(memory_format=torch.channels_last),
+    "one number": lambda x: x.sum(),
+    "empty": lambda x: x[:0],
+    "sparse": lambda x: x.to_sparse(),
+    "meta": lambda x: x.to("meta"),
+    "integers": lambda x: x.to(torch.int32),
+}
+
+
+def unsupported(exchange, param, grad):
+    """Whether a parameter is left to PyTorch."""
+    state = torch.zeros(param.shape, dtype=param.dtype)
+    entry = {"step": torch.tensor(0.0), "exp_avg": state, "exp_avg_sq": state.clone()}
+    step = _core.PreparedStep(exchange, {"m": "exp_avg", "v": "exp_avg_sq"})
+    hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
+    param.grad = grad
+    assert step.prepare([param], {param: entry}, hyper, maximize=False, num_threads=1)
+    return step.unsupported
+
+
+def test_this_version_of_pytorch_has_the_functions():
+    assert set(tensor_functions.addresses()) == set(tensor_functions._NAMES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MATRICES)
+def test_they_accept_what_dlpack_accepts(name, dtype):
+    param = MATRICES[name](torch.randn(6, 5).to(dtype)).detach()
+    grad = param.clone()
+    found = unsupported(dispatch.EXCHANGE, param, grad)
+    assert found == unsupported(WITHOUT, param, grad)
+    assert (found == []) == (name in ("plain", "part", "one number", "empty"))
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"state_dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_steps_without_them_have_the_same_bits(monkeypatch, options, dtype):
+    results = []
+    for exchange in (dispatch.EXCHANGE, WITHOUT):
+        monkeypatch.setattr(dispatch, "EXCHANGE", exchange)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(n, 3).to(dtype)) for n in range(20)]
+        opt = AdamW(params, lr=0.1, **options)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape).to(dtype)
+            opt.step()
+        results.append([p.detach() for p in params])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", tensor_functions._NAMES)
+def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
+    symbol, load = tensor_functions._NAMES[name], ctypes.CDLL
+    wrong = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: 0)
+
+    class Library(SimpleNamespace):
+        def __getitem__(self, found):
+            return wrong if found == symbol else self.library[found]
+
+    fake = SimpleNamespace(**vars(ctypes))
+    fake.CDLL = lambda path: Library(library=load(path))
+    monkeypatch.setattr(tensor_functions, "ctypes", fake)
+    assert tensor_functions.addresses() == {}
+
+
+def test_where_there_is_no_library_none_is_used(monkeypatch):
+    monkeypatch.setattr(tensor_functions, "_LIBRARIES", ())
+    assert tensor_functions.addresses() == {}
