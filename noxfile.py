@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent
 EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 SANITIZED = ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ADDRESS = "-fsanitize=address,undefined"
-NO_OPENMP = {"FUSED_ADAMW_NO_OPENMP": "1"}
+ONE_THREAD = {"FUSED_ADAMW_THREADS": "none"}
 # Percent of the lines of csrc, and of the lines and branches of the Python code.
 COVERED_C, COVERED_PYTHON = 95.0, 90.0
 # They start builds or other tests, none of which count.
@@ -100,9 +100,9 @@ def isa(session: nox.Session, isa: str) -> None:
 
 
 @nox.session(default=False)
-def no_openmp(session: nox.Session) -> None:
+def one_thread(session: nox.Session) -> None:
     """The tests of a build for one thread."""
-    session.install(".[test]", env=NO_OPENMP)
+    session.install(".[test]", env=ONE_THREAD)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -269,7 +269,7 @@ def thread_sanitizer(session: nox.Session) -> None:
     """Tests of the off-loading optimizer, whose updates have a thread of their own, under
     ThreadSanitizer; arguments go to pytest."""
     torch = os.environ.get("TORCH", "torch")
-    sanitized_install(session, [".[test]", torch], "thread", **NO_OPENMP)
+    sanitized_install(session, [".[test]", torch], "thread", **ONE_THREAD)
     environment = {
         "LD_PRELOAD": preloaded(session, "libtsan.so"),
         "TSAN_OPTIONS": f"suppressions={ROOT}/tools/tsan_suppressions.txt",

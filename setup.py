@@ -41,10 +41,12 @@ compiled, linked and run:
 Install a C compiler with OpenMP:
     Debian, Ubuntu    apt-get install gcc python3-dev       (with clang: libomp-dev)
     Fedora            dnf install gcc libgomp python3-devel (with clang: libomp-devel)
-    macOS             xcode-select --install; brew install libomp
-or build for one thread:  FUSED_ADAMW_NO_OPENMP=1 pip install .
+or build for one thread:  FUSED_ADAMW_THREADS=none pip install .
 """
 
+# What the threads are of. On macOS that is part of the system, where a libomp could be a second one
+# in a process with PyTorch, which LLVM's runtime ends.
+THREADS = ("openmp", "dispatch", "none")
 
 # These take back what CFLAGS and LDFLAGS may say. At the link, too: -ffast-math, -Ofast and
 # -funsafe-math-optimizations add an object there that makes every process which loads the module
@@ -78,21 +80,6 @@ def c_flags(compiler_type: str) -> list[str]:
     ]
 
 
-def openmp_flags(compiler_type: str) -> list[tuple[list[str], list[str]]]:
-    """(compile, link) flags, to be tried in turn."""
-    if compiler_type == "msvc":
-        return [(["/openmp"], [])]
-    flags = [(["-fopenmp"], ["-fopenmp"])]
-    if sys.platform == "darwin":
-        # Apple's clang has neither the driver option nor the library, and Homebrew keeps its libomp
-        # out of the search path.
-        folders = [Path(p) for p in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")]
-        kegs = [folder for folder in folders if folder.is_dir()]
-        compile_flags = ["-Xpreprocessor", "-fopenmp", *(f"-I{keg}/include" for keg in kegs)]
-        flags.append((compile_flags, [*(f"-L{keg}/lib" for keg in kegs), "-lomp"]))
-    return flags
-
-
 def with_own_flags(compile_files: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """What compiles files as this does, each with its own flags too."""
 
@@ -122,7 +109,7 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         more = self.flags_of_windows() if self.compiler.compiler_type == "msvc" else []
-        compile_flags, link_flags = self.find_openmp()
+        compile_flags, link_flags = self.thread_flags()
         exact = self.exact_flags()
         for extension in self.extensions:
             extension.extra_compile_args += [
@@ -164,16 +151,26 @@ class BuildExt(build_ext):
             return False
         return True
 
-    def find_openmp(self) -> tuple[list[str], list[str]]:
-        if os.environ.get("FUSED_ADAMW_NO_OPENMP", "0") not in ("", "0"):
-            return [], []
-        for flags in openmp_flags(self.compiler.compiler_type):
-            try:
-                self.compile_probe(OPENMP_PROBE, *flags)
-                return flags
-            except (CompileError, LinkError, OSError, subprocess.SubprocessError) as error:
-                reason = error
-        raise BaseError(NO_OPENMP.format(reason=reason))
+    def thread_flags(self) -> tuple[list[str], list[str]]:
+        """Of the compiler, and of the linker."""
+        default = "dispatch" if sys.platform == "darwin" else "openmp"
+        threads = os.environ.get("FUSED_ADAMW_THREADS") or default
+        if threads not in THREADS:
+            names = ", ".join(THREADS)
+            raise BaseError(f"FUSED_ADAMW_THREADS must be one of {names}; got {threads!r}")
+        if threads == "dispatch":
+            # Outside of macOS, of https://github.com/swiftlang/swift-corelibs-libdispatch.
+            return ["-DFUSED_ADAMW_DISPATCH"], [] if sys.platform == "darwin" else ["-ldispatch"]
+        return self.openmp_flags() if threads == "openmp" else ([], [])
+
+    def openmp_flags(self) -> tuple[list[str], list[str]]:
+        visual_c = self.compiler.compiler_type == "msvc"
+        flags = (["/openmp"], []) if visual_c else (["-fopenmp"], ["-fopenmp"])
+        try:
+            self.compile_probe(OPENMP_PROBE, *flags)
+        except (CompileError, LinkError, OSError, subprocess.SubprocessError) as error:
+            raise BaseError(NO_OPENMP.format(reason=error)) from None
+        return flags
 
     def compile_probe(
         self, text: str, compile_flags: list[str], link_flags: list[str] | None = None

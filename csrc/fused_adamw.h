@@ -194,13 +194,14 @@ FUSED_ADAMW_API const fused_adamw_isa *fused_adamw_find_isa(const char *name);
  * once, before the first step. */
 FUSED_ADAMW_API void fused_adamw_init(void);
 
-/* Whether the build has OpenMP. Without it, every call runs on the calling thread. */
-FUSED_ADAMW_API int fused_adamw_has_openmp(void);
+/* What the threads are of: "OpenMP", "Grand Central Dispatch", or NULL where every call runs on the
+ * calling thread. */
+FUSED_ADAMW_API const char *fused_adamw_threading(void);
 
 /* The threads to use where the user has not said: OMP_NUM_THREADS where that is from 1 to
  * FUSED_ADAMW_MAX_THREADS, else the processors that the affinity mask allows; at most `quota` where
- * that is above 0. */
-FUSED_ADAMW_API int fused_adamw_default_threads(int quota);
+ * that is above 0. `asked` is the number in OMP_NUM_THREADS, or 0: OpenMP has read it itself. */
+FUSED_ADAMW_API int fused_adamw_default_threads(int asked, int quota);
 
 /* How many of `num_threads` threads are worth using on these tensors: at least 1. */
 FUSED_ADAMW_API int fused_adamw_useful_threads(const fused_adamw_tensor *tensors, ptrdiff_t count,

@@ -3,11 +3,13 @@
 #include "internal.h"
 #include "threads.h"
 
-#if defined(_OPENMP)
+#if HAS_OPENMP
 #include <omp.h>
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#elif FUSED_ADAMW_DISPATCH
+#include <dispatch/dispatch.h>
 #endif
 
 /* What threads divide among themselves: the units [0, total), in parts that begin at multiples of
@@ -105,12 +107,16 @@ static void run_part(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
     restore_float_control(before);
 }
 
-#if defined(_OPENMP)
+#if HAS_THREADS
 
-static ptrdiff_t part_begin(const struct job *job, int part, int parts)
+static void run_one_of(const struct job *job, int part, int parts)
 {
-    return part == parts ? job->total : job->total / parts * part / job->grain * job->grain;
+    const ptrdiff_t size = job->total / parts;
+    const ptrdiff_t end = size * (part + 1) / job->grain * job->grain;
+    run_part(job, size * part / job->grain * job->grain, part + 1 == parts ? job->total : end);
 }
+
+#if HAS_OPENMP
 
 static void run_parallel(const struct job *job)
 {
@@ -122,12 +128,26 @@ static void run_parallel(const struct job *job)
 #pragma omp parallel num_threads(team_size)
     {
         /* OpenMP may grant fewer threads than were asked for. */
-        const int part = omp_get_thread_num(), parts = omp_get_num_threads();
-        run_part(job, part_begin(job, part, parts), part_begin(job, part + 1, parts));
+        run_one_of(job, omp_get_thread_num(), omp_get_num_threads());
     }
 }
 
-#if defined(_WIN32)
+#else
+
+static void run_dispatched(void *job, size_t part)
+{
+    run_one_of(job, (int)part, ((const struct job *)job)->num_threads);
+}
+
+static void run_parallel(struct job *job)
+{
+    const dispatch_queue_t any = NULL; /* DISPATCH_APPLY_AUTO, which is not in C11 */
+    dispatch_apply_f((size_t)job->num_threads, any, job, run_dispatched);
+}
+
+#endif
+
+#if FUSED_ADAMW_DISPATCH || defined(_WIN32)
 
 static int run_in_thread(struct job *job, ptrdiff_t elements)
 {

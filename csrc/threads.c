@@ -1,15 +1,18 @@
-/* The threads of OpenMP, and when not to ask for them: its runtimes end the process where a thread
- * cannot be created, and a forked child has only one of its parent's threads. */
+/* Whose threads these are, and when not to ask for them: the runtimes of OpenMP end the process
+ * where a thread cannot be created, and a forked child has only one of its parent's threads. */
 #include "threads.h"
 #include "internal.h"
 
-#if defined(_OPENMP)
+#if HAS_OPENMP
 #include <omp.h>
 #endif
-
-#if defined(_OPENMP) && !defined(_WIN32)
-
+#if HAS_THREADS && !defined(_WIN32)
 #include <pthread.h>
+#include <unistd.h>
+#endif
+
+#if HAS_OPENMP && !defined(_WIN32)
+
 #include <stdlib.h>
 
 /* A function of LLVM's OpenMP runtime, and of Intel's; NULL in a process with GCC's alone. */
@@ -89,7 +92,18 @@ int fused_adamw_team_size(int num_threads)
     return granted;
 }
 
+#else
+
+int fused_adamw_team_size(int num_threads)
+{
+    return num_threads;
+}
+
+#endif
+
 /* ---- fork */
+
+#if HAS_THREADS && !defined(_WIN32)
 
 /* The only mutable variable that threads share: set before the child can have a second thread. */
 static int forked;
@@ -107,20 +121,20 @@ void fused_adamw_init(void)
 /* In a forked child, libgomp still counts on worker threads that only the parent has, and the next
  * parallel region waits for them forever. It remembers them per calling thread, so the child opens
  * its parallel regions from a new thread. LLVM's runtime starts again in the child, but may find
- * locks that other threads of the parent had taken at that moment. */
+ * locks that other threads of the parent had taken at that moment. Grand Central Dispatch serves
+ * no forked child. */
 int fused_adamw_regions(void)
 {
     if (!forked)
         return REGIONS_HERE;
-    return kmp_get_stacksize_s != NULL ? NO_REGIONS : REGIONS_IN_NEW_THREAD;
+#if HAS_OPENMP
+    if (kmp_get_stacksize_s == NULL)
+        return REGIONS_IN_NEW_THREAD;
+#endif
+    return NO_REGIONS;
 }
 
 #else
-
-int fused_adamw_team_size(int num_threads)
-{
-    return num_threads;
-}
 
 void fused_adamw_init(void)
 {
@@ -133,20 +147,29 @@ int fused_adamw_regions(void)
 
 #endif
 
-#if defined(_OPENMP)
+/* ---- how many */
 
-int fused_adamw_has_openmp(void)
+#if HAS_THREADS
+
+/* Of OpenMP these are as many as OMP_NUM_THREADS says, which it has read itself. */
+static int available_threads(int asked)
 {
-    return 1;
+#if HAS_OPENMP
+    const int threads = omp_get_max_threads();
+    (void)asked;
+    return threads < 1 || threads > FUSED_ADAMW_MAX_THREADS ? omp_get_num_procs() : threads;
+#else
+    return asked > 0 ? asked : (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
 }
 
-int fused_adamw_default_threads(int quota)
+int fused_adamw_default_threads(int asked, int quota)
 {
     if (fused_adamw_regions() == NO_REGIONS)
         return 1;
-    int threads = omp_get_max_threads();
-    if (threads < 1 || threads > FUSED_ADAMW_MAX_THREADS)
-        threads = omp_get_num_procs();
+    int threads = available_threads(asked);
+    if (threads < 1)
+        threads = 1;
     if (threads > FUSED_ADAMW_MAX_THREADS)
         threads = FUSED_ADAMW_MAX_THREADS;
     return quota > 0 && quota < threads ? quota : threads;
@@ -154,15 +177,21 @@ int fused_adamw_default_threads(int quota)
 
 #else
 
-int fused_adamw_has_openmp(void)
+int fused_adamw_default_threads(int asked, int quota)
 {
-    return 0;
-}
-
-int fused_adamw_default_threads(int quota)
-{
-    (void)quota;
+    (void)asked, (void)quota;
     return 1;
 }
 
 #endif
+
+const char *fused_adamw_threading(void)
+{
+#if HAS_OPENMP
+    return "OpenMP";
+#elif FUSED_ADAMW_DISPATCH
+    return "Grand Central Dispatch";
+#else
+    return NULL;
+#endif
+}

@@ -1,8 +1,19 @@
-/* The threads of OpenMP, and when not to ask for them. */
+/* Whose threads these are, and when not to ask for them. */
 #ifndef FUSED_ADAMW_THREADS_H
 #define FUSED_ADAMW_THREADS_H
 
-/* How many threads the next parallel region that this thread opens may have: at most
+/* A build has the threads of OpenMP, of Grand Central Dispatch, or none but the callers'. */
+#if !defined(FUSED_ADAMW_DISPATCH)
+#define FUSED_ADAMW_DISPATCH 0
+#endif
+#if defined(_OPENMP) && !FUSED_ADAMW_DISPATCH
+#define HAS_OPENMP 1
+#else
+#define HAS_OPENMP 0
+#endif
+#define HAS_THREADS (HAS_OPENMP || FUSED_ADAMW_DISPATCH)
+
+/* How many threads the next parallel region of OpenMP that this thread opens may have: at most
  * `num_threads`. */
 int fused_adamw_team_size(int num_threads);
 

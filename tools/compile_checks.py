@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc").glob("*.c"))
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 FLAGS = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
-TARGETS = {  # and whether OpenMP is there
+TARGETS = {  # and whether they have OpenMP
     "x86_64-linux-gnu.2.17": True,
     "aarch64-linux-gnu.2.17": True,
     "s390x-linux-gnu": True,
@@ -88,6 +88,8 @@ def check_instructions(folder: Path) -> None:
 
 def zig(target: str, openmp: bool, folder: Path) -> list[str]:
     flags = [*FLAGS.split(), *WARNINGS]
+    if "macos" in target:
+        flags.append("-DFUSED_ADAMW_DISPATCH")
     if "windows" not in target:
         flags.append("-fPIC")
     found = ["gcc", "-print-file-name=include/omp.h"]

@@ -131,7 +131,7 @@ void test_dispatch(void)
     check(fused_adamw_find_isa(NULL) == widest, "the widest instruction set is the default");
     check(fused_adamw_find_isa("mmx") == NULL, "an unknown instruction set");
     const fused_adamw_tensor tensors[] = {{.size = 32768}, {.size = 32768}};
-    const int several = fused_adamw_has_openmp() ? 2 : 1;
+    const int several = fused_adamw_threading() != NULL ? 2 : 1;
     check(fused_adamw_useful_threads(tensors, 2, 8) == several &&
               fused_adamw_useful_threads(tensors, 2, 1) == 1 &&
               fused_adamw_useful_threads(tensors, 1, 8) == 1 &&
@@ -140,7 +140,8 @@ void test_dispatch(void)
     for (int num_threads = 1; num_threads <= 3; num_threads++)
         check(fused_adamw_team_size(num_threads) == num_threads, "a team of %d", num_threads);
     check(fused_adamw_team_size(2) == 2, "a smaller team than before");
-    check(fused_adamw_default_threads(1) == 1 && fused_adamw_default_threads(0) >= 1,
+    check(fused_adamw_default_threads(0, 1) == 1 &&
+              fused_adamw_default_threads(0, 0) >= 1,
           "default threads");
 }
 

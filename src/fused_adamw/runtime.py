@@ -17,14 +17,15 @@ class RuntimeInfo(TypedDict):
         version: of the package.
         isa: the instruction set that is used.
         available_isas: the instruction sets that run on this machine, widest first.
-        openmp: whether the build has OpenMP.
+        threading: ``"OpenMP"`` or, on macOS, ``"Grand Central Dispatch"``; None where the build has
+            no threads of its own.
         num_threads: how many threads a large step uses.
     """
 
     version: str
     isa: str
     available_isas: list[str]
-    openmp: bool
+    threading: str | None
     num_threads: int
 
 
@@ -38,6 +39,6 @@ def runtime_info() -> RuntimeInfo:
         "version": __version__,
         "isa": _core.selected_isa(),
         "available_isas": _core.available_isas(),
-        "openmp": _core.has_openmp(),
+        "threading": _core.threading_library(),
         "num_threads": _core.default_num_threads(),
     }

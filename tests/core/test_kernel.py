@@ -163,7 +163,7 @@ def test_amsgrad_keeps_nan(tensor, dtype, isa, where):
         np.testing.assert_array_equal(array, twin, strict=True)
 
 
-@pytest.mark.skipif(not runtime_info()["openmp"], reason="a build without OpenMP")
+@pytest.mark.skipif(not runtime_info()["threading"], reason="a build for one thread")
 @pytest.mark.parametrize(("length", "threads"), [(-1, 1), (0, 2), (PER_THREAD, 3)])
 def test_the_sizes_that_threads_join_at(tensor, length, threads):
     """The lengths above meet the edges of PER_THREAD."""

@@ -18,7 +18,9 @@ from fused_adamw import AdamW, fused_adamw, runtime_info
 
 ROOT = Path(__file__).parents[2]
 
-needs_openmp = pytest.mark.skipif(not runtime_info()["openmp"], reason="a build without OpenMP")
+THREADING = runtime_info()["threading"]
+needs_threads = pytest.mark.skipif(THREADING is None, reason="a build for one thread")
+needs_openmp = pytest.mark.skipif(THREADING != "OpenMP", reason="a build without OpenMP")
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as on Linux")
 
 
@@ -52,14 +54,14 @@ def default_threads(quota, **environment):
 
 
 @pytest.mark.slow
-@needs_openmp
+@needs_threads
 @pytest.mark.parametrize("value", [*NOT_A_NUMBER, *TOO_MANY])
 def test_a_number_of_threads_that_is_none_leaves_the_quota(value):
     assert default_threads(1, OMP_NUM_THREADS=value) == 1
 
 
 @pytest.mark.slow
-@needs_openmp
+@needs_threads
 @pytest.mark.parametrize("value", [*TOO_MANY[:2], "2147483648"])
 def test_too_many_threads_are_as_many_as_processors(value):
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -67,7 +69,7 @@ def test_too_many_threads_are_as_many_as_processors(value):
 
 
 @pytest.mark.slow
-@needs_openmp
+@needs_threads
 @pytest.mark.parametrize(("value", "number"), [("3", 3), (" +3 ", 3), ("3,2", 3), ("1024", 1024)])
 def test_a_number_of_threads_outdoes_the_quota(value, number):
     assert default_threads(1, OMP_NUM_THREADS=value) == number

@@ -27,7 +27,7 @@ needs_tools = pytest.mark.skipif(
     not sys.platform.startswith("linux")
     or not REPAIR.exists()
     or not all(map(shutil.which, ("patchelf", "readelf", "strip", "ldd")))
-    or not runtime_info()["openmp"],
+    or runtime_info()["threading"] != "OpenMP",
     reason="needs Linux, binutils, patchelf and OpenMP",
 )
 needs_setup = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no sources to build")

@@ -104,7 +104,7 @@ def test_a_group_goes_down_in_one_call(monkeypatch, fused):
 def test_threads(dtype, monkeypatch):
     """As many as PyTorch has; the bits are the twin's, however many they are.
 
-    Without OpenMP it is one, and later steps do not ask.
+    In a build for one thread it is one, and later steps do not ask.
     """
     found, expected, real = [], [], dispatch.num_threads
 
@@ -128,7 +128,7 @@ def test_threads(dtype, monkeypatch):
             assert_steps(opt)
     finally:
         torch.set_num_threads(most)
-    assert found == (expected if runtime_info()["openmp"] else [1])
+    assert found == (expected if runtime_info()["threading"] else [1])
 
 
 def test_two_optimizers_in_two_threads(dtype):

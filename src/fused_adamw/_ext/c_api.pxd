@@ -113,8 +113,8 @@ cdef extern from "fused_adamw.h" nogil:
     const char *fused_adamw_isa_name(const fused_adamw_isa *isa)
     int fused_adamw_isa_available(const fused_adamw_isa *isa)
     const fused_adamw_isa *fused_adamw_find_isa(const char *name)
-    int fused_adamw_has_openmp()
-    int fused_adamw_default_threads(int quota)
+    const char *fused_adamw_threading()
+    int fused_adamw_default_threads(int asked, int quota)
     int fused_adamw_useful_threads(
         const fused_adamw_tensor *tensors, ptrdiff_t count, int num_threads)
 

@@ -1,24 +1,24 @@
 """Instruction sets and threads: what a step runs on."""
 
 
-cdef bint is_number_of_threads(str value) except -1:
-    """Whether OMP_NUM_THREADS says how many threads to use: 4, or 4,2 for nested regions. OpenMP
+cdef int number_of_threads(str value) except -1:
+    """How many threads OMP_NUM_THREADS asks for: 4, or 4,2 for nested regions; 0 for none. OpenMP
     ignores what is no such list of positive integers."""
     numbers = value.split(",")
     for number in numbers:
         number = number.strip().removeprefix("+")
         if not (number.isascii() and number.isdecimal() and number.strip("0")):
-            return False
+            return 0
     digits = numbers[0].strip().lstrip("+0")
-    return len(digits) <= 4 and int(digits) <= FUSED_ADAMW_MAX_THREADS
+    found = int(digits) if len(digits) <= 4 else 0
+    return found if found <= FUSED_ADAMW_MAX_THREADS else 0
 
 
 # Read once: the C library takes both as arguments. OMP_NUM_THREADS is the user's choice; without it
 # OpenMP knows the affinity mask but no cgroup. A quota of 0 is none.
 cdef object FORCED_ISA = os.environ.get("FUSED_ADAMW_ISA") or None
-cdef int CPU_QUOTA = 0 if is_number_of_threads(os.environ.get("OMP_NUM_THREADS", "")) else min(
-    cpu_quota() or 0, FUSED_ADAMW_MAX_THREADS
-)
+cdef int ASKED_THREADS = number_of_threads(os.environ.get("OMP_NUM_THREADS", ""))
+cdef int CPU_QUOTA = 0 if ASKED_THREADS else min(cpu_quota() or 0, FUSED_ADAMW_MAX_THREADS)
 cdef const fused_adamw_isa *SELECTED = NULL  # found at the first call
 
 fused_adamw_init()
@@ -42,21 +42,22 @@ def selected_isa():
     return text(fused_adamw_isa_name(find_isa()))
 
 
-def has_openmp():
-    """Whether this build has OpenMP."""
-    return fused_adamw_has_openmp() != 0
+def threading_library():
+    """What the threads of this build are of; None where there are none but the callers'."""
+    cdef const char *name = fused_adamw_threading()
+    return None if name == NULL else text(name)
 
 
 def default_num_threads():
     """The threads of a large step that is asked for no number: those that OMP_NUM_THREADS says, or
     else the processors that the affinity mask and the cgroup allow."""
-    return fused_adamw_default_threads(CPU_QUOTA)
+    return fused_adamw_default_threads(ASKED_THREADS, CPU_QUOTA)
 
 
 cpdef int check_num_threads(num_threads) except -1:
     """The number of threads that ``num_threads`` stands for; None is the default."""
     if num_threads is None:
-        return fused_adamw_default_threads(CPU_QUOTA)
+        return fused_adamw_default_threads(ASKED_THREADS, CPU_QUOTA)
     threads = integer("num_threads", num_threads)
     if not 1 <= threads <= FUSED_ADAMW_MAX_THREADS:
         raise ValueError(f"num_threads must be from 1 to {FUSED_ADAMW_MAX_THREADS}; got {threads}")

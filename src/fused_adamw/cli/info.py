@@ -25,7 +25,6 @@ def info(options: InfoOptions) -> None:
         "version": found["version"],
         "instruction set": found["isa"],
         "available": ", ".join(found["available_isas"]),
-        "OpenMP": "yes" if found["openmp"] else "no",
-        "threads": str(found["num_threads"]),
+        "threads": f"{found['num_threads']}, {found['threading'] or 'no others than the caller'}",
     }
     make_console().print(key_value_table(rows))
