@@ -1,6 +1,7 @@
 /* Several threads call the library at the same time, each for its part of the same tensors, as a
  * program does that steps one part while another still arrives. For ThreadSanitizer, and for the
  * bits. */
+#include "../threads.h"
 #include "test_kernels.h"
 
 #include <math.h>
@@ -11,7 +12,8 @@ enum { NUM_CALLERS = 4, SIZE = 5 * 256 + 7, STEP = 3, KEY = 77 };
 static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9,   0.999,
                                                     1e-8, 0.1, {[FUSED_ADAMW_EMA] = 0.99}};
 
-/* What one thread does: a step of its part, and the norm of all gradients, which others read too. */
+/* What one thread does: a step of its part, and the norm of all gradients, which others read too;
+ * from its first region on, it may use two threads. */
 typedef struct {
     const fused_adamw_tensor *whole;
     fused_adamw_tensor part;
@@ -26,6 +28,7 @@ static void *call(void *argument)
     const fused_adamw_isa *isa = fused_adamw_find_isa(NULL);
     own->status = fused_adamw_derive_scalars(&HYPERPARAMS, own->whole->element_type, STEP, &scalars);
     own->status |= fused_adamw_finish_scalars(&scalars, 1, 1, 1);
+    own->status |= fused_adamw_team_size(2) != 2;
     own->part.scalars = &scalars;
     own->part.rng_key = fused_adamw_rng_key(KEY, 0);
     fused_adamw_step(isa, &own->part, 1, 2);

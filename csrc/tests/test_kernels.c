@@ -94,25 +94,33 @@ static void run(const problem *start, const problem *expected, manner how)
     }
 }
 
+/* The sums of a tensor that is alone, and of two of it with an empty one between them. */
 static void test_sums(const problem *p, const fused_adamw_isa *isa)
 {
     enum { MAX_CHUNKS = 5 };
-    double expected[MAX_CHUNKS] = {0}, found[MAX_CHUNKS] = {0}, sum = 0;
+    double expected[2 * MAX_CHUNKS] = {0}, found[2 * MAX_CHUNKS] = {0};
     const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
-    const ptrdiff_t num_chunks = fused_adamw_num_chunks(&tensor, 1);
-    check(num_chunks == (p->size + FUSED_ADAMW_CHUNK - 1) / FUSED_ADAMW_CHUNK, "number of chunks");
+    fused_adamw_tensor tensors[] = {tensor, tensor, tensor};
+    tensors[1].size = 0;
+    const ptrdiff_t num_chunks = (p->size + FUSED_ADAMW_CHUNK - 1) / FUSED_ADAMW_CHUNK;
     oracle_sums(p, expected);
-    for (ptrdiff_t i = 0; i < num_chunks; i++)
-        sum += expected[i];
-    for (int num_threads = 1; num_threads <= 3; num_threads++) {
-        fused_adamw_sum_squares(isa, &tensor, 1, num_threads, found);
-        const double norm = fused_adamw_norm(found, num_chunks, -2), square = 2 * sqrt(sum);
-        int same = norm == square || (norm != norm && square != square);
-        for (ptrdiff_t i = 0; i < num_chunks; i++)
-            same = same && (found[i] == expected[i] ||
-                            (found[i] != found[i] && expected[i] != expected[i]));
-        check(same, "sum of squares of %d elements of type %d, %s, %d threads", (int)p->size,
-              p->element_type, fused_adamw_isa_name(isa), num_threads);
+    oracle_sums(p, expected + num_chunks);
+    for (int count = 1; count <= 3; count += 2) {
+        const ptrdiff_t total = fused_adamw_num_chunks(tensors, count);
+        double sum = 0;
+        check(total == (count == 1 ? num_chunks : 2 * num_chunks), "number of chunks");
+        for (ptrdiff_t i = 0; i < total; i++)
+            sum += expected[i];
+        for (int num_threads = 1; num_threads <= 3; num_threads++) {
+            fused_adamw_sum_squares(isa, tensors, count, num_threads, found);
+            const double norm = fused_adamw_norm(found, total, -2), square = 2 * sqrt(sum);
+            int same = norm == square || (norm != norm && square != square);
+            for (ptrdiff_t i = 0; i < total; i++)
+                same = same && (found[i] == expected[i] ||
+                                (found[i] != found[i] && expected[i] != expected[i]));
+            check(same, "sums of squares of %d tensors of %d elements of type %d, %s, %d threads",
+                  count, (int)p->size, p->element_type, fused_adamw_isa_name(isa), num_threads);
+        }
     }
 }
 

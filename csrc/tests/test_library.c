@@ -147,9 +147,19 @@ void test_dispatch(void)
 
 /* ---- moments, encoded and decoded */
 
+static float float_with(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* So that something is rounded: m, v and v_max. */
 static void change_moments(float *const in[3], ptrdiff_t size)
 {
+    /* Of v: around the smallest bfloat16 above 0, and around half of it; and 2^-148, whose root is
+     * the smallest power of 2 that is one. */
+    static const uint32_t tiny[] = {0x8000, 0x7fff, 2, 0xffff, 0x10000, 0x8001};
     for (ptrdiff_t i = 0; i < size; i++) {
         in[0][i] *= 1.2345f;
         in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
@@ -162,10 +172,34 @@ static void change_moments(float *const in[3], ptrdiff_t size)
         }
         if (i / 256 % 4 == 2) /* a block without a root above 0 */
             in[1][i] = 0;
+        if (i / 256 % 4 == 0 && i % 256 % 51 == 0)
+            in[1][i] = in[2][i] = float_with(tiny[i % 256 / 51]);
     }
 }
 
-static void test_codec(const fused_adamw_isa *isa, problem *p)
+/* Blocks whose lowest and highest root are as far apart as 253 steps reach, or a unit of the last
+ * place off that, for every size of the steps; with a root of 0 and without. The largest ratio of m
+ * to the root is beside the lowest root. */
+enum { BLOCKS_OF_RANGES = 16 * 3 * 3 * 2 };
+
+static void set_ranges(float *const in[3], ptrdiff_t size)
+{
+    for (ptrdiff_t i = 0; i < size; i++) {
+        const uint32_t block = (uint32_t)(i / 256), shift = 5 + block / 18 % 16;
+        const uint32_t low = 0x30000000 + block % 3, place = (uint32_t)(i % 256);
+        const uint32_t high = 0x30000000 + (253u << shift) - 1 + block / 3 % 3;
+        const float root = float_with(place == 0   ? low
+                                      : place == 1 ? high
+                                                   : low + random_below(high - low));
+        in[0][i] = (place == 0 ? 3.0f : (float)random_below(1000) / 500 - 1) * root;
+        in[1][i] = place == 2 && block / 9 % 2 ? 0 : root * root;
+        in[2][i] = in[1][i];
+    }
+}
+
+/* `change` makes the moments that are encoded of random ones. */
+static void test_codec(const fused_adamw_isa *isa, problem *p,
+                       void (*change)(float *const in[3], ptrdiff_t size))
 {
     const size_t num_floats = (size_t)p->size + 1;
     float *in[3], *out[3], *expected[3];
@@ -177,7 +211,7 @@ static void test_codec(const fused_adamw_isa *isa, problem *p)
     problem_fill(p); /* what is overwritten */
     problem copy = problem_copy(p);
     oracle_decode(p, in[0], in[1], p->amsgrad ? in[2] : NULL);
-    change_moments(in, p->size);
+    change(in, p->size);
     const fused_adamw_tensor tensor = tensor_of(p, p->arrays);
     const fused_adamw_tensor given = {
         .m = in[0], .v = in[1], .buffers = {[FUSED_ADAMW_V_MAX] = p->amsgrad ? in[2] : NULL}};
@@ -212,8 +246,15 @@ void test_codecs(void)
                              .amsgrad = k % 2,
                              .size = SIZES[k / 2]};
                 if (fused_adamw_isa_available(isa) && oracle_layout(&p))
-                    test_codec(isa, &p);
+                    test_codec(isa, &p, change_moments);
             }
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
+        problem p = {.element_type = FLOAT32,
+                     .state_format = FUSED_ADAMW_STATE_8BIT,
+                     .size = 256 * BLOCKS_OF_RANGES};
+        if (fused_adamw_isa_available(isa) && oracle_layout(&p))
+            test_codec(isa, &p, set_ranges);
+    }
 }
 
 /* ---- fork */

@@ -268,5 +268,14 @@ def test_a_header_that_is_too_long(path, small):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("excess", [1, 1 << 20, 1 << 62])
+def test_a_header_that_does_not_end_in_the_file(path, small, excess):
+    header_bytes = os.stat(path).st_size - 8 + excess
+    with open(path, "r+b") as file:
+        file.write(header_bytes.to_bytes(8, "little"))
+    with nothing_changes(small[0], CorruptCheckpointError, "exceeds the file size"):
+        load_checkpoint(path, small[0])
+
+
 def test_the_values_are_of_all_kinds():
     assert {type(value).__name__ for value in VALUES} >= {"bool", "int", "float", "str", "list"}

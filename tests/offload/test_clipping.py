@@ -186,6 +186,10 @@ def test_weights_that_are_read_without_the_forward_of_their_module():
     recorder = Recorder(params)
     opt = on_device(params, lr=1e-2, delay=1e-3, max_grad_norm=CLIP, module=net)
     train(net, opt, other, recorder, overlapped=True)
+    net.loss(4).backward()
+    opt.step()
+    net.norm(torch.zeros(1, 24, dtype=torch.bfloat16))
+    assert net.extra.weight in opt._engine().pending  # the whole model waits for it
     net.loss(5)
     assert net.extra.weight not in opt._engine().pending
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import threading
 
 import pytest
@@ -203,7 +204,10 @@ def test_models_with_hooks_can_be_copied_and_pickled():
         assert torch.equal(other.loss(1), net.loss(1))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+@needs_fork
 def test_a_fork_steps_by_itself():
     p = parameter(shape=(50,))
     opt = on_device([p], lr=1e-2)
@@ -221,6 +225,30 @@ def test_a_fork_steps_by_itself():
     os.waitpid(child, 0)
     steps(opt, p, count=1, first=5)
     assert found == as_bytes(p).tobytes()
+
+
+@needs_fork
+def test_a_fork_that_is_made_during_updates_cannot_step():
+    """Instead of waiting for a thread that only the parent has."""
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=5e-2, module=net)
+    net.loss(0).backward()
+    opt.step()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        signal.alarm(60)
+        try:
+            opt.step()
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    found = b"".join(iter(lambda: os.read(read, 1 << 16), b""))
+    os.waitpid(child, 0)
+    opt.synchronize()
+    assert found == b"step() cannot be called in a fork that was made during updates"
 
 
 def test_the_threads_end_with_the_optimizer():

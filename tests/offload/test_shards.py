@@ -161,6 +161,20 @@ def test_state_that_is_not_divided_as_its_parameter_is_refused(mesh, change, mes
 
 
 @needs_gloo
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
+def test_converted_moments_are_placed_like_their_parameter(mesh, state_dtype):
+    _, other = trained(mesh, state_dtype="bfloat16", seed=None)
+    p, opt = trained(mesh, state_dtype=state_dtype)
+    opt.load_state_dict(other.state_dict())
+    for name, x in opt.state[p].items():
+        is_moment = name.startswith("exp_avg") and not name.endswith("_scale")
+        assert isinstance(x, DTensor) == is_moment, name
+        assert not is_moment or not isinstance(x.to_local(), DTensor), name
+    opt.step()
+    assert p.to_local().isfinite().all()
+
+
+@needs_gloo
 def test_a_parameter_that_is_a_sum_over_the_ranks_is_refused(mesh):
     p = torch.nn.Parameter(DTensor.from_local(draw((3, 100), 1), mesh, [Partial()]))
     p.grad = DTensor.from_local(draw((3, 100), 2), mesh, [Partial()])

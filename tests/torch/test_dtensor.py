@@ -217,8 +217,9 @@ def test_other_memory_orders(mesh, state_dtype):
 
 
 @needs_gloo
-def test_scales_of_another_parameter_are_refused(mesh):
-    (p,), opt = trained(mesh, state_dtype="8bit")
+@pytest.mark.parametrize("shape", [(3, 100), (0, 100)])
+def test_scales_of_another_parameter_are_refused(mesh, shape):
+    (p,), opt = trained(mesh, shape, state_dtype="8bit")
     _, other = trained(mesh, (2, 100), state_dtype="8bit")
     before = opt.state[p]["exp_avg_shard_scale"].clone()
     saved = opt.state_dict()

@@ -145,6 +145,21 @@ def test_moments_in_a_layout_of_their_own():
     assert opt.last_path[0].path == "PyTorch"
 
 
+@pytest.mark.parametrize(
+    "moment",
+    [torch.zeros(4, 3).to_sparse(), torch.zeros(4, 3, device="meta")],
+    ids=["layout", "device"],
+)
+def test_moments_of_another_layout_or_on_another_device(moment):
+    """PyTorch raises; the warning before that says why it is PyTorch that steps."""
+    p = parameter((4, 3))
+    opt = step(p)
+    opt.state[p]["exp_avg"] = moment
+    reason = f"with exp_avg of layout {moment.layout} on device {moment.device}"
+    with pytest.warns(UserWarning, match=reason), pytest.raises(RuntimeError):
+        opt.step()
+
+
 def test_parameters_on_a_device_are_no_reason_to_warn():
     """The user asked for it. (The device "meta" stands for any.)"""
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))
