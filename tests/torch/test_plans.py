@@ -2,17 +2,14 @@
 PyTorch's class."""
 
 import copy
-import ctypes
 import weakref
 
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from processes import run_python  # noqa: E402
 from torch_optimizers import draw_grads, params_of  # noqa: E402
 
-from fused_adamw._torch import negation  # noqa: E402
 from fused_adamw._torch import step as module  # noqa: E402
 from fused_adamw._torch.negation import address_of_is_neg  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
@@ -327,35 +324,6 @@ def test_groups_are_found_in_one_walk_over_the_state(monkeypatch):
 def test_whether_memory_is_negated_is_asked_in_c():
     """Or, where PyTorch has no such function, of the tensor; here it has."""
     assert address_of_is_neg() > 0
-
-
-WITHOUT_THE_FUNCTION = """
-import torch
-from fused_adamw._torch import negation
-negation._FUNCTION = "none of PyTorch's"
-assert negation.address_of_is_neg() == 0
-from fused_adamw.torch import AdamW
-params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
-opt = AdamW(params, lr=0.1)
-for _ in range(3):
-    for p in params:
-        p.grad = torch.arange(5.0) - 2
-    params[1].grad = torch._neg_view(-params[1].grad)
-    opt.step()
-torch.testing.assert_close(*params)  # PyTorch, which updates the second, rounds in another way
-print("the same")
-"""
-
-
-@pytest.mark.slow
-def test_a_pytorch_without_this_function():
-    result = run_python(WITHOUT_THE_FUNCTION)
-    assert result.stdout == "the same\n", result.stderr
-
-
-def test_objects_in_which_the_tensor_is_elsewhere(monkeypatch):
-    monkeypatch.setattr(negation, "OFFSET", negation.OFFSET + ctypes.sizeof(ctypes.c_void_p))
-    assert address_of_is_neg() == 0
 
 
 def test_a_plan_keeps_no_tensor():
