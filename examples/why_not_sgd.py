@@ -113,12 +113,16 @@ def sensitivity() -> None:
     print(f"   Loss of the tiny transformer after {STEPS} steps (chance: {chance:.3f}):")
     print("         lr       AdamW         SGD")
     works: dict[str, list[float]] = {"AdamW": [], "SGD": []}
+    previous = 0.0
     for lr in rates:
         losses = {name: loss_after(name, lr) for name in OPTIMIZERS}
         print(f"   {lr:8g} {losses['AdamW']:11.4g} {losses['SGD']:11.4g}")
         for name, loss in losses.items():
-            if loss < WORKS * chance:
-                works[name].append(lr)
+            found = works[name]
+            in_a_row = not found or found[-1] == previous  # a rate beyond a gap has had luck
+            if loss < WORKS * chance and in_a_row:
+                found.append(lr)
+        previous = lr
     print()
     for name, found in works.items():
         decades = math.log10(found[-1] / found[0])

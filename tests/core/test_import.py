@@ -44,7 +44,13 @@ def test_an_import_of_inspect_that_fails_is_an_exception(module, error):
 def test_ctrl_c_while_the_command_starts(tmp_path):
     """A module of that name that is interrupted, before the standard one on the path."""
     (tmp_path / "inspect.py").write_text("raise KeyboardInterrupt\n")
-    code = f"import sys, numpy; del sys.modules['inspect']; sys.path.insert(0, {str(tmp_path)!r})\n"
-    done = run_python(code + "import fused_adamw")
+    code = f"""
+import sys
+import numpy
+sys.modules.pop("inspect", None)
+sys.path.insert(0, {str(tmp_path)!r})
+import fused_adamw
+"""
+    done = run_python(code)
     assert done.returncode in (1, -2, 130), (done.returncode, done.stderr)  # as Python ends then
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Beside, Net, on_device  # noqa: E402
 
-from fused_adamw._offload import pump  # noqa: E402
+from fused_adamw._offload import pump, threads  # noqa: E402
 from fused_adamw._offload.threads import start_thread  # noqa: E402
 
 
@@ -75,6 +75,29 @@ def test_ctrl_c_when_the_thread_has_just_started(max_grad_norm, monkeypatch):
     opt.step()
     other.assert_equal(opt)
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_a_thread_that_cannot_be_started(max_grad_norm, monkeypatch):
+    """The step fails, and the next one starts it."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    net = Net()
+    params = list(net.parameters())
+    other = Beside(params, lr=1e-2, own={"max_grad_norm": max_grad_norm})
+    opt = on_device(params, lr=1e-2, max_grad_norm=max_grad_norm)
+    net.loss(0).backward()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        opt.step()
+    assert not opt.state_dict()["state"]
+    monkeypatch.undo()
+    assert all(thread.is_alive() for thread in threads._stops)
+    other.step()
+    opt.step()
+    other.assert_equal(opt)
 
 
 @pytest.mark.slow

@@ -246,3 +246,23 @@ def test_what_fused_may_not_have_is_unscaled_once():
     opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(0.0)
     opt.step()
     assert all(p.grad.equal(grad / 4) for p, grad in zip(params, before, strict=True))
+
+
+def test_transposed_gradients_of_a_group_that_only_pytorch_can_step():
+    """PyTorch's fused update on the CPU ignores strides: it gets the other parameters only."""
+
+    def made(kind, **options):
+        params = [torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2)]
+        return params, kind(params, lr=0.1, weight_decay=0.01, **options)
+
+    params, opt = made(AdamW, fused=True)
+    opt.param_groups[0]["decoupled_weight_decay"] = False
+    expected, adam = made(torch.optim.Adam, foreach=False)
+    for seed in range(3):
+        grads = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+        for found in (params, expected):
+            found[0].grad, found[1].grad = grads[0].t(), grads[1].t().contiguous()
+        opt.step()
+        adam.step()
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close(p, q)  # the fused update rounds in another way

@@ -163,8 +163,6 @@ def _mark_best(axes: "Axes", lr: float, loss: float, color: str) -> None:
 def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     """Plot ns per parameter over the number of parameters, a line for each implementation."""
     figure, (axes,) = _figure(CHART_SIZE)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     # The slowest at the smallest size comes first, as it is on top there.
     styled = zip(chart.lines, _line_styles(chart.lines), strict=True)
     for line, style in sorted(styled, key=_slowest_first):
@@ -176,6 +174,9 @@ def save_benchmark_plot(path: Path, chart: "Chart") -> None:
         if len(x) == 1:  # a line without markers would be invisible
             style = {"marker": "_", "markersize": 12} | style
         axes.errorbar(x, y, yerr=errors, label=line.label, elinewidth=0.8, capsize=2, **style)
+    # Matplotlib before 3.11 starts axes that are logarithmic before there are error bars at 1.
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     _set_size_axis(axes, chart)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("ns per parameter")
