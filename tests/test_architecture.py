@@ -305,8 +305,7 @@ NAMES_OF_OPTIONS = {  # where an option with a buffer is named: elsewhere code g
     "sharded.py": "signature and accessor",
     "torch.py": "signature and docstring",
     "offload.py": "signature and docstring",
-    "_torch/dispatch.py": "PyTorch's own amsgrad, which its functions are given",
-    "_torch/fallback.py": "the same",
+    "_torch/fallback.py": "PyTorch's own amsgrad, which its functions are given",
     "_torch/state.py": "the name that PyTorch gives v_max",
 }
 

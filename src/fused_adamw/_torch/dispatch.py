@@ -19,7 +19,7 @@ from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, either, supported_dtypes
 from .dtensors import has_dtensors, is_dtensor, local_of
-from .fallback import refuse_sparse, require_step_tensor, step_with_torch, unscale
+from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch, unscale
 from .local_shards import increment_version, prepare
 from .options import Group, check_group, kernel_only
 from .state import (
@@ -136,14 +136,14 @@ def _dispatch_with_fallback(
     optimizer: torch.optim.AdamW, group: Group, first: int
 ) -> GroupDispatch:
     if not _uses_kernels(group):
-        return GroupDispatch(group, None, _init(optimizer, group))
+        return GroupDispatch(group, None, init_group(optimizer, group))
     params, state = group["params"], optimizer.state
     names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
     prepared = PreparedStep(EXCHANGE, names, fused=bool(group["fused"]))
     how = _arguments(optimizer, group, NO_RATES)
     increment = prepare(prepared, params, state, names, how)
     if increment is None:  # the first step of a parameter
-        tensors = _init(optimizer, group)
+        tensors = init_group(optimizer, group)
         increment = prepare(prepared, params, state, names, how)
         if increment is None:
             return GroupDispatch(group, None, tensors)
@@ -263,18 +263,6 @@ def _refuse(group: Group, option: str, unsupported: list[int]) -> NoReturn:
         f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with matching "
         f"gradients; unsupported: parameters {abbreviated(unsupported, most=10)}"
     )
-
-
-def _init(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
-    """Collect the tensors of a step; PyTorch initializes the state of new parameters."""
-    tensors = GroupTensors([], [], [], {"m": [], "v": []})
-    params, grads, steps, state = tensors
-    v_max: list[Tensor] = []
-    with DeferredSignals():  # or a parameter could be left with a part of its state
-        optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
-    if group["amsgrad"]:
-        state["v_max"] = v_max
-    return tensors
 
 
 def _uses_kernels(group: Group) -> bool:

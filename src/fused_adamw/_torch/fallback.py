@@ -1,12 +1,14 @@
 """PyTorch's own update, for what the kernels do not support."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from .._core import DeferredSignals
 from .options import Group
 from .state import NOTHING, GroupTensors
 
@@ -14,6 +16,25 @@ CHECK_CAPTURE = (  # raises while a CUDA graph is captured; the name depends on 
     getattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", None)
     or torch.optim.Optimizer._cuda_graph_capture_health_check
 )
+
+
+def init_group(optimizer: torch.optim.AdamW, group: Group) -> GroupTensors:
+    """Collect the tensors of a step; PyTorch initializes the state of new parameters."""
+    tensors = GroupTensors([], [], [], {"m": [], "v": []})
+    params, grads, steps, state = tensors
+    v_max: list[Tensor] = []
+    # A signal could leave a parameter with half of its state. PyTorch 2.10 puts counts of steps on
+    # the default device.
+    with DeferredSignals(), _cpu_by_default():
+        optimizer._init_group(group, params, grads, state["m"], state["v"], v_max, steps)
+    if group["amsgrad"]:
+        state["v_max"] = v_max
+    return tensors
+
+
+def _cpu_by_default() -> AbstractContextManager[object]:
+    on_cpu = torch.get_default_device().type == "cpu"
+    return nullcontext() if on_cpu else torch.device("cpu")
 
 
 def step_with_torch(
