@@ -90,7 +90,7 @@ def comparisons(loader):
         return {name: on_moments_of_optimizer(p) for name, p in loaded.items() if p}
 
     fused = others("torch-fused")
-    against_torch = {OURS: ours_with_new_gradients, **fused}
+    against_torch = {OURS: ours_with_new_gradients, **others("fused_adamw.torch"), **fused}
     yield compare("model", "13 tensors of the tiny transformer", MODEL, against_torch)
     yield compare("1000x64", "1,000 tensors of 64", MANY_SMALL, against_torch)
     clipping = {f"{OURS}-no-clipping": prepare_class, OURS: ours_clipped}
