@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import run_python
+from processes import has_openmp, run_python
 from setuptools import Extension
 
 ROOT = Path(__file__).parents[2]
@@ -89,12 +89,6 @@ FAST = {
     "CFLAGS": {"CFLAGS": "-Ofast -funsafe-math-optimizations -fsingle-precision-constant"},
     "LDFLAGS": {"CFLAGS": "-ffast-math", "LDFLAGS": "-Ofast -ffast-math"},
 }
-
-
-def has_openmp(compiler):
-    """Clang's OpenMP is in a package of its own."""
-    command = [compiler, "-fopenmp", "-fsyntax-only", "-x", "c", "-"]
-    return not subprocess.run(command, input=b"#include <omp.h>", capture_output=True).returncode
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arrays import PER_THREAD
-from processes import run_python
+from processes import has_openmp, run_python
 from stalls import FEWEST, MOST, SIZE, assert_serial_for_a_while, serial_steps
 from twin import adamw_twin
 
@@ -161,13 +161,14 @@ needs_clang = pytest.mark.skipif(not shutil.which("clang"), reason="no clang")
 def test_children_of_a_process_with_threads_of_its_own(tmp_path, compiler):
     """LLVM's runtime might wait in the child for a lock that another thread of the parent had: no
     region is opened there."""
+    if not has_openmp(compiler):
+        pytest.skip(f"no OpenMP with {compiler}")
     program = tmp_path / "fork_stress"
     source = ROOT / "tests" / "core" / "programs" / "fork_stress.c"
     flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fopenmp", "-pthread", f"-I{ROOT / 'csrc'}"]
     command = [compiler, *flags, source, *ROOT.glob("csrc/*.c"), "-lm", "-o", program]
     built = subprocess.run(command, capture_output=True, text=True)
-    if built.returncode != 0:
-        pytest.skip(f"no OpenMP with {compiler}")
+    assert built.returncode == 0, built.stderr
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     ran = subprocess.run([program], capture_output=True, text=True, timeout=600, env=environment)
     failed, threads = map(int, ran.stdout.split())

@@ -48,3 +48,9 @@ def run_python(code, paths=(), **environment):
         text=True,
         timeout=240,
     )
+
+
+def has_openmp(compiler):
+    """Clang's OpenMP is in a package of its own."""
+    command = [compiler, "-fopenmp", "-fsyntax-only", "-x", "c", "-"]
+    return not subprocess.run(command, input=b"#include <omp.h>", capture_output=True).returncode

@@ -60,7 +60,7 @@ int main(void)
         if (child == 0) {
             alarm(SECONDS);
             fused_adamw_step(fused_adamw_find_isa(NULL), &tensor, 1,
-                             1 + fused_adamw_default_threads(0));
+                             1 + fused_adamw_default_threads(0, 0));
             _exit(count_threads());
         }
         failed += waitpid(child, &status, 0) != child || !WIFEXITED(status);
