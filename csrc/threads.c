@@ -105,7 +105,7 @@ int fused_adamw_team_size(int num_threads)
 
 #if HAS_THREADS && !defined(_WIN32)
 
-/* The only mutable variable that threads share: set before the child can have a second thread. */
+/* Set before the child can have a second thread. */
 static int forked;
 
 static void after_fork_in_child(void)
@@ -151,17 +151,36 @@ int fused_adamw_regions(void)
 
 #if HAS_THREADS
 
-/* Of OpenMP these are as many as OMP_NUM_THREADS says, which it has read itself. */
+#if HAS_OPENMP
+
+/* As many as OMP_NUM_THREADS says, which OpenMP has read itself. */
 static int available_threads(int asked)
 {
-#if HAS_OPENMP
     const int threads = omp_get_max_threads();
     (void)asked;
     return threads < 1 || threads > FUSED_ADAMW_MAX_THREADS ? omp_get_num_procs() : threads;
-#else
-    return asked > 0 ? asked : (int)sysconf(_SC_NPROCESSORS_ONLN);
-#endif
 }
+
+#else
+
+/* Counted once: it takes longer than a small step. */
+static pthread_once_t counted = PTHREAD_ONCE_INIT;
+static long num_processors;
+
+static void count_processors(void)
+{
+    num_processors = sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static int available_threads(int asked)
+{
+    if (asked > 0)
+        return asked;
+    pthread_once(&counted, count_processors);
+    return (int)num_processors;
+}
+
+#endif
 
 int fused_adamw_default_threads(int asked, int quota)
 {
