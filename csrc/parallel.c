@@ -109,11 +109,16 @@ static void run_part(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 
 #if HAS_THREADS
 
+/* What is left over is divided, too: chunks may be but two for each thread. */
+static ptrdiff_t part_begin(const struct job *job, int part, int parts)
+{
+    const ptrdiff_t begin = job->total / parts * part + job->total % parts * part / parts;
+    return part == parts ? job->total : begin / job->grain * job->grain;
+}
+
 static void run_one_of(const struct job *job, int part, int parts)
 {
-    const ptrdiff_t size = job->total / parts;
-    const ptrdiff_t end = size * (part + 1) / job->grain * job->grain;
-    run_part(job, size * part / job->grain * job->grain, part + 1 == parts ? job->total : end);
+    run_part(job, part_begin(job, part, parts), part_begin(job, part + 1, parts));
 }
 
 #if HAS_OPENMP
@@ -141,7 +146,7 @@ static void run_dispatched(void *job, size_t part)
 
 static void run_parallel(struct job *job)
 {
-    const dispatch_queue_t any = NULL; /* DISPATCH_APPLY_AUTO, which is not in C11 */
+    dispatch_queue_t any = NULL; /* DISPATCH_APPLY_AUTO, which is not in C11 */
     dispatch_apply_f((size_t)job->num_threads, any, job, run_dispatched);
 }
 
