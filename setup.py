@@ -44,8 +44,7 @@ Install a C compiler with OpenMP:
 or build for one thread:  FUSED_ADAMW_THREADS=none pip install .
 """
 
-# What the threads are of. On macOS that is part of the system, where a libomp could be a second one
-# in a process with PyTorch, which LLVM's runtime ends.
+# Whose threads a build has, by FUSED_ADAMW_THREADS.
 THREADS = ("openmp", "dispatch", "none")
 
 # These take back what CFLAGS and LDFLAGS may say. At the link, too: -ffast-math, -Ofast and
@@ -153,6 +152,8 @@ class BuildExt(build_ext):
 
     def thread_flags(self) -> tuple[list[str], list[str]]:
         """Of the compiler, and of the linker."""
+        # A libomp on macOS could be the second one in a process with PyTorch, which LLVM's runtime
+        # ends; Grand Central Dispatch is part of the system.
         default = "dispatch" if sys.platform == "darwin" else "openmp"
         threads = os.environ.get("FUSED_ADAMW_THREADS") or default
         if threads not in THREADS:

@@ -12,6 +12,15 @@ from offloading import (  # noqa: E402
 )
 
 
+def assert_refused(opt, good, error, match):
+    """A step raises, and neither the good parameter nor the state is changed."""
+    before = good.detach().clone()
+    with pytest.raises(error, match=match):
+        opt.step()
+    assert torch.equal(good, before)
+    assert not opt.state
+
+
 def complex_parameter():
     return torch.nn.Parameter(torch.zeros(4, dtype=torch.complex64))
 
@@ -30,11 +39,7 @@ def test_parameters_that_are_refused(make):
     opt = on_device([good, bad], lr=1e-2)
     set_gradient(good, 0)
     bad.grad = torch.zeros_like(bad)
-    before = good.detach().clone()
-    with pytest.raises(TypeError, match="parameter 1 must be dense"):
-        opt.step()
-    assert torch.equal(good, before)
-    assert not opt.state
+    assert_refused(opt, good, TypeError, "parameter 1 must be dense")
 
 
 def test_gradients_that_are_refused():
@@ -42,11 +47,7 @@ def test_gradients_that_are_refused():
     opt = on_device([good, bad], lr=1e-2)
     set_gradient(good, 0)
     bad.grad = torch.eye(3).to_sparse()
-    before = good.detach().clone()
-    with pytest.raises(TypeError, match="the gradient of parameter 1 must be dense"):
-        opt.step()
-    assert torch.equal(good, before)
-    assert not opt.state
+    assert_refused(opt, good, TypeError, "the gradient of parameter 1 must be dense")
 
 
 def test_shared_memory_is_refused():
@@ -94,11 +95,7 @@ def test_a_learning_rate_that_is_refused(lr):
     opt.param_groups[1]["lr"] = lr
     for p in (good, bad):
         set_gradient(p, 0)
-    before = good.detach().clone()
-    with pytest.raises((TypeError, ValueError), match="lr must be"):
-        opt.step()
-    assert torch.equal(good, before)
-    assert not opt.state
+    assert_refused(opt, good, (TypeError, ValueError), "lr must be")
 
 
 def test_state_that_is_refused():

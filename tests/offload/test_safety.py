@@ -207,24 +207,34 @@ def test_models_with_hooks_can_be_copied_and_pickled():
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
+def written_by_fork(call):
+    """The bytes that ``call`` returns in a forked child, which has a minute for it."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        signal.alarm(60)
+        try:
+            os.write(write, call())
+        finally:
+            os._exit(0)
+    os.close(write)
+    found = b"".join(iter(lambda: os.read(read, 1 << 16), b""))
+    os.close(read)
+    os.waitpid(child, 0)
+    return found
+
+
 @needs_fork
 def test_a_fork_steps_by_itself():
     p = parameter(shape=(50,))
     opt = on_device([p], lr=1e-2)
     steps(opt, p)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        try:
-            steps(opt, p, count=1, first=5)
-            os.write(write, as_bytes(p).tobytes())
-        finally:
-            os._exit(0)
-    os.close(write)
-    found = b"".join(iter(lambda: os.read(read, 1 << 16), b""))
-    os.waitpid(child, 0)
-    steps(opt, p, count=1, first=5)
-    assert found == as_bytes(p).tobytes()
+
+    def step():
+        steps(opt, p, count=1, first=5)
+        return as_bytes(p).tobytes()
+
+    assert written_by_fork(step) == step()
 
 
 @needs_fork
@@ -234,19 +244,13 @@ def test_a_fork_that_is_made_during_updates_cannot_step():
     opt = on_device(net.parameters(), lr=1e-2, delay=5e-2, module=net)
     net.loss(0).backward()
     opt.step()
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        signal.alarm(60)
-        try:
+
+    def step():
+        with pytest.raises(RuntimeError) as raised:
             opt.step()
-        except RuntimeError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    found = b"".join(iter(lambda: os.read(read, 1 << 16), b""))
-    os.waitpid(child, 0)
+        return str(raised.value).encode()
+
+    found = written_by_fork(step)
     opt.synchronize()
     assert found == b"step() cannot be called in a fork that was made during updates"
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", minversion="2.10")
 
 from fused_adamw import _core  # noqa: E402
 from fused_adamw._torch import dispatch, tensor_functions  # noqa: E402
@@ -79,10 +79,10 @@ def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
 
     class Library(SimpleNamespace):
         def __getitem__(self, found):
-            return wrong if found == symbol else self.library[found]
+            return wrong if found == symbol else self.real[found]
 
     fake = SimpleNamespace(**vars(ctypes))
-    fake.CDLL = lambda path: Library(library=load(path))
+    fake.CDLL = lambda path: Library(real=load(path))
     monkeypatch.setattr(tensor_functions, "ctypes", fake)
     assert tensor_functions.addresses() == {}
 

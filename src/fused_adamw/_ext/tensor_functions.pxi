@@ -57,7 +57,7 @@ cdef inline void prefetch_description(
 
 
 cdef int find_functions(TensorFunctions *functions, dict addresses, Py_ssize_t offset) except -1:
-    """The examples are still missing."""
+    """Set the addresses; ``add_example`` adds the dtypes."""
     functions.layout = <NumberOf><size_t>addresses["layout"]
     functions.device = <NumberOf><size_t>addresses["device"]
     functions.dtype = <NumberOf><size_t>addresses["dtype"]
