@@ -5,11 +5,9 @@ from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .._optim.allocation import zeros
 from .._optim.options import roles_of
 from .._optim.state_formats import (
     ELEMENT_TYPES,
@@ -22,7 +20,7 @@ from .._optim.state_formats import (
 )
 from .._torch.dtensors import is_dtensor, is_part_of_same, offset_of, placed_like, placements_of
 from .._torch.fallback import require_step_tensor
-from .._torch.state import Kind, State, state_names, torch_dtype
+from .._torch.state import Kind, State, host_zeros, state_names, torch_dtype
 from .._torch.stored import Target, is_scale, storage_of
 
 
@@ -69,19 +67,12 @@ def new_state(p: Tensor, kind: Kind) -> State:
     state: State = {"step": torch.zeros((), dtype=torch.float32)}
     for position, (role, name) in enumerate(state_names(*kind).items()):
         storage, shape = layout[role]
-        flat = _zeros(prod(shape), torch_dtype(storage), position)
+        flat = host_zeros(prod(shape), torch_dtype(storage), position)
         if flat.numel() == p.numel() and not role.endswith("_scale"):
             state[name] = placed_like(whole, flat.as_strided(p.shape, p.stride()))
         else:
             state[name] = flat.view(shape)
     return state
-
-
-def _zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
-    """Of one dimension; PyTorch's own would write to each page."""
-    if size == 0:  # NumPy gives it a stride of 0, which PyTorch cannot view as another dtype
-        return torch.zeros(0, dtype=dtype)
-    return torch.from_numpy(zeros(size, np.dtype(f"i{dtype.itemsize}"), position)).view(dtype)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _get_scalar_dtype
 
 from .._core import (
     DeferredSignals,
@@ -27,6 +28,7 @@ from .state import (
     GroupTensors,
     Kind,
     State,
+    has_large_state,
     is_narrow,
     kind_of,
     missing_state,
@@ -143,6 +145,7 @@ def _dispatch_with_fallback(
     how = _arguments(optimizer, group, NO_RATES)
     increment = prepare(prepared, params, state, names, how)
     if increment is None:  # the first step of a parameter
+        _add_large_states(optimizer, group)
         tensors = init_group(optimizer, group)
         increment = prepare(prepared, params, state, names, how)
         if increment is None:
@@ -161,6 +164,15 @@ def _dispatch_with_fallback(
     fusible = prepared.fusible if group["fused"] else None
     kernel = prepared if prepared.num_supported else None
     return GroupDispatch(group, kernel, fallback, fusible, increment_versions=increment)
+
+
+def _add_large_states(optimizer: torch.optim.AdamW, group: Group) -> None:
+    """What PyTorch would initialize, where it matters which memory it is in."""
+    count = torch.zeros((), dtype=_get_scalar_dtype(group["fused"]), device="cpu")
+    for p in group["params"]:
+        is_new = p.grad is not None and not p.grad.is_sparse and not optimizer.state.get(p)
+        if is_new and has_large_state(p):
+            optimizer.state[p] = missing_state(p, None, group) | {"step": count.clone()}
 
 
 def _dispatch_to_kernels(

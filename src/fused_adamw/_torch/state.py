@@ -9,10 +9,11 @@ from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .._optim.allocation import stagger
+from .._optim.allocation import LARGE, zeros
 from .._optim.arrays import Shape
 from .._optim.options import roles_of
 from .._optim.state_formats import (
@@ -94,6 +95,11 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     return missing
 
 
+def has_large_state(p: Tensor) -> bool:
+    """Whether it takes care to place moments of the dtype of this parameter."""
+    return _is_plain(p) and p.nbytes >= LARGE and dtype_name(p.dtype) in ELEMENT_TYPES
+
+
 def is_narrow(p: Tensor) -> bool:
     """Whether the kernels compute such a parameter in another dtype: one of 16 bits."""
     row = ELEMENT_TYPES.get(dtype_name(p.dtype))
@@ -150,14 +156,25 @@ def _zeros(p: Tensor, role: str, position: int, storage: str, shape: Shape) -> T
     parameter's strides, and placed like it. ``position``: among those of the state."""
     dtype, size = torch_dtype(storage), prod(shape)
     is_like_param = size == local_of(p).numel() and not role.endswith("_scale")
-    skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
-    if skipped and p.device.type == "cpu" and type(p) in (Tensor, torch.nn.Parameter):
-        flat = torch.zeros(skipped + size, dtype=dtype)[skipped:]
+    if _is_plain(p) and size * dtype.itemsize >= LARGE:
+        flat = host_zeros(size, dtype, position).zero_()  # pages read first are mapped twice
         strides = torch.empty_like(p, device="meta").stride()
         return flat.as_strided(p.shape, strides) if is_like_param else flat.view(shape)
     if is_like_param:
         return torch.zeros_like(p, dtype=dtype)
     return torch.zeros(shape, dtype=dtype, device=p.device)
+
+
+def host_zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
+    """In one dimension, and not written to yet. In memory of NumPy, which asks for huge pages where
+    an array is large; PyTorch does not."""
+    if size == 0:  # NumPy gives it a stride of 0, which PyTorch cannot view as another dtype
+        return torch.zeros(0, dtype=dtype)
+    return torch.from_numpy(zeros(size, np.dtype(f"i{dtype.itemsize}"), position)).view(dtype)
+
+
+def _is_plain(p: Tensor) -> bool:
+    return p.device.type == "cpu" and type(p) in (Tensor, torch.nn.Parameter)
 
 
 def torch_dtype(storage: str) -> torch.dtype:

@@ -1,0 +1,122 @@
+"""Large arrays of a tensor's state begin at different offsets in a page, and lie in huge pages."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import dtype_named
+
+from fused_adamw import AdamW
+
+SIZE = 1 << 25  # glibc maps each array of 32 MiB and more, whatever was freed before
+PAGE, LINE = 4096, 64
+MIXES = [
+    ("float32", {}),
+    ("float32", {"amsgrad": True, "ema_decay": 0.5}),
+    ("float32", {"state_dtype": "8bit"}),
+    ("bfloat16", {"master_weights": True, "ema_decay": 0.5}),
+    ("bfloat16", {"master_weights": True, "state_dtype": "float32"}),
+]
+
+
+def assert_apart(addresses):
+    """Each a cache line or more from the others, as far as the offset in a page goes."""
+    assert len(addresses) >= 2
+    for a, b in combinations(addresses, 2):
+        assert LINE <= (a - b) % PAGE <= PAGE - LINE
+
+
+def large(sizes):
+    """The addresses of those of a mebibyte and more."""
+    return [address for address, nbytes in sizes if nbytes >= 1 << 20]
+
+
+@pytest.mark.parametrize(("dtype", "options"), MIXES)
+def test_of_numpy(dtype, options):
+    param = np.ones((SIZE // 4, 4), dtype_named(dtype), order="F")
+    arrays = AdamW(param, **options)._state[0].arrays
+    assert_apart(large((x.ctypes.data, x.nbytes) for x in arrays.values()))
+    assert all(x.flags.f_contiguous for x in arrays.values())
+
+
+@pytest.mark.parametrize(("dtype", "options"), MIXES)
+def test_of_torch(dtype, options):
+    torch = pytest.importorskip("torch")
+    from fused_adamw.torch import AdamW as TorchAdamW
+
+    values = torch.ones(4, SIZE // 4, dtype=getattr(torch, dtype)).t()
+    param = torch.nn.Parameter(values)
+    param.grad = torch.ones_like(values)
+    opt = TorchAdamW([param], **options)
+    opt.step()
+    arrays = [x for name, x in opt.state[param].items() if name != "step"]
+    assert_apart(large((x.data_ptr(), x.nbytes) for x in arrays))
+    assert {x.stride() for x in arrays if x.shape == param.shape} == {param.stride()}
+    kept = sum(x.untyped_storage().nbytes() for x in arrays)
+    assert opt.state_nbytes <= kept <= 1.001 * opt.state_nbytes
+
+
+def flags_of_mapping(address):
+    """What Linux says of the memory mapping that an address lies in (``man proc``)."""
+    lies_in = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            start, end = (int(part, 16) for part in name.split("-"))
+            lies_in = start <= address < end
+        elif lies_in and name == "VmFlags:":
+            return values
+    raise AssertionError(f"no mapping has the address {address:#x}")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no transparent huge pages"
+)
+@pytest.mark.parametrize("package", ["numpy", "torch"])
+def test_huge_pages_are_asked_for(package):
+    if package == "numpy":
+        opt = AdamW(np.ones(SIZE // 4, np.float32))
+        addresses = [x.ctypes.data for x in opt._state[0].arrays.values()]
+    else:
+        torch = pytest.importorskip("torch")
+        from fused_adamw.torch import AdamW as TorchAdamW
+
+        param = torch.nn.Parameter(torch.ones(SIZE // 4))
+        param.grad = torch.ones_like(param)
+        opt = TorchAdamW([param])
+        opt.step()
+        state = opt.state[param]
+        addresses = [state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()]
+    for address in addresses:
+        assert "hg" in flags_of_mapping(address + SIZE // 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "fused": True}])
+@pytest.mark.parametrize("default", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_is_as_of_pytorch(dtype, default, options):
+    torch = pytest.importorskip("torch")
+    from fused_adamw.torch import AdamW as TorchAdamW
+
+    found = []
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, default))
+    try:
+        for cls in (TorchAdamW, torch.optim.AdamW):
+            param = torch.nn.Parameter(torch.ones(256, 4096, dtype=getattr(torch, dtype)).t())
+            param.grad = torch.ones_like(param)
+            opt = cls([param], **options)
+            opt.step()
+            state = opt.state[param]
+            found.append([(name, x.dtype, x.shape, x.stride()) for name, x in state.items()])
+    finally:
+        torch.set_default_dtype(before)
+    assert found[0] == found[1]
+
+
+def test_small_arrays_take_no_more_than_their_elements():
+    opt = AdamW(np.ones(1 << 10, np.float32))
+    for array in opt._state[0].arrays.values():
+        base = array if array.base is None else array.base
+        assert base.nbytes == array.nbytes
