@@ -20,7 +20,10 @@ import signal, sys
 from fused_adamw import AdamW
 from fused_adamw.cli import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # even where a shell ignores it
+# Even where a shell or nohup ignores them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 original_step = AdamW.step
 
 def step(self, grads):
