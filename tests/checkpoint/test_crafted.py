@@ -243,6 +243,7 @@ def test_only_regular_files_are_read(tmp_path, monkeypatch, special):
             read(special)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_file_that_becomes_a_pipe(path, small, monkeypatch):
     """Between the first look and the opening."""
     regular = os.stat(path)

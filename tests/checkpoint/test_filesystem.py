@@ -181,6 +181,8 @@ def test_hard_links_keep_the_old_file(path):
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_not_a_regular_file(path, kind):
+    if kind == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("needs pipes")
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         save_checkpoint(path, trained(mapping()))
