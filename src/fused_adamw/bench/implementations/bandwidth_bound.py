@@ -20,13 +20,17 @@ def compiler_command() -> list[str]:
     return os.environ.get("CC", "cc").split()
 
 
-@cache
 def compile_library(source: str) -> ctypes.CDLL:
-    """A library of this C source, for this machine."""
+    """A library of this C source, for this machine; the same one for the same compiler."""
+    return _compile_library(source, *compiler_command())
+
+
+@cache
+def _compile_library(source: str, *compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "bandwidth_bound.so")
         flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-x", "c", "-"]
-        command = [*compiler_command(), *flags, "-o", str(path)]
+        command = [*compiler, *flags, "-o", str(path)]
         subprocess.run(command, check=True, input=source, text=True)
         return ctypes.CDLL(str(path))
 
