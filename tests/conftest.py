@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """A long string by its length: names of tests are to be read."""
+    is_long = isinstance(val, (str, bytes)) and len(val) > 80
+    return f"{argname} of {len(val)}" if is_long else None
+
+
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Steps use this instruction set."""

@@ -79,24 +79,25 @@ def test_random_damage(path, small):
             optimizer = AdamW({"w": draw((1, 3), seed=7), "b": draw(1, np.float64, 8)})
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\0" * 100,
-        b"\xff" * 100,
-        b"not a checkpoint at all",
-        b"\x02" + b"\0" * 7 + b"{}",
-        b"\x02" + b"\0" * 7 + b"[]",
-        (100_000).to_bytes(8, "little") + b"[" * 100_000,
-        safetensors.numpy.save({"w": np.zeros(3)}),
-        safetensors.numpy.save({"w": np.zeros(3)}, {"format": "pt"}),
-        safetensors.numpy.save({"w": np.zeros(3)}, {"format": FORMAT, "version": "x"}),
-        safetensors.numpy.save({"w": np.zeros(3)}, {"format": FORMAT, "version": "1"}),
-    ],
-)
-def test_other_files(path, data):
-    path.write_bytes(data)
+ARRAY = {"w": np.zeros(3)}
+OTHER_FILES = {
+    "empty": b"",
+    "zeros": b"\0" * 100,
+    "ones": b"\xff" * 100,
+    "text": b"not a checkpoint at all",
+    "object": b"\x02" + b"\0" * 7 + b"{}",
+    "list": b"\x02" + b"\0" * 7 + b"[]",
+    "nested": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "safetensors": safetensors.numpy.save(ARRAY),
+    "of PyTorch": safetensors.numpy.save(ARRAY, {"format": "pt"}),
+    "of no version": safetensors.numpy.save(ARRAY, {"format": FORMAT, "version": "x"}),
+    "without parameters": safetensors.numpy.save(ARRAY, {"format": FORMAT, "version": "1"}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_other_files(path, kind):
+    path.write_bytes(OTHER_FILES[kind])
     optimizer = trained(mapping())
     with nothing_changes(optimizer, CorruptCheckpointError, "is corrupt or not a fused-adamw"):
         load_checkpoint(path, optimizer)
