@@ -20,7 +20,7 @@ static const ptrdiff_t LARGE_SIZES[] = {16383, 16384, 16385, 2 * 32768 + 1};
 
 static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9,   0.999,
                                                     1e-8, 0.1, {[FUSED_ADAMW_EMA] = 0.99}};
-enum { RNG_KEY = 123456789, ELEMENT_OFFSET = 3 * 256, FIRST_STEP = 7, NUM_STEPS = 2 };
+enum { RNG_KEY = 123456789, FIRST_STEP = 7, NUM_STEPS = 2 };
 static const double GRAD_SCALE = -0.37; /* as of loss scaling, while maximizing */
 
 /* How a problem is computed, which must not matter. */
@@ -29,12 +29,23 @@ typedef struct {
     int num_threads, at_end, num_parts;
 } manner;
 
+/* Parts begin at multiples of it. */
+static ptrdiff_t grain_of(const problem *p)
+{
+    return p->unit[M_SCALE] > 0 ? 256 : 1;
+}
+
+static ptrdiff_t element_offset_of(const problem *p)
+{
+    return (3 * 256 + 37) / grain_of(p) * grain_of(p);
+}
+
 ptrdiff_t divide_tensor(const problem *p, const fused_adamw_tensor *whole, int num_parts,
                         fused_adamw_tensor *parts)
 {
     ptrdiff_t begin = 0, count = 0;
     for (int part = 1; part <= num_parts; part++) {
-        const ptrdiff_t cut = p->size * part / num_parts / 256 * 256;
+        const ptrdiff_t cut = p->size * part / num_parts / grain_of(p) * grain_of(p);
         const ptrdiff_t end = part == num_parts ? p->size : part == 2 ? begin : cut;
         fused_adamw_tensor *tensor = &parts[count++];
         *tensor = *whole;
@@ -71,7 +82,7 @@ static void run(const problem *start, const problem *expected, manner how)
     }
     fused_adamw_tensor whole = tensor_of(start, arrays);
     whole.rng_key = RNG_KEY;
-    whole.element_offset = ELEMENT_OFFSET;
+    whole.element_offset = element_offset_of(start);
     const ptrdiff_t count = divide_tensor(start, &whole, how.num_parts, parts);
     for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++) {
         fused_adamw_scalars scalars;
@@ -130,7 +141,7 @@ static void test_problem(problem *start)
     problem_fill(start);
     problem expected = problem_copy(start);
     for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++)
-        oracle_step(&expected, &HYPERPARAMS, t, GRAD_SCALE, RNG_KEY, ELEMENT_OFFSET);
+        oracle_step(&expected, &HYPERPARAMS, t, GRAD_SCALE, RNG_KEY, element_offset_of(start));
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
         if (!fused_adamw_isa_available(isa))
             continue;

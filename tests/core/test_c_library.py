@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,42 @@ def test_instruction_sets_are_found_on_windows(tmp_path):
         x: ["avx2", "sse2"] for x in LESS_THAN_AVX512
     }
     assert {x: found(x) for x in LESS_THAN_AVX2} == {x: ["sse2"] for x in LESS_THAN_AVX2}
+
+
+# ---- sizes of stacks
+
+STACK_PROGRAM = """
+#include "threads.c"
+#include <stdio.h>
+int main(void) { printf("%zu", stack_size_in("OMP_STACKSIZE")); }
+"""
+STACKS = {
+    "": 0,
+    "512": 512 << 10,
+    "512k": 512 << 10,
+    "4096B": 4096,
+    "4096 b": 4096,
+    "8M": 8 << 20,
+    " 16 m ": 16 << 20,
+    "2G": 2 << 30,
+    "3\tg": 3 << 30,
+    str((1 << 54) - 1): ((1 << 54) - 1) << 10,
+    str(1 << 54): 0,
+    "many": 0,
+}
+
+
+@needs_cc
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt" or sys.maxsize < 1 << 32, reason="for POSIX with 64 bits")
+def test_sizes_of_stacks_are_read_as_openmp_does(tmp_path, openmp):
+    if not openmp:
+        pytest.skip("needs OpenMP")
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(STACK_PROGRAM)
+    run(CC, *FLAGS, "-fopenmp", "-Icsrc", source, "-o", program)
+
+    def found(value):
+        return int(run(program, env=os.environ | {"OMP_STACKSIZE": value}))
+
+    assert {value: found(value) for value in STACKS} == STACKS
