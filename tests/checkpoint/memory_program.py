@@ -35,6 +35,8 @@ params = np.ones(shape, np.float32, order=order)
 optimizer = AdamW(params, num_threads=1, **(saved if action == "save" else loaded))
 if action == "save":
     optimizer.step(params.copy("K"))
+# Room in the arenas of Python's allocator: whether a run needs another one, of 1 MiB, is chance.
+spare = [bytes(400) for _ in range(10_000)][::100]
 tracemalloc.start()
 limit = current_bytes() + int(float(mib) * 2**20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

@@ -75,6 +75,9 @@ def flags_of_mapping(address):
 )
 @pytest.mark.parametrize("package", ["numpy", "torch"])
 def test_huge_pages_are_asked_for(package):
+    by_numpy = np.zeros(SIZE, np.uint8)
+    if "hg" not in flags_of_mapping(by_numpy.ctypes.data + SIZE // 2):
+        pytest.skip("NumPy asks for huge pages for zeros from 2.2 on")
     if package == "numpy":
         opt = AdamW(np.ones(SIZE // 4, np.float32))
         addresses = [x.ctypes.data for x in opt._state[0].arrays.values()]
