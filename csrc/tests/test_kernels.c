@@ -35,9 +35,10 @@ static ptrdiff_t grain_of(const problem *p)
     return p->unit[M_SCALE] > 0 ? 256 : 1;
 }
 
+/* So large that the number of the block takes more than 32 bits. */
 static ptrdiff_t element_offset_of(const problem *p)
 {
-    return (3 * 256 + 37) / grain_of(p) * grain_of(p);
+    return PTRDIFF_MAX / 3 / grain_of(p) * grain_of(p);
 }
 
 ptrdiff_t divide_tensor(const problem *p, const fused_adamw_tensor *whole, int num_parts,
