@@ -257,7 +257,7 @@ class AdamW(Inspected, torch.optim.AdamW):
                 loss = closure()
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not found_inf.item():
-            if closure is not None and torch.compiler.is_compiling():  # else not traced: hook_step
+            if torch.compiler.is_compiling():
                 take_step_uncompiled(self)
             else:
                 take_step(self)
