@@ -1,6 +1,5 @@
 """How a training ends early: signals, and what a second one does."""
 
-import os
 import signal
 
 import pytest
@@ -8,16 +7,17 @@ from cli_process import ENDLESS, SMALL, interrupted, loads
 from cli_records import RECORD_KEYS
 
 from fused_adamw import AdamW
+from fused_adamw._io.stop_signals import DEFAULT_HANDLERS
 from fused_adamw.checkpoint import load_checkpoint
 from fused_adamw.cli import train as train_command
 from fused_adamw.cli import training
 from fused_adamw.tiny import TinyTransformer, train
 from fused_adamw.tiny.text_data import sentence_task
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
-if hasattr(signal, "SIGHUP"):
-    STATUS[signal.SIGHUP] = 129
+if not hasattr(signal, "SIGHUP"):
+    pytest.skip("Windows has no such signals", allow_module_level=True)
+
+STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130}
 
 
 @pytest.mark.slow
@@ -150,9 +150,9 @@ def run_loop(on_step, **options):
 @pytest.fixture
 def default_handlers():
     """Even where a shell or nohup ignores these signals."""
-    defaults = {number: signal.SIG_DFL for number in STATUS}
-    defaults[signal.SIGINT] = signal.default_int_handler
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    before = {
+        number: signal.signal(number, handler) for number, handler in DEFAULT_HANDLERS.items()
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -23,14 +23,14 @@ def alarm_handler():
     so there is none in the block. A file that an alarm has kept from its name is closed by the
     collector, which is no fault.
     """
+    if not hasattr(signal, "SIGALRM"):
+        pytest.skip("needs a timer that signals")
     alarms = []
 
     def raise_alarm(number, frame):
         alarms.append(number)
         raise AlarmError
 
-    if not hasattr(signal, "SIGALRM"):
-        pytest.skip("needs a timer that signals")
     callbacks, gc.callbacks[:] = gc.callbacks[:], []
     previous = signal.signal(signal.SIGALRM, raise_alarm)
     try:

@@ -167,7 +167,7 @@ def _dispatch_with_fallback(
 
 
 def _add_large_states(optimizer: torch.optim.AdamW, group: Group) -> None:
-    """What PyTorch would initialize, where it matters which memory it is in."""
+    """Initialize what PyTorch would, where it matters which memory that is in."""
     count = torch.zeros((), dtype=_get_scalar_dtype(group["fused"]), device="cpu")
     for p in group["params"]:
         is_new = p.grad is not None and not p.grad.is_sparse and not optimizer.state.get(p)

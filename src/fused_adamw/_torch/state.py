@@ -96,7 +96,8 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
 
 
 def has_large_state(p: Tensor) -> bool:
-    """Whether it takes care to place moments of the dtype of this parameter."""
+    """Whether moments of the dtype of this parameter are so large that it matters which memory they
+    are in."""
     return _is_plain(p) and p.nbytes >= LARGE and dtype_name(p.dtype) in ELEMENT_TYPES
 
 
@@ -166,8 +167,8 @@ def _zeros(p: Tensor, role: str, position: int, storage: str, shape: Shape) -> T
 
 
 def host_zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
-    """In one dimension, and not written to yet. In memory of NumPy, which asks for huge pages where
-    an array is large; PyTorch does not."""
+    """One-dimensional zeros that nothing has written to yet. NumPy allocates them: for large arrays
+    it requests huge pages, which PyTorch does not."""
     if size == 0:  # NumPy gives it a stride of 0, which PyTorch cannot view as another dtype
         return torch.zeros(0, dtype=dtype)
     return torch.from_numpy(zeros(size, np.dtype(f"i{dtype.itemsize}"), position)).view(dtype)

@@ -106,7 +106,7 @@ def loads_are_whole():
                 load_checkpoint(path, opt)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except AlarmError:
-                latest *= 1.1
+                latest *= 1.1  # as above
             loaded = opt.t == attempt % 2 + 1
         assert same_bits(opt.param_groups[0]["params"], states[attempt % 2])
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

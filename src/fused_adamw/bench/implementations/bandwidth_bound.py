@@ -21,7 +21,7 @@ def compiler_command() -> list[str]:
 
 
 def compile_library(source: str) -> ctypes.CDLL:
-    """A library of this C source, for this machine; the same one for the same compiler."""
+    """A library of this C source, for this machine; compiled once by each compiler."""
     return _compile_library(source, *compiler_command())
 
 
