@@ -1,4 +1,5 @@
 /* Splits the work of one call over threads. */
+#include "first_touch.h"
 #include "float_env.h"
 #include "internal.h"
 #include "threads.h"
@@ -58,12 +59,28 @@ static ptrdiff_t end_of_block(const fused_adamw_tensor *tensor, ptrdiff_t end)
     return end < tensor->size ? end : tensor->size;
 }
 
+/* In the first step in chunks, which are still in the cache after their pages were filled with 0. */
+static void step_part(const struct job *job, const fused_adamw_tensor *tensor, ptrdiff_t begin,
+                      ptrdiff_t end)
+{
+    const fused_adamw_kernel *kernel = &job->isa->kernels->kernels[step_kernel(tensor)];
+    if (tensor->scalars->t > 1) {
+        kernel->step(tensor, begin, end);
+        return;
+    }
+    for (ptrdiff_t stop; begin < end; begin = stop) {
+        stop = end - begin > FUSED_ADAMW_CHUNK ? begin + FUSED_ADAMW_CHUNK : end;
+        touch_state(tensor, begin, stop);
+        kernel->step(tensor, begin, stop);
+    }
+}
+
 static void step_elements(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 {
     for (const fused_adamw_tensor *tensor = job->tensors; begin < end; tensor++) {
         const ptrdiff_t start = end_of_block(tensor, begin), stop = end_of_block(tensor, end);
         if (start < stop)
-            job->isa->kernels->kernels[step_kernel(tensor)].step(tensor, start, stop);
+            step_part(job, tensor, start, stop);
         begin = begin > tensor->size ? begin - tensor->size : 0;
         end -= tensor->size;
     }

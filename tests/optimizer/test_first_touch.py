@@ -1,11 +1,12 @@
-"""State that is 0 is not written to before the first step, whose threads place its pages."""
+"""State that is 0 is not written to before the first step, whose threads place its pages, with one
+page fault for each."""
 
 from pathlib import Path
 
 import pytest
 from processes import run_python
 
-PROGRAM = """
+CONSTRUCTION = """
 import resource
 from pathlib import Path
 
@@ -28,18 +29,50 @@ assert constructed < opt.state_nbytes / 10, constructed
 assert stepped > opt.state_nbytes / 2, stepped
 """
 
+FIRST_STEP = """
+import ctypes
+import resource
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-@pytest.mark.parametrize(
-    ("dtype", "options"),
-    [
-        ("float32", {}),
-        ("float64", {"amsgrad": True}),
-        ("float32", {"state_dtype": "8bit"}),
-        ("bfloat16", {"master_weights": True}),
-    ],
-)
+import numpy as np
+from arrays import dtype_named
+
+from fused_adamw import AdamW
+
+def page_faults(call):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+SET_THP_DISABLE = 41
+assert ctypes.CDLL(None).prctl(SET_THP_DISABLE, 1, 0, 0, 0) == 0
+p, g = np.ones((2, 1 << 23), dtype_named({dtype!r}))
+AdamW(np.ones_like(p), **{options!r}).step(g)  # whose threads have their stacks then
+opt = AdamW(p, **{options!r})
+pages = opt.state_nbytes / resource.getpagesize()
+first, second = (page_faults(lambda: opt.step(g)) for _ in range(2))
+assert 0.9 * pages < first < 1.2 * pages, (first, pages)
+assert second < 0.1 * pages, second
+"""
+NEEDS_LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+MIXES = [
+    ("float32", {}),
+    ("float64", {"amsgrad": True}),
+    ("float32", {"state_dtype": "8bit"}),
+    ("bfloat16", {"master_weights": True}),
+]
+
+
+@NEEDS_LINUX
+@pytest.mark.parametrize(("dtype", "options"), MIXES)
 def test_construction_does_not_write_to_state(dtype, options):
     """In a process of its own, where nothing else allocates or frees."""
-    result = run_python(PROGRAM.format(dtype=dtype, options=options), ["support"])
+    result = run_python(CONSTRUCTION.format(dtype=dtype, options=options), ["support"])
+    assert result.returncode == 0, result.stderr
+
+
+@NEEDS_LINUX
+@pytest.mark.parametrize(("dtype", "options"), MIXES)
+def test_the_first_step_has_one_page_fault_for_each_small_page(dtype, options):
+    """And not one to read and one to write."""
+    result = run_python(FIRST_STEP.format(dtype=dtype, options=options), ["support"])
     assert result.returncode == 0, result.stderr
