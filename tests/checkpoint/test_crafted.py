@@ -141,6 +141,23 @@ def test_numbers_of_the_wrong_kind(path, place, values):
             load_checkpoint(path, optimizer)
 
 
+@pytest.mark.parametrize("kind", [bool, float, str])
+@pytest.mark.parametrize("key", ["shape", "data_offsets"])
+def test_numbers_of_the_wrong_kind_in_the_header(path, key, kind):
+    optimizer = trained({"w": draw((1, 3)), "x": draw(1)})
+    save_checkpoint(path, optimizer)
+    header, data = header_and_data(path)
+    replaced = 0
+    for entry in header.values():
+        for i, n in enumerate(entry.get(key, ())):
+            if kind(n) == n or kind is str:  # True is 1, and 12.0 is 12
+                entry[key][i], replaced = kind(n), replaced + 1
+    assert replaced
+    write_file(path, header, data)
+    with nothing_changes(optimizer, CorruptCheckpointError):
+        load_checkpoint(path, optimizer)
+
+
 @pytest.mark.parametrize("t", [True, 2.0, "2", -1, None, [2]])
 def test_the_step_of_a_file_is_a_count(path, t):
     save_checkpoint(path, make())

@@ -3,6 +3,7 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 from checkpoints import mapping, nothing_changes, trained
 
@@ -75,6 +76,12 @@ def test_what_cannot_be_written(path, extra, error):
         save_checkpoint(path, optimizer, extra=extra)
     assert type(caught.value) is error
     assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize(("value", "hint"), [(np.ones(2), "; pass arrays as `arrays`"), ({1}, "")])
+def test_where_arrays_go_is_said(path, value, hint):
+    with pytest.raises(TypeError, match=f"not JSON serializable{hint}$"):
+        save_checkpoint(path, trained(mapping()), extra={"a": value})
 
 
 @pytest.mark.parametrize("make", [lambda inner: {"a": inner}, lambda inner: [inner]])

@@ -98,6 +98,8 @@ def test_arrays(path):
         assert load_checkpoint(path, other, convert=convert) == {"n": 1}
         assert contents(other) == contents(optimizer)
     assert (read_extra(path), read_step(path)) == ({"n": 1}, 3)
+    save_checkpoint(path, AdamW({"w": draw(3)}))
+    assert (read_extra(path), read_step(path)) == ({}, 0)
 
 
 def test_without_arrays(path):

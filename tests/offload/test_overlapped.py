@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from offloading import Beside, Net, Recorder, on_device  # noqa: E402
+from offloading import Beside, Net, Recorder, on_device, parameter  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 BEGUN = r"have begun this step; the next step\(\) updates the others"
@@ -227,6 +227,41 @@ def test_changes_after_an_update_has_begun_are_refused(what):
         opt.grad_scale = torch.tensor(2.0)
     with pytest.raises(RuntimeError, match=r"overlapped\(\)"):
         opt.step()
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"), [("gradients", [1, 3]), ("options such as lr", [2, 3])]
+)
+def test_what_has_changed_is_named(what, changed):
+    params = [parameter(torch.float32, (9,), seed) for seed in range(4)]
+    opt = on_device([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2)
+    with opt.overlapped():
+        sum(p.sum() for p in params).backward()
+    if what == "gradients":
+        params[1].grad.mul_(2)
+        params[3].grad = torch.zeros(9)
+    else:
+        opt.param_groups[1]["lr"] = 1e-3
+    with pytest.raises(RuntimeError) as raised:
+        opt.step()
+    assert str(raised.value) == (
+        f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got changes "
+        f"for parameters {changed}, which are updated by the old ones. The others are not updated"
+    )
+
+
+@pytest.mark.parametrize("step", [-1.0, 0.5])
+def test_a_number_of_steps_that_is_refused(step):
+    p = parameter(shape=(9,))
+    opt = on_device([p], lr=1e-2)
+    with opt.overlapped():
+        p.sum().backward()
+    opt.step()
+    opt.state[p]["step"].fill_(step)
+    before = p.detach().clone()
+    with pytest.raises(TypeError, match=f"must be a whole number; got {step}"), opt.overlapped():
+        p.sum().backward()
+    assert torch.equal(p, before)
 
 
 def test_grad_scaler_is_refused():

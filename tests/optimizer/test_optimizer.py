@@ -110,7 +110,10 @@ def test_any_shapes_and_numbers(
     twins.assert_equal(opt)
 
 
-@pytest.mark.parametrize("steps", [2**24 + 5, 2**31, 2**53, 2**62])
+MAX_STEPS = 2**63 - 2**32
+
+
+@pytest.mark.parametrize("steps", [2**24 + 5, 2**31, 2**53, 2**62, MAX_STEPS - 1])
 def test_large_counts_are_exact(steps):
     """Betas so near to 1 that the bias corrections still depend on the count."""
     beta = max(2.0**-53, 1 / steps)
@@ -125,6 +128,19 @@ def test_large_counts_are_exact(steps):
     assert opt.t == steps_of(opt)[0] == steps + 1
     for array, twin in zip((p, opt.m, opt.v), expected, strict=True):
         np.testing.assert_array_equal(array, twin)
+
+
+@pytest.mark.parametrize("steps", [-1, MAX_STEPS, True, 1.0, "1"])
+def test_counts_that_are_refused(steps):
+    p, m, v = draw([9] * 3)
+    opt = AdamW(p)
+    state = opt.state_dict()
+    entries = {"params": {"step": steps, "m": m, "v": v * v}}
+    with pytest.raises(ValueError, match=f"must be a number of steps >= 0; got {steps!r}"):
+        opt.load_state_dict(state | {"t": steps})
+    with pytest.raises(ValueError, match=f"must be a number of steps >= 0; got {steps!r}"):
+        opt.load_state_dict(state | {"state": entries})
+    assert opt.t == 0
 
 
 def test_threads_step_optimizers_of_their_own():
