@@ -16,7 +16,7 @@ from ._torch.hooks import hook_step
 from ._torch.inspection import GroupPath, Inspected
 from ._torch.portable_state import portable_state
 from ._torch.state_dict import Loaded, as_of_pytorch, to_load
-from ._torch.step import take_step, take_step_uncompiled
+from ._torch.step import take_step, take_step_uncompiled, take_unprofiled_step
 from ._torch.stored import Target, target_of
 
 __all__ = ["AdamW", "GroupPath"]
@@ -233,7 +233,9 @@ class AdamW(Inspected, torch.optim.AdamW):
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps ``step`` once a class; the ``step`` of a derived class as PyTorch does."""
-        return hook_step(func) if func is AdamW.step else Optimizer.profile_hook_step(func)
+        if func is AdamW.step:
+            return hook_step(func, take_unprofiled_step)
+        return cast(Callable[..., Any], Optimizer.profile_hook_step(func))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -255,12 +257,10 @@ class AdamW(Inspected, torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            if torch.compiler.is_compiling():
-                take_step_uncompiled(self)
-            else:
-                take_step(self)
+        if torch.compiler.is_compiling():
+            take_step_uncompiled(self)
+        else:
+            take_step(self)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, cast
 
 import torch
+from torch.autograd import _profiler_enabled
 from torch.optim import Optimizer, optimizer
 
 Step = Callable[..., Any]
@@ -15,22 +16,31 @@ WHY_UNCOMPILED = (
 )
 
 
-def hook_step(step: Step) -> Step:
+def hook_step(step: Step, unobserved: Step) -> Step:
     """As ``Optimizer.profile_hook_step``: hooks run around ``step``, and profilers see it.
 
-    PyTorch's entry for profilers takes as long as the step of a small model, so a step without
-    closure, during which no code of the user runs, is called directly where nothing observes it.
+    PyTorch's entry for profilers takes as long as the step of a small model. So where nothing
+    observes a step without closure, during which no code of the user runs, ``unobserved`` is called
+    in the place of ``step``.
     """
     hooked = Optimizer.profile_hook_step(step)
     uncompiled = outside_of_graphs(hooked)
 
     @wraps(step)
     def step_if_hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not (args or kwargs):
-            return uncompiled(self)
-        if args or kwargs or _is_observed(self):
+        if args or kwargs:
             return hooked(self, *args, **kwargs)
-        return step(self)
+        if torch.compiler.is_compiling():
+            return uncompiled(self)
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or optimizer._global_optimizer_pre_hooks
+            or optimizer._global_optimizer_post_hooks
+            or _profiler_enabled()
+        ):
+            return hooked(self)
+        return unobserved(self)
 
     return step_if_hooked
 
@@ -42,13 +52,3 @@ def outside_of_graphs(function: Step) -> Step:
     uncompiled._torchdynamo_disable = True
     uncompiled._torchdynamo_disable_msg = WHY_UNCOMPILED  # an error of fullgraph=True has it
     return cast(Step, uncompiled)
-
-
-def _is_observed(self: Optimizer) -> bool:
-    return bool(
-        self._optimizer_step_pre_hooks
-        or self._optimizer_step_post_hooks
-        or optimizer._global_optimizer_pre_hooks
-        or optimizer._global_optimizer_post_hooks
-        or torch.autograd._profiler_enabled()
-    )

@@ -13,19 +13,23 @@ PROFILED_AS = "fused_adamw::adamw"
 
 
 def take_step(optimizer: torch.optim.AdamW) -> None:
-    """Update all parameters that have a gradient."""
+    """Update all parameters that have a gradient, unless GradScaler found an infinity."""
     if torch.autograd._profiler_enabled():
         with record_function(PROFILED_AS):
-            _take_step(optimizer)
+            take_unprofiled_step(optimizer)
     else:
-        _take_step(optimizer)
+        take_unprofiled_step(optimizer)
 
 
 take_step_uncompiled = outside_of_graphs(take_step)
 """The same where PyTorch compiles: it breaks the graph."""
 
 
-def _take_step(optimizer: torch.optim.AdamW) -> None:
+def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
+    """The same where no profiler runs."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and found_inf.item():
+        return
     plan: StepPlan | None = optimizer.__dict__.get("_plan")
     if (
         plan is not None
