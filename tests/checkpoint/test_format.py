@@ -56,10 +56,11 @@ def test_a_file_that_safetensors_writes(path, make, state_dtype):
     assert contents(other) == contents(optimizer)
 
 
-def test_data_is_aligned(path):
-    """As safetensors itself places it, so that a reader can map it."""
+@pytest.mark.parametrize("characters", range(8))
+def test_data_is_aligned(path, characters):
+    """As safetensors itself places it, so that a reader can map it; for headers of any length."""
     arrays = {"odd": np.arange(3, dtype=np.int8), "wide": np.arange(3.0)}
-    save_checkpoint(path, trained(mapping()), arrays=arrays)
+    save_checkpoint(path, trained(mapping()), extra={"a": "x" * characters}, arrays=arrays)
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import on_device  # noqa: E402
 
+from fused_adamw import offload  # noqa: E402
 from fused_adamw.torch import GroupPath  # noqa: E402
 
 
@@ -63,3 +64,26 @@ def test_state_of_pytorch_s_class(state_dtype):
     theirs.load_state_dict(out)
     theirs.step()
     assert theirs.state[p]["step"] == 3
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "slot"),
+    [
+        (4, MIB // 8),  # 16,384 elements of 8 bytes
+        (MIB // 8 + 4, MIB // 4),
+        (MIB, MIB),
+        (MIB + 4, 2 * MIB),
+        (8 * MIB, 8 * MIB),
+        (40 * MIB, 8 * MIB),
+    ],
+)
+def test_pinned_memory_is_that_of_the_model_or_128_mebibytes(nbytes, slot):
+    """Two rings of 8 slots, each a power of two."""
+    params = [torch.nn.Parameter(torch.zeros(nbytes // 4))]
+    with offload.simulated():
+        opt = offload.AdamW(params)
+    assert opt.pinned_nbytes == 2 * 8 * slot
+    assert offload.AdamW(params).pinned_nbytes == 0  # of parameters on the CPU

@@ -107,6 +107,7 @@ def test_state_that_is_refused():
     for broken, match in (
         ({"exp_avg": torch.zeros(8)}, "the m of parameter 0 must be float32 of 9 elements"),
         ({"exp_avg": torch.zeros(9, dtype=torch.float64)}, "the m of parameter 0 must be float32"),
+        ({"exp_avg": torch.zeros(3, 3)}, "the m of parameter 0 must be float32 of 9 elements"),
         ({"step": torch.tensor(-1.0)}, "whole number; got -1.0"),
         ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
     ):
@@ -117,9 +118,23 @@ def test_state_that_is_refused():
             opt.step()
         assert torch.equal(p, before)
         opt.state[p].update(kept)
-    del opt.state[p]["exp_avg"]
-    with pytest.raises(KeyError, match="parameter 0 must have step, exp_avg"):
+    for name in ("exp_avg", "step"):
+        kept = opt.state[p].pop(name)
+        with pytest.raises(KeyError, match="parameter 0 must have step, exp_avg"):
+            opt.step()
+        opt.state[p][name] = kept
+    opt.step()
+
+
+def test_state_in_another_order_than_its_parameter_is_refused():
+    p = parameter(shape=(3, 4))
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    before = p.detach().clone()
+    opt.state[p]["exp_avg"] = torch.zeros(4, 3).t()
+    with pytest.raises(TypeError, match="the m of parameter 0 must be float32 of 12 elements"):
         opt.step()
+    assert torch.equal(p, before)
 
 
 def test_compiled_steps_are_refused(monkeypatch):

@@ -131,6 +131,15 @@ CORRUPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_groups_is_refused(count):
+    opt = grouped_optimizer()
+    state = opt.state_dict()
+    state["param_groups"] = (2 * state["param_groups"])[:count]
+    with pytest.raises(ValueError, match=f"must have 2 groups; got {count}"):
+        opt.load_state_dict(state)
+
+
 @pytest.mark.parametrize(("path", "value", "error"), CORRUPTIONS)
 def test_a_bad_state_is_named_and_nothing_changes(path, value, error):
     """The state is another one throughout, so that whatever were loaded from it would show."""

@@ -55,8 +55,10 @@ def refused(kind, expected, call):
         call()
     except kind as error:
         messages = COMM.allgather(str(error))
+        whole = not isinstance(error, OSError) or error.errno is not None
         assert len(set(messages)) == 1, messages
         assert expected in messages[0], messages[0]
+        assert whole, "an OSError without errno"
         return
     raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
 
