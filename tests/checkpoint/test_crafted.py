@@ -6,6 +6,7 @@ import os
 import socket
 import tracemalloc
 from contextlib import suppress
+from errno import EINVAL, EISDIR
 
 import numpy as np
 import pytest
@@ -256,8 +257,10 @@ def test_only_regular_files_are_read(tmp_path, monkeypatch, special):
     with nothing_changes(optimizer, OSError, "not a regular file"):
         load_checkpoint(special, optimizer)
     for read in READERS:
-        with pytest.raises(OSError, match="not a regular file"):
+        with pytest.raises(OSError, match="not a regular file") as raised:
             read(special)
+        assert raised.value.errno == (EISDIR if special == "folder" else EINVAL)
+        assert raised.value.filename == special
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")

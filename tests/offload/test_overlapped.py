@@ -248,6 +248,11 @@ def test_what_has_changed_is_named(what, changed):
         f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got changes "
         f"for parameters {changed}, which are updated by the old ones. The others are not updated"
     )
+    opt.zero_grad()
+    with opt.overlapped():  # the next step
+        sum(p.sum() for p in params).backward()
+    opt.step()
+    assert {int(entry["step"]) for entry in opt.state.values()} == {2}
 
 
 @pytest.mark.parametrize("step", [-1.0, 0.5])
