@@ -263,9 +263,17 @@ def test_only_regular_files_are_read(tmp_path, monkeypatch, special):
         assert raised.value.filename == special
 
 
+def next_descriptor():
+    """The lowest number of a file that is not in use."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_file_that_becomes_a_pipe(path, small, monkeypatch):
-    """Between the first look and the opening."""
+    """Between the first look and the opening. It is closed again."""
+    free = next_descriptor()
     regular = os.stat(path)
     path.unlink()
     os.mkfifo(path)
@@ -273,6 +281,7 @@ def test_a_file_that_becomes_a_pipe(path, small, monkeypatch):
         patch.setattr(os, "stat", lambda *_, **__: regular)
         with nothing_changes(small[0], OSError, "not a regular file"):
             load_checkpoint(path, small[0])
+    assert next_descriptor() == free
 
 
 def test_a_header_that_is_too_long(path, small):

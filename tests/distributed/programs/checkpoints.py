@@ -155,6 +155,7 @@ def bad_files():
             MismatchedCheckpointError,
             "does not match this optimizer",
             lambda: load_checkpoint(path("good"), sharded(**other), convert=False),  # noqa: B023
+            start=str(path("good")),  # as on all ranks, without the number of one
         )
 
 
@@ -171,6 +172,7 @@ def failed_saves():
         TypeError,
         "extra must be serializable",
         lambda: save_checkpoint(path("kept"), opt, extra=extra),
+        start="rank 0: " if RANKS > 1 else "extra",
     )
     missing = FOLDER / "missing" / "file"
     refused(FileNotFoundError, "missing", lambda: save_checkpoint(missing, opt))

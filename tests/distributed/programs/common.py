@@ -49,8 +49,8 @@ def same_bits(a, b):
     return [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
-def refused(kind, expected, call):
-    """The call raises on each rank, with the same message."""
+def refused(kind, expected, call, start=""):
+    """The call raises on each rank, with the same message, which starts like this."""
     try:
         call()
     except kind as error:
@@ -58,6 +58,7 @@ def refused(kind, expected, call):
         whole = not isinstance(error, OSError) or error.errno is not None
         assert len(set(messages)) == 1, messages
         assert expected in messages[0], messages[0]
+        assert messages[0].startswith(start), messages[0]
         assert whole, "an OSError without errno"
         return
     raise AssertionError(f"rank {RANK}: nothing was raised; expected {expected!r}")
