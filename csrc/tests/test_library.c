@@ -251,7 +251,7 @@ void test_codecs(void)
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
         problem p = {.element_type = FLOAT32,
                      .state_format = FUSED_ADAMW_STATE_8BIT,
-                     .size = 256 * BLOCKS_OF_RANGES};
+                     .size = (ptrdiff_t)256 * BLOCKS_OF_RANGES};
         if (fused_adamw_isa_available(isa) && oracle_layout(&p))
             test_codec(isa, &p, set_ranges);
     }
