@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import contents, gradients, mapping, nothing_changes, trained
+from checkpoints import contents, gradients, mapping, next_descriptor, nothing_changes, trained
 from processes import start_children
 
 from fused_adamw._io import checkpoint_load
@@ -60,8 +60,9 @@ class BytesPath:
 
 @pytest.mark.parametrize("make", [str, os.fspath, lambda path: path, os.fsencode, BytesPath])
 def test_kinds_of_paths(path, make):
-    optimizer = trained(mapping())
+    optimizer, free = trained(mapping()), next_descriptor()
     save_checkpoint(make(path), optimizer, extra={"n": 1}, arrays={"a": np.arange(3)})
+    assert next_descriptor() == free
     assert os.listdir(path.parent) == [path.name]
     assert load_checkpoint(make(path), optimizer) == read_extra(make(path)) == {"n": 1}
     assert read_step(make(path)) == 3

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Beside, Net, Recorder, on_device  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 CLIP = 0.05  # below the norm of Net's gradients
 
@@ -239,3 +240,10 @@ def test_bad_arguments():
             on_device(net.parameters(), max_grad_norm=bad)
     with pytest.raises(TypeError, match="module must be"):
         on_device(net.parameters(), module="net")
+    averaged = DistributedDataParallel.__new__(DistributedDataParallel)  # needs no processes
+    torch.nn.Module.__init__(averaged)
+    averaged.module, averaged.gradient_as_bucket_view = net, True
+    with pytest.raises(ValueError, match="module must be without gradient_as_bucket_view"):
+        on_device(net.parameters(), module=averaged)
+    averaged.gradient_as_bucket_view = False
+    on_device(net.parameters(), module=averaged)

@@ -75,6 +75,9 @@ def test_state_that_shares_memory_is_refused():
     for _ in range(2):
         with pytest.raises(ValueError, match="the m of parameter 2 must not share memory with"):
             opt.step()
+    opt.zero_grad()
+    with pytest.raises(ValueError, match="must not share memory with"), opt.overlapped():
+        params[2].sum().backward()
     assert all(map(torch.equal, params, before))
     opt.state[params[2]]["exp_avg"] = torch.zeros(9)
     opt.step()

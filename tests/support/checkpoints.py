@@ -1,6 +1,7 @@
 """What the tests of checkpoints share: models, their contents, files that we did not write."""
 
 import json
+import os
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 
@@ -84,6 +85,13 @@ def contents(optimizer):
     }
     params = arrays_in([group["params"] for group in optimizer.param_groups])
     return [array.tobytes() for array in params], entries, state
+
+
+def next_descriptor():
+    """The lowest number of a file that is not in use."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
 
 
 @contextmanager

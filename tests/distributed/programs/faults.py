@@ -4,7 +4,7 @@ import copy
 import pickle
 
 import numpy as np
-from common import RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
 from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
@@ -243,6 +243,11 @@ def arrays_that_are_replaced():
     refused(ValueError, on_rank("params['c'] must be writable"), lambda: frozen.step(params()))
 
 
+def communicators():
+    kind = f"got {type(COMM.Get_group()).__name__}"
+    refused(TypeError, kind, lambda: made(comm=COMM.Get_group()), start="comm must be")
+
+
 def copies():
     opt = made()
     refused(TypeError, "ShardedAdamW cannot be copied", lambda: copy.copy(opt))
@@ -252,6 +257,7 @@ def copies():
 
 PROGRAMS = (
     arrays_that_are_replaced,
+    communicators,
     copies,
     gradients,
     gradients_to_be_overwritten,
