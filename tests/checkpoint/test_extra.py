@@ -84,6 +84,12 @@ def test_where_arrays_go_is_said(path, value, hint):
         save_checkpoint(path, trained(mapping()), extra={"a": value})
 
 
+@pytest.mark.parametrize("make", [circular, wide_circular])
+def test_what_contains_itself_is_said(path, make):
+    with pytest.raises(ValueError, match="must not contain itself"):
+        save_checkpoint(path, trained(mapping()), extra=make())
+
+
 @pytest.mark.parametrize("make", [lambda inner: {"a": inner}, lambda inner: [inner]])
 def test_what_was_saved_can_be_read_wherever_it_is_read(path, make):
     """Where the stack is deep, too: JSON is read recursively."""

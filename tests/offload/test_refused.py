@@ -66,6 +66,17 @@ def test_shared_memory_is_refused():
     assert not memory.any()
 
 
+def test_parameters_may_lie_side_by_side():
+    memory = torch.zeros(10)
+    params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[6:])]
+    opt = on_device(params, lr=1e-2)
+    with opt.overlapped():
+        sum(p.sum() for p in params).backward()
+    opt.step()
+    opt.synchronize()
+    assert memory.all()
+
+
 def test_state_that_shares_memory_is_refused():
     params = [parameter(shape=(9,)) for _ in range(3)]
     opt = on_device(params, lr=1e-2)
