@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Beside, Net, on_device  # noqa: E402
+from processes import run_python  # noqa: E402
 
 from fused_adamw._offload import pump, threads  # noqa: E402
 from fused_adamw._offload.threads import start_thread  # noqa: E402
@@ -94,7 +95,7 @@ def test_a_thread_that_cannot_be_started(max_grad_norm, monkeypatch):
         opt.step()
     assert not opt.state_dict()["state"]
     monkeypatch.undo()
-    assert all(thread.is_alive() for thread in threads._stops)
+    assert all(thread.is_alive() for thread, stop in threads._stops.items() if stop is not None)
     other.step()
     opt.step()
     other.assert_equal(opt)
@@ -117,3 +118,34 @@ def test_a_process_that_ends_during_updates():
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_process_waits_for_a_thread_that_frees_memory():
+    """What frees tensors is inside of PyTorch, which aborts a process that ends meanwhile."""
+    program = """
+        import threading, time
+        from fused_adamw._offload.threads import start_thread
+        started, returned = threading.Event(), threading.Event()
+        class Run:
+            def __call__(self):
+                started.wait()
+                returned.set()
+            def __del__(self):
+                time.sleep(0.5)
+                print("freed", flush=True)
+        start_thread("test", Run(), lambda: None)
+        started.set()
+        returned.wait()
+        time.sleep(0.1)
+    """
+    result = run_python(textwrap.dedent(program))
+    assert (result.returncode, result.stdout) == (0, "freed\n"), result.stderr
+
+
+def test_threads_that_have_ended_are_forgotten():
+    for _ in range(3):
+        start_thread("test", lambda: None, lambda: None)
+    for thread in [x for x in threads._stops if x.name == "test"]:
+        thread.join(60)
+    start_thread("test", lambda: None, lambda: None)
+    assert sum(x.name == "test" for x in threads._stops) == 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 PATIENCE = 30.0  # seconds, with a device that no longer answers
 
-_stops: dict[threading.Thread, Callable[[], None]] = {}
+_stops: dict[threading.Thread, Callable[[], None] | None] = {}
 
 
 def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -16,8 +16,9 @@ def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -
         try:
             run()
         finally:
-            _stops.pop(thread, None)
+            _stops[thread] = None  # it still has to free what it used
 
+    _forget_ended()
     thread = threading.Thread(target=run_until_stopped, name=name, daemon=True)
     _stops[thread] = stop
     try:
@@ -27,9 +28,16 @@ def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -
         raise
 
 
+def _forget_ended() -> None:
+    for thread, stop in list(_stops.items()):
+        if stop is None and not thread.is_alive():
+            _stops.pop(thread, None)
+
+
 @atexit.register
 def _stop_all() -> None:
     for thread, stop in reversed(list(_stops.items())):  # those that need others first
         if thread.is_alive():
-            stop()
+            if stop is not None:
+                stop()
             thread.join(PATIENCE)
