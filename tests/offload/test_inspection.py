@@ -41,13 +41,14 @@ def test_a_count_of_steps_that_is_a_number(count):
     assert torch.equal(p, before)
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
-def test_state_of_pytorch_s_class(state_dtype):
+def test_state_of_pytorch_s_class(state_dtype, ema_decay):
     p = parameter(torch.bfloat16)
     theirs = torch.optim.AdamW([p])
     theirs.step()
     saved = copy.deepcopy(theirs.state_dict())
-    opt = on_device([p], state_dtype=state_dtype)
+    opt = on_device([p], state_dtype=state_dtype, ema_decay=ema_decay)
     before = copy.deepcopy(opt.state_dict())
     with pytest.raises(ValueError, match="convert=True"):
         opt.load_state_dict(saved, convert=False)
