@@ -10,6 +10,9 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from offloading import Beside, Net, Recorder, on_device  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
+from fused_adamw import offload  # noqa: E402
+from fused_adamw._offload.lanes import Way  # noqa: E402
+
 CLIP = 0.05  # below the norm of Net's gradients
 
 
@@ -47,6 +50,23 @@ def test_the_bits_of_the_class_for_numpy(slots, max_grad_norm, overlapped, with_
     if max_grad_norm is not None:
         assert all(own == expected for own, expected in norms)
         assert norms[0][0] > CLIP
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, CLIP])
+def test_what_goes_to_the_host_during_backward(max_grad_norm):
+    """Gradients, and parameters with them where the updates begin too."""
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (5, 70_000)]
+    lane = offload.CpuLane()
+    with offload.simulated(lane):
+        opt = offload.AdamW(params, max_grad_norm=max_grad_norm)
+    with opt.overlapped():
+        sum(p.sum() for p in params).backward()
+    opt._engine()._pump().drain()
+    nbytes = sum(p.nbytes for p in params)
+    assert lane.num_bytes[Way.TO_HOST] == (2 * nbytes if max_grad_norm is None else nbytes)
+    opt.step()
+    opt.synchronize()
+    assert lane.num_bytes == {Way.TO_HOST: lane.num_bytes[Way.TO_HOST], Way.TO_DEVICE: nbytes}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
