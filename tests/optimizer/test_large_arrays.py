@@ -118,8 +118,9 @@ def test_state_is_as_of_pytorch(dtype, default, options):
     assert found[0] == found[1]
 
 
-def test_small_arrays_take_no_more_than_their_elements():
-    opt = AdamW(np.ones(1 << 10, np.float32))
-    for array in opt._state[0].arrays.values():
+@pytest.mark.parametrize(("size", "moved"), [(1 << 10, 0), ((1 << 18) - 1, 0), (1 << 18, 1088)])
+def test_arrays_of_a_mebibyte_and_more_are_moved(size, moved):
+    opt = AdamW(np.ones(size, np.float32))
+    for position, array in enumerate(opt._state[0].arrays.values(), 1):
         base = array if array.base is None else array.base
-        assert base.nbytes == array.nbytes
+        assert base.nbytes == array.nbytes + position * moved
