@@ -74,6 +74,24 @@ def test_the_tables(run):
     assert "bandwidth-bound in tiny-transformer, 1000x64: meaningless" in out
 
 
+def test_in_80_columns_numbers_are_whole():
+    """As in a file, and in most terminals."""
+    from rich.console import Console
+
+    from fused_adamw.cli.bench_report import render
+
+    numbers = ("0.123 µs", "1234.567", "123.4", "1.02", "99.9", "98.7 to 99.9")
+    names = list(IMPLEMENTATIONS)
+    table = report.Table("a case", report.COLUMNS, [(name, *numbers) for name in names], "AdamW")
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(render(table))
+    lines = captured.get().splitlines()
+    assert sum(all(number in line for number in numbers) for line in lines) == len(names)
+    text = "".join(line[:24].split(" ")[1] for line in lines if line.strip())
+    assert all(name in text for name in names)
+
+
 def test_an_unavailable_implementation_is_named(run, loads, monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     status, out, err = run(*TINY, "--json", "--implementation", "numba")

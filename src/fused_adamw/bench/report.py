@@ -93,7 +93,7 @@ def format_row(statistics: Statistics, baseline: str) -> tuple[str, ...]:
 
 
 def format_ratio(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -194,10 +194,13 @@ def text_table(*headers: str, title: str | None = None) -> Table:
 def benchmark_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasized: str
 ) -> Table:
-    """Return the statistics of implementations, a row each, one of which is in bold."""
+    """Return the statistics of implementations, a row each, one of which is in bold. In a narrow
+    terminal, and in a file, long names continue on the next line; numbers are never cut off."""
     table = number_table(*columns, title=title)
-    table.padding = 0, 1, 0, 0
-    for column in table.columns:
+    table.padding, table.min_width = 0, len(title) + 2  # the title in one line
+    names, *numbers = table.columns
+    names.overflow = "fold"
+    for column in numbers:
         column.no_wrap = True
     for row in rows:
         table.add_row(*row, style="bold" if row[0] == emphasized else "")
