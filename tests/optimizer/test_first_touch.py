@@ -46,11 +46,12 @@ def page_faults(call):
 SET_THP_DISABLE = 41
 assert ctypes.CDLL(None).prctl(SET_THP_DISABLE, 1, 0, 0, 0) == 0
 p, g = np.ones((2, 1 << 23), dtype_named({dtype!r}))
-AdamW(np.ones_like(p), **{options!r}).step(g)  # whose threads have their stacks then
+AdamW(p, **{options!r}).step(g)  # what is not of the state has its pages then
 opt = AdamW(p, **{options!r})
 pages = opt.state_nbytes / resource.getpagesize()
 first, second = (page_faults(lambda: opt.step(g)) for _ in range(2))
-assert 0.9 * pages < first < 1.2 * pages, (first, pages)
+# AddressSanitizer has a byte of its own for every 8.
+assert 0.9 * pages < first < 1.5 * pages, (first, pages)
 assert second < 0.1 * pages, second
 """
 NEEDS_LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
