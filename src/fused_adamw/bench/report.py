@@ -93,7 +93,8 @@ def format_row(statistics: Statistics, baseline: str) -> tuple[str, ...]:
 
 
 def format_ratio(ratio: float) -> str:
-    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+    decimals = 2 if ratio < 10 else 1 if ratio < 100 else 0
+    return f"{ratio:.{decimals}f}"
 
 
 def format_duration(seconds: float) -> str:

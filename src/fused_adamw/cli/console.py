@@ -194,8 +194,8 @@ def text_table(*headers: str, title: str | None = None) -> Table:
 def benchmark_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasized: str
 ) -> Table:
-    """Return the statistics of implementations, a row each, one of which is in bold. In a narrow
-    terminal, and in a file, long names continue on the next line; numbers are never cut off."""
+    """Return the statistics of implementations, a row each, one of which is in bold. In 80 columns,
+    as in a file, long names continue on the next line, so that no number is cut off."""
     table = number_table(*columns, title=title)
     table.padding, table.min_width = 0, len(title) + 2  # the title in one line
     names, *numbers = table.columns
