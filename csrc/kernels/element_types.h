@@ -1,11 +1,36 @@
-/* How single values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a
- * row named x, load_x and store_x; and how master weights are stored: param_x and rest_x are the two
- * parts of one, and join_x is the float32 that they are of. Integers and
- * exact float operations alone, so that every instruction set gives the same bits. */
+/* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row named
+ * x, load_x and store_x; and how master weights are stored: param_x and rest_x are the two parts of
+ * one, and join_x is the float32 that they are of. The same for two neighbours, the pair i: first_x
+ * and second_x load, pair_x stores what operations gave, and join_pair_x and split_pair_x are for
+ * master weights. Integers and exact float operations alone, so that every instruction set gives the
+ * same bits. */
 #ifndef FUSED_ADAMW_ELEMENT_TYPES_H
 #define FUSED_ADAMW_ELEMENT_TYPES_H
 
 #include "../float_bits.h"
+#include "compilers.h"
+
+#include <stddef.h>
+
+/* ---- two neighbours as one word */
+
+/* On big-endian machines the first would be the upper half of the word; they go without. */
+#if (defined(__GNUC__) || defined(__clang__)) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HAS_PAIRS 1
+typedef uint32_t pair_word __attribute__((aligned(1), may_alias));
+#else
+#define HAS_PAIRS 0
+typedef uint32_t pair_word;
+#endif
+
+/* Each in the upper half of a word, as bfloat16 is in a float32, and back. */
+#define FIRST(pair) ((pair) << 16)
+#define SECOND(pair) ((pair)&0xffff0000)
+#define PAIR(first, second) ((first) >> 16 | SECOND(second))
+
+struct pair_of_floats {
+    float first, second;
+};
 
 /* ---- bfloat16: the upper half of a float32 */
 
@@ -77,40 +102,75 @@ static inline float join_bfloat16(uint16_t param, int16_t rest)
     return master_of_bfloat16((uint32_t)param << 16, rest);
 }
 
-/* Two neighbours as one word, and each of them as the upper half of a float32. On big-endian machines
- * the first would be the upper half of the word; they go without. */
-#if (defined(__GNUC__) || defined(__clang__)) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define HAS_PAIRS 1
-typedef uint32_t bfloat16_pair __attribute__((aligned(1), may_alias));
-#else
-#define HAS_PAIRS 0
-typedef uint32_t bfloat16_pair;
-#endif
-#define FIRST(pair) ((pair) << 16)
-#define SECOND(pair) ((pair)&0xffff0000)
-#define PAIR(first, second) ((first) >> 16 | SECOND(second))
+static inline float first_bfloat16(uint32_t pair)
+{
+    return float_of(FIRST(pair));
+}
+
+static inline float second_bfloat16(uint32_t pair)
+{
+    return float_of(SECOND(pair));
+}
+
+static inline uint32_t pair_bfloat16(struct pair_of_floats x, uint32_t first_dither,
+                                     uint32_t second_dither, int stochastic)
+{
+    return PAIR(round_bfloat16(x.first, first_dither, stochastic),
+                round_bfloat16(x.second, second_dither, stochastic));
+}
+
+static inline struct pair_of_floats join_pair_bfloat16(uint32_t params, const void *rests,
+                                                       ptrdiff_t i)
+{
+    const uint32_t rest = ((const pair_word *)rests)[i];
+    return (struct pair_of_floats){
+        master_of_bfloat16(FIRST(params), (int32_t)FIRST(rest) >> 16),
+        master_of_bfloat16(SECOND(params), (int32_t)SECOND(rest) >> 16),
+    };
+}
+
+/* Returns the parameters. */
+static inline uint32_t split_pair_bfloat16(struct pair_of_floats masters, void *rests, ptrdiff_t i)
+{
+    const uint32_t first = master_bits_bfloat16(masters.first);
+    const uint32_t second = master_bits_bfloat16(masters.second);
+    ((pair_word *)rests)[i] = PAIR(first << 16, second << 16);
+    return PAIR(first + 0x8000, second + 0x8000);
+}
 
 /* ---- float16 */
 
-static inline float load_float16(uint16_t half)
+/* Of bits of which the sign and the 10 bits of the significand are where those of a float32 are, and
+ * the exponent is between them; the others are disregarded. */
+static inline float widen_float16(uint32_t bits)
 {
-    const uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
-    const float scaled = float_of(magnitude) * 0x1p112f; /* moves the exponent's bias; exact */
-    const uint32_t bits = magnitude < 0x7c00u << 13 ? bits_of(scaled) : magnitude | INF_BITS;
-    return float_of(sign | bits);
+    const uint32_t exponent = 0x1fu << 23, used = bits & 0x8fffe000;
+    const float scaled = float_of(used) * 0x1p112f; /* moves the exponent's bias; exact */
+    return float_of(bits_of(scaled) | ((used & exponent) == exponent ? INF_BITS : 0));
 }
 
-/* Always to the nearest, ties to even. */
-static inline uint16_t store_float16(float x, uint32_t dither, int stochastic)
+static inline float load_float16(uint16_t half)
 {
-    const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
+    return widen_float16((uint32_t)(int16_t)half << 13);
+}
+
+/* Without its sign. */
+static inline uint32_t magnitude_float16(float x)
+{
+    const uint32_t magnitude = bits_of(x) & 0x7fffffff;
     const uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
     /* One ulp of 0.5 is 2^-24, which is the unit of the subnormal numbers of float16. */
     const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
     const uint32_t large = (int32_t)normal < 0x7c00 ? normal : 0x7c00;
     const uint32_t finite = select_bits((int32_t)magnitude < 113 << 23, subnormal, large);
+    return select_bits(x != x, 0x7e00, finite);
+}
+
+/* Always to the nearest, ties to even. */
+static inline uint16_t store_float16(float x, uint32_t dither, int stochastic)
+{
     (void)dither, (void)stochastic;
-    return (uint16_t)((bits >> 16 & 0x8000) | select_bits(x != x, 0x7e00, finite));
+    return (uint16_t)((bits_of(x) >> 16 & 0x8000) | magnitude_float16(x));
 }
 
 /* Master weights are kept whole: a subnormal float16 is the nearest of up to 2^30 float32, and 0
@@ -129,6 +189,39 @@ static inline float join_float16(uint16_t param, float rest)
 {
     (void)param;
     return rest;
+}
+
+static inline float first_float16(uint32_t pair)
+{
+    return widen_float16((uint32_t)((int32_t)FIRST(pair) >> 3));
+}
+
+static inline float second_float16(uint32_t pair)
+{
+    return widen_float16((uint32_t)((int32_t)pair >> 3));
+}
+
+static inline uint32_t pair_float16(struct pair_of_floats x, uint32_t first_dither,
+                                    uint32_t second_dither, int stochastic)
+{
+    const uint32_t signs = (bits_of(x.first) >> 16 & 0x8000) | (bits_of(x.second) & 0x80000000);
+    (void)first_dither, (void)second_dither, (void)stochastic;
+    return signs | magnitude_float16(x.first) | magnitude_float16(x.second) << 16;
+}
+
+static inline struct pair_of_floats join_pair_float16(uint32_t params, const void *rests,
+                                                      ptrdiff_t i)
+{
+    const UNALIGNED(float) *masters = (const UNALIGNED(float) *)rests + 2 * i;
+    (void)params;
+    return (struct pair_of_floats){masters[0], masters[1]};
+}
+
+static inline uint32_t split_pair_float16(struct pair_of_floats masters, void *rests, ptrdiff_t i)
+{
+    ((UNALIGNED(float) *)rests)[2 * i] = masters.first;
+    ((UNALIGNED(float) *)rests)[2 * i + 1] = masters.second;
+    return pair_float16(masters, 0, 0, 0);
 }
 
 #endif
