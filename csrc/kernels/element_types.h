@@ -1,9 +1,9 @@
 /* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row named
  * x, load_x and store_x; and how master weights are stored: param_x and rest_x are the two parts of
- * one, and join_x is the float32 that they are of. The same for two neighbours, the pair i: first_x
- * and second_x load, pair_x stores what operations gave, and join_pair_x and split_pair_x are for
- * master weights. Integers and exact float operations alone, so that every instruction set gives the
- * same bits. */
+ * one, and join_x is the float32 that they are of. The types that pairs.inc takes have the same for
+ * two neighbours, the pair i: first_x and second_x load, pair_x stores what operations gave, and
+ * join_pair_x and split_pair_x are for master weights. Integers and exact float operations alone, so
+ * that every instruction set gives the same bits. */
 #ifndef FUSED_ADAMW_ELEMENT_TYPES_H
 #define FUSED_ADAMW_ELEMENT_TYPES_H
 
