@@ -401,4 +401,4 @@ def test_a_file_that_fails_after_it_was_verified(path, monkeypatch, error, reaso
     monkeypatch.setattr(checkpoint_load, "read_exactly", Failing(None, 1, error))
     with pytest.raises(OSError, match=f"{reason}; parameters and state are only partly") as caught:
         load_checkpoint(path, optimizer)
-    assert caught.value.filename == str(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))

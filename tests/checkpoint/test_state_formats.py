@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from arrays import dtype_named
-from checkpoints import contents, metadata_of, rewrite
+from checkpoints import DELETED, contents, metadata_of, rewrite
 from states import draw, overwrite, params_of, train
 
 from fused_adamw import AdamW
@@ -226,6 +226,18 @@ def test_one_tensor_too_many(key, message, convert, path):
     rewrite(path, {key: np.zeros(3, np.float32)})
     before = contents(opt)
     with pytest.raises(MismatchedCheckpointError, match=message):
+        load_checkpoint(path, opt, convert=convert)
+    assert contents(opt) == before
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_one_tensor_too_few(convert, path):
+    """A file that lacks what its own options need is incomplete, and nothing to convert."""
+    opt = trained(ema_decay=0.5)
+    save_checkpoint(path, opt)
+    rewrite(path, {"ema/1": DELETED})
+    before = contents(opt)
+    with pytest.raises(MismatchedCheckpointError, match="'1' must have the array 'ema'; got ema_"):
         load_checkpoint(path, opt, convert=convert)
     assert contents(opt) == before
 

@@ -1,5 +1,7 @@
 """What is refused, with nothing changed."""
 
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
@@ -35,13 +37,21 @@ def expanded():
     return torch.nn.Parameter(torch.zeros(1).expand(4))
 
 
-@pytest.mark.parametrize("make", [complex_parameter, with_gaps, expanded])
-def test_parameters_that_are_refused(make):
+def sparse():
+    return torch.nn.Parameter(torch.eye(4).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("make", "strides"),
+    [(complex_parameter, (1,)), (with_gaps, (8, 2)), (expanded, (0,)), (sparse, None)],
+)
+def test_parameters_that_are_refused(make, strides):
     good, bad = parameter(shape=(9,)), make()
     opt = on_device([good, bad], lr=1e-2)
     set_gradient(good, 0)
     bad.grad = torch.zeros_like(bad)
-    assert_refused(opt, good, TypeError, "parameter 1 must be dense")
+    match = f"parameter 1 must be dense .*, strides {re.escape(str(strides))}$"
+    assert_refused(opt, good, TypeError, match)
 
 
 def test_gradients_that_are_refused():
@@ -50,6 +60,18 @@ def test_gradients_that_are_refused():
     set_gradient(good, 0)
     bad.grad = torch.eye(3).to_sparse()
     assert_refused(opt, good, TypeError, "the gradient of parameter 1 must be dense")
+    bad.grad = torch.ones(3, 3)
+    bad.data = torch.ones(5)
+    assert_refused(opt, good, TypeError, r"the gradient of parameter 1 must be .*, \(3, 3\)")
+
+
+def test_dtypes_that_a_format_does_not_support():
+    good, bad = parameter(shape=(9,)), parameter(torch.float64, shape=(9,))
+    opt = on_device([good, bad], lr=1e-2, state_dtype="8bit")
+    for p in (good, bad):
+        set_gradient(p, 0)
+    match = "parameter 1 must be dense and of .* with state_dtype='8bit'; got torch.float64"
+    assert_refused(opt, good, TypeError, match)
 
 
 def test_shared_memory_is_refused():

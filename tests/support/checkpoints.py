@@ -123,9 +123,14 @@ def sealed(tensors, metadata):
     return found | {"checksum": digest(json.dumps([sorted(found.items()), layout]).encode())}
 
 
+DELETED = object()
+
+
 def rewrite(path, other_tensors=(), **changes):
-    """Make a file of other tensors and metadata, with the checksums that belong to it."""
+    """Make a file of other tensors (or without those that are DELETED) and metadata, with the
+    checksums that belong to it."""
     tensors = safetensors.numpy.load(path.read_bytes()) | dict(other_tensors)
+    tensors = {key: x for key, x in tensors.items() if x is not DELETED}
     metadata = sealed(tensors, metadata_of(path) | changes)
     path.write_bytes(safetensors.numpy.save(tensors, metadata))
 
@@ -139,7 +144,6 @@ def refuses(path, optimizer):
 
 # ---- files with any contents, and the right checksums
 
-DELETED = object()
 VALUES = [
     *(DELETED, None, True, False, -1, 0, 7, 2.5, -0.5, 10**30, float("inf"), float("nan")),
     *("", "x", "7", "\x1b[31m\r", "\ud800", [], [1], [[]], {}, {"x": 1}, {"schedule": 5}),

@@ -76,7 +76,8 @@ class Engine:
         """Allocate the pinned memory, once there is a parameter on a device."""
         params = [p for _, group in _numbered(groups) for p in group["params"]]
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
-            self._pump(sum(local(p).nbytes for p in params))
+            # Not nbytes, which sparse tensors lack: a step refuses these.
+            self._pump(sum(local(p).numel() * p.element_size() for p in params))
 
     @property
     def ring_nbytes(self) -> int:
