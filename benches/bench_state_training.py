@@ -38,8 +38,8 @@ def transformer_run(task, seed, steps, lr, make):
 
 
 def complete(history):
-    """The losses of a training that no signal has ended early."""
-    assert not history.interrupted, f"signal {history.stop_signal} ended a training"
+    """The losses of a training run that no signal has ended early."""
+    assert not history.interrupted, f"signal {history.stop_signal} ended a training run"
     return history.losses
 
 

@@ -86,9 +86,8 @@ def save_checkpoint(
         TypeError: ``optimizer`` is no ``AdamW`` or ``ShardedAdamW``.
         TypeError, ValueError: ``extra``, ``arrays`` or a name cannot be written.
         OSError: the file cannot be written.
-        All of them on every rank.
 
-    Memory: at most 5 MiB beyond the state.
+    With ``ShardedAdamW`` every rank raises the same. Memory: at most 5 MiB beyond the state.
     """
     save(path, _checked(optimizer), extra, arrays)
 
@@ -99,10 +98,10 @@ def load_checkpoint(
     """Restore the parameters and the state of an optimizer from a file, in place.
 
     Parameters, state, step counts, hyper-parameters and options become those of the file, but for
-    ``amsgrad``, ``state_dtype``, ``master_weights``, ``decay_mask`` and ``num_threads``. A
-    schedule stays the optimizer's own; the file has to have been saved with one too. The file is
-    verified as a whole before anything is changed. Signal handlers of Python are deferred while
-    parameters and state are written.
+    ``state_dtype``, ``master_weights``, ``decay_mask`` and ``num_threads``, which stay, and
+    ``amsgrad``, which must be the same. A schedule stays the optimizer's own; the file has to have
+    been saved with one too. The file is verified as a whole before anything is changed. Signal
+    handlers of Python are deferred while parameters and state are written.
 
     With ``ShardedAdamW`` all ranks have to call this, and to reach the file. Rank 0 verifies it;
     each rank reads the shards that are its own.
@@ -126,10 +125,9 @@ def load_checkpoint(
             CheckpointError and so a ValueError. Nothing is changed.
         OSError: the file cannot be read. Nothing is changed, unless it was verified and then cannot
             be read again, as the message says.
-        All of them on every rank.
 
-    Memory: at most 5 MiB beyond the state; MemoryError, with nothing changed, where 7 MiB are not
-    free.
+    With ``ShardedAdamW`` every rank raises the same. Memory: at most 5 MiB beyond the state;
+    MemoryError, with nothing changed, where 7 MiB are not free.
     """
     return load(path, _checked(optimizer), convert)
 

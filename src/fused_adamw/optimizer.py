@@ -92,10 +92,11 @@ class AdamW(DecodedState):
             uses: a tensor whose gradient is None is left out of a step.
         param_groups: a list of dicts, whose ``lr``, ``betas``, ``eps`` and ``weight_decay`` may be
             changed between steps.
-        amsgrad: and the other arguments that follow ``weight_decay``, ``maximize`` to
-            ``ema_decay``. They may be changed between steps, but for ``amsgrad``, ``state_dtype``,
-            ``master_weights`` and ``seed``; a decay rate that is None, and so has no average, stays
-            None.
+        amsgrad: whether AMSGrad is used. ``maximize``, ``max_grad_norm``, ``skip_nonfinite``,
+            ``state_dtype``, ``num_threads``, ``master_weights``, ``seed`` and ``ema_decay`` are
+            attributes, too. They may be changed between steps, but for ``amsgrad``,
+            ``state_dtype``, ``master_weights`` and ``seed``; an ``ema_decay`` of None, which has no
+            average, stays None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.

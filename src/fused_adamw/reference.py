@@ -1,9 +1,9 @@
 """AdamW and SGD as textbooks write them: one number at a time, in pure Python.
 
-This file is the definition. It is written to be read, not to be fast. The compiled update computes
-the same formula with different roundings.
+This file states the formula. It is written to be read, not to be fast. The compiled update computes
+the same formula with different roundings, which docs/arithmetic.md defines.
 
-AdamW, for a parameter theta with gradient g at step t = 1, 2, ...:
+AdamW, for a parameter theta with gradient g at step t = 1, 2, ...::
 
     m      <- beta1 m + (1 - beta1) g               the mean of recent gradients
     v      <- beta2 v + (1 - beta2) g^2             the mean of their squares

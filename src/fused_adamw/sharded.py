@@ -64,17 +64,17 @@ class ShardedAdamW(BaseOptimizer):
             ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
             duplicate, on which an error of MPI ends the job.
-        bucket_bytes: twice the most bytes that one collective moves; at least 262,144, and what
-            exceeds 4 GiB has no effect. Two buffers of that size, for what is sent and what is
-            received, are all that a rank needs besides parameters, gradients and its part of the
-            state.
+        bucket_bytes: twice the most bytes that one collective moves, by default 16 MiB; at least
+            262,144, and what exceeds 4 GiB has no effect. A rank has two buffers of this size, half
+            of each for what is sent and half for what is received (docs/scaling.md: and what else).
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
-        lr, ...: all others are those of ``AdamW``, and the same on all ranks.
+
+    All other arguments are those of ``AdamW``, and the same on all ranks. So are its attributes
+    ``t`` and ``param_groups`` and those of the options: change them on all ranks.
 
     Attributes:
-        t, param_groups, amsgrad, ...: as in ``AdamW``. Change them on all ranks.
-        state_nbytes: the memory of this rank's part of the state.
+        state_nbytes: the memory of this rank's part of the state, in bytes.
         buckets: the partition: what one collective moves, and which rank owns what of it.
         comm: the duplicate of the communicator.
 

@@ -77,8 +77,10 @@ class AdamW(Inspected, torch.optim.AdamW):
             update those; the parameters are their values, rounded to nearest. It starts as the
             parameter before its first step. Without ``state_dtype`` the moments of float16
             parameters are float32.
-        seed: Of stochastic rounding, for moments of 16 and 8 bits, and for bfloat16 parameters
-            with ``state_dtype`` and without master weights; None rounds to nearest.
+        seed: Of stochastic rounding, which takes ``state_dtype`` or ``master_weights``: of moments
+            in 16 and 8 bits, and of bfloat16 parameters without master weights. None rounds to
+            nearest. Without either option everything is rounded to nearest, as in PyTorch, and
+            small updates of bfloat16 parameters are lost.
         ema_decay: Decay rate of an exponential moving average of the weights, at least 0 and less
             than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
@@ -145,7 +147,11 @@ class AdamW(Inspected, torch.optim.AdamW):
             options.check_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As ``torch.optim.AdamW``. A group with an invalid option is not added."""
+        """As ``torch.optim.AdamW``.
+
+        Raises:
+            TypeError, ValueError: A parameter or an option is invalid. The group is not added.
+        """
         with self.exclusive(), DeferredSignals():
             super().add_param_group(param_group)
             try:
@@ -196,14 +202,17 @@ class AdamW(Inspected, torch.optim.AdamW):
                     hook.remove()
 
     def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:
-        """As ``torch.optim.AdamW``: between two steps, but of the tensors that the steps of other
-        threads go on to change. To save or copy them, use ``exclusive``.
+        """As ``torch.optim.AdamW``, between two steps of other threads, which change its tensors
+        later: to save or copy them meanwhile, use ``exclusive``.
 
         Args:
             format: None: state as it is stored. "torch": what ``torch.optim.AdamW`` loads and
                 continues: moments in float32 (float64 for float64 parameters; in the dtype of the
                 parameter where they are stored so), without master weights, averages and the
                 options that PyTorch lacks.
+
+        Raises:
+            ValueError: ``format`` is another value.
         """
         if format not in (None, "torch"):
             raise ValueError(f"format must be None or 'torch'; got {format!r}")
@@ -220,7 +229,11 @@ class AdamW(Inspected, torch.optim.AdamW):
     def exclusive(self) -> ReentrantLock:
         """A block in which no other thread steps or loads this optimizer.
 
-        Example:
+        Returns:
+            A context manager, which the same thread may enter again.
+
+        Example::
+
             with opt.exclusive():  # while another thread trains
                 torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, path)
         """
@@ -242,7 +255,7 @@ class AdamW(Inspected, torch.optim.AdamW):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the parameters that have a gradient.
+        """Update the parameters that have a gradient, and their state, in place.
 
         Where GradScaler found an infinity (``found_inf``) nothing changes; where it leaves
         unscaling to the optimizer (``grad_scale``), the gradients are unscaled in place.
@@ -252,6 +265,11 @@ class AdamW(Inspected, torch.optim.AdamW):
 
         Returns:
             The loss, or None without ``closure``.
+
+        Raises:
+            TypeError: A parameter, its gradient or its state is not supported, where PyTorch cannot
+                update it instead.
+            ValueError: An option has a value that the formula does not allow.
         """
         loss: float | None = None
         if closure is not None:

@@ -48,7 +48,7 @@ def test_each_optimizer_is_shown_at_the_best_rate_of_its_sweep(train_json):
         best = min((row for row in rows if row["loss"] is not None), key=lambda row: row["loss"])
         assert (shown["lr"], shown["final_loss"]) == (best["lr"], best["loss"])
         assert rates[0] < shown["lr"] < rates[-1]
-    assert record["config"]["lr"] == 0.001  # of a training that does not compare
+    assert record["config"]["lr"] == 0.001  # of a training run that does not compare
     assert record["final_loss"] < sweep["working_loss"] < CHANCE
 
 

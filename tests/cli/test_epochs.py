@@ -30,7 +30,7 @@ def test_epochs_of_a_text(train_json, text):
         losses = record["losses"][i * PER_EPOCH : (i + 1) * PER_EPOCH]
         assert epoch["loss"] == pytest.approx(np.mean(losses), rel=1e-14)
     assert record["epochs"][2]["held_out_loss"] == record["final_held_out_loss"]
-    # A training of two epochs begins in the same way.
+    # A training run of two epochs begins in the same way.
     two = train_json("--text", text, *SMALL, "--epochs", 2)
     assert two["epochs"] == record["epochs"][:2]
     assert two["final_held_out_loss"] == record["epochs"][1]["held_out_loss"]

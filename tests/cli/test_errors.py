@@ -79,7 +79,10 @@ from cli_process import MAIN, in_a_process
         ("--checkpoint long.txt --resume auto", "long.txt is corrupt"),
         ("--checkpoint run --compare", "--checkpoint cannot be combined with --compare"),
         ("--checkpoint run --sgd-lr 1", "--checkpoint cannot be combined with --sgd-lr"),
-        ("--checkpoint run --resume", "run does not exist; leave out --resume to start a training"),
+        (
+            "--checkpoint run --resume",
+            "run does not exist; leave out --resume to start a training run",
+        ),
         ("--checkpoint folder", "is a directory"),
         (
             "--checkpoint long.txt",

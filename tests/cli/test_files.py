@@ -159,12 +159,12 @@ def test_a_checkpoint_whose_losses_are_of_another_step(run, train_json):
     assert err == "error: run does not match its losses: it has 2 steps and 3 losses\n"
 
 
-# ---- two trainings, one checkpoint
+# ---- two training runs, one checkpoint
 
 
 @pytest.fixture
 def training(tmp_path):
-    """A training in another process, which saves to the file "run"."""
+    """A training run in another process, which saves to the file "run"."""
     options = ["--steps", "2000000", "--every", "1000", "--checkpoint", str(tmp_path / "run")]
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, "train", *options],
@@ -180,7 +180,7 @@ def training(tmp_path):
             process.kill()
 
 
-LOCKED = "cannot be used: another training saves to it"
+LOCKED = "cannot be used: another training run saves to it"
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def without_times(found):
 
 
 def single(*arguments):
-    """The same of a training without MPI."""
+    """The same of a training run without MPI."""
     command = [sys.executable, "-m", "fused_adamw", "train", "--json", *map(str, arguments)]
     return without_times(
         json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -224,7 +224,7 @@ def test_files_are_checked_on_all_ranks(tmp_path):
         assert plot.read_text() == TEXT
 
 
-# A training that would not end; each rank leaves a file with its process number after three steps.
+# A run that would not end; each rank leaves a file with its process number after three steps.
 ENDLESS = """
 import os, signal, sys
 from pathlib import Path

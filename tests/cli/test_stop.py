@@ -1,4 +1,4 @@
-"""How a training ends early: signals, and what a second one does."""
+"""How a training run ends early: signals, and what a second one does."""
 
 import signal
 

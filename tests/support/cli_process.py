@@ -14,7 +14,7 @@ MAIN = "from fused_adamw.cli import main; main()"
 # Sizes that train fast.
 SMALL = ("--context", 8, "--batch-size", 4, "--d-model", 8)
 
-# A training that would not end; it says on standard error when it has made three steps.
+# A training run that would not end; it says on standard error when it has made three steps.
 ENDLESS = """
 import signal, sys
 from fused_adamw import AdamW
@@ -83,7 +83,7 @@ def on_a_terminal(code, *arguments, **environment):
 
 
 def interrupted(*arguments, code=ENDLESS, signals=(signal.SIGINT,)):
-    """Press Ctrl-C in a training of two million steps; its status, standard output and error."""
+    """Press Ctrl-C in a run of two million steps; its status, standard output and error."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, "train", "--steps", "2000000", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Sweeps over learning rates, of trainings that are made up."""
+"""Sweeps over learning rates, of training runs that are made up."""
 
 import math
 import signal
@@ -17,7 +17,7 @@ def result(lr, loss, stop_signal=0):
 
 
 def swept(loss_at):
-    """The sweep of trainings whose loss is this function of the rate, and the rates in order."""
+    """The sweep of runs whose loss is this function of the rate, and the rates in order."""
     tried = []
 
     def train_at(lr):
@@ -98,7 +98,7 @@ def test_a_signal_ends_a_sweep():
         sweep = sweep_rates("SGD", CHANCE, train_at)
         assert len(tried) == last
         assert sweep.interrupted.lr == tried[-1]
-        assert len(sweep.losses) == last - 1  # a part of a training does not count
+        assert len(sweep.losses) == last - 1  # a part of a training run does not count
         assert sweep.shown.lr == tried[max(last - 2, 0)]
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: its losses, and what reading them costs."""
+"""The checkpoint of a training run: its losses, and what reading them costs."""
 
 import os
 import tracemalloc
@@ -103,7 +103,7 @@ def test_one_training_at_a_time(tmp_path):
     for other in ("run", "link"):
         with checkpoint_lock(tmp_path / "run"):
             for _ in range(2):
-                with pytest.raises(ValueError, match="another training saves to it"):
+                with pytest.raises(ValueError, match="another training run saves to it"):
                     checkpoint_lock(tmp_path / other).__enter__()
             with checkpoint_lock(tmp_path / "run2"):
                 assert sorted(os.listdir(tmp_path)) == [".run.lock", ".run2.lock", "link"]

@@ -20,13 +20,19 @@ def new_engine() -> Engine:
 def simulated(
     lane: CpuLane | None = None, *, slots: int | None = None, slot_bytes: int = 1 << 20
 ) -> Iterator[CpuLane]:
-    """A block in which optimizers are made that treat the CPU as a device, to test a training loop
-    where there is none: parameters are copied late, and wrong numbers show where something does not
-    wait.
+    """A block in which optimizers are made that treat the CPU as a device.
+
+    To test a training loop where there is none: parameters are copied late, and NaN shows where
+    something does not wait.
 
     Args:
-        lane: copies.
-        slots, slot_bytes: of the pinned memory, powers of two; by default those for a device.
+        lane: performs the copies. None: a new ``CpuLane()``.
+        slots: number of slots of the pinned memory, a power of two. None: as for a device, with
+            slots of the size for a device.
+        slot_bytes: size of a slot, a power of two, where ``slots`` is given.
+
+    Yields:
+        The lane.
     """
     lane = lane or CpuLane()
     _simulations.append((lane, None if slots is None else (slots, slot_bytes)))

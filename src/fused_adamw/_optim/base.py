@@ -141,7 +141,7 @@ class BaseOptimizer(Options):
 
     @property
     def state_nbytes(self) -> int:
-        """The memory of the state in bytes: of all its arrays."""
+        """The memory of all arrays of the state, in bytes."""
         return sum(array.nbytes for state in self._state for array in state.arrays.values())
 
     def exclusive(self, operation: str) -> AbstractContextManager[Any]:
@@ -162,7 +162,7 @@ class BaseOptimizer(Options):
         raise NotImplementedError
 
     def own_state(self, shard: ShardSlice, role: str) -> Array:
-        """The state that this rank keeps of a slice of its own: flat, in memory order."""
+        """The state that this rank keeps of a slice of its own, flat, in memory order."""
         raise NotImplementedError
 
     def gather_params(self) -> None:

@@ -10,7 +10,7 @@ class DecodedState(BaseOptimizer):
 
     @property
     def m(self) -> ArrayTree:
-        """The first moments, in the structure of ``params``: copies in float32 where they are
+        """The first moments, in the structure of ``params``; copies in float32 where they are
         stored in 16 or 8 bits, and for 16-bit parameters."""
         return self._moments("m")
 
@@ -26,14 +26,14 @@ class DecodedState(BaseOptimizer):
 
     @property
     def master(self) -> ArrayTree | None:
-        """The master weights in float32, in the structure of ``params``: copies for bfloat16
+        """The master weights in float32, in the structure of ``params``; copies for bfloat16
         parameters, of which only the low 16 bits are stored, and float32 and float64 parameters
         themselves; None without master_weights."""
         return self._optional("master")
 
     @property
     def ema(self) -> ArrayTree | None:
-        """The averages of the weights, in the structure of ``params``: in their dtype, or in
+        """The averages of the weights, in the structure of ``params``, in their dtype, or in
         float32 for 16-bit parameters; None without ema_decay."""
         return self._optional("ema")
 

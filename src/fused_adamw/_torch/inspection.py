@@ -17,7 +17,7 @@ class Inspected:
 
     @property
     def state_nbytes(self) -> int:
-        """The memory of the state on this rank in bytes: of all tensors but the counts of steps."""
+        """The memory of the state on this rank, in bytes, without the counts of steps."""
         return sum(
             local_of(x).nbytes
             for entry in self.state.values()
@@ -27,9 +27,10 @@ class Inspected:
 
     @property
     def last_path(self) -> list[GroupPath]:
-        """Of each group, whether the kernels updated it in the last step or PyTorch, and why: see
-        ``GroupPath``. [] before the first step. The reasons are those of the tensors as they are
-        now.
+        """For each group, whether the kernels or PyTorch updated it in the last step, and why.
+
+        A list of ``GroupPath``, empty before the first step. The reasons are found from the tensors
+        as they are now.
 
         Example:
             >>> p = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))

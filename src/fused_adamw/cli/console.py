@@ -89,7 +89,7 @@ def bullets(items: Iterable[str]) -> Padding:
 
 
 class TrainingBar:
-    """The bar of a training: on standard error if that is a terminal, else nothing."""
+    """The bar of a training run: on standard error if that is a terminal, else nothing."""
 
     def __init__(self, bar: Progress, label: str, done: int, steps: int) -> None:
         self._bar, self._steps = bar, steps
@@ -116,7 +116,7 @@ class TrainingBar:
 def progress_bar(
     label: str, done: int, steps: int, quiet: bool, transient: bool
 ) -> Iterator[TrainingBar]:
-    """Show the bar of a training, and remove it at the end if it is transient."""
+    """Show the bar of a training run, and remove it at the end if it is transient."""
     bar = _manual_bar(quiet, TextColumn("loss {task.fields[loss]}"), transient=transient)
     with bar:
         yield TrainingBar(bar, label, done, steps)

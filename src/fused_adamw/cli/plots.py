@@ -59,7 +59,7 @@ def save_loss_plot(
     title: str,
     sweeps: Sequence[Sweep] = (),
 ) -> None:
-    """Plot the losses of trainings by label; to their left those of sweeps over rates, if any."""
+    """Plot the losses of training runs by label; to their left those of sweeps, if any."""
     if any(len(sweep.losses) > 1 for sweep in sweeps):
         figure, (left, axes) = _figure(SWEEP_SIZE, columns=2)
         _plot_sweeps(left, sweeps, [result.history.steps for result in curves.values()])

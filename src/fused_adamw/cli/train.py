@@ -134,7 +134,7 @@ def _make_checkpoint(
 def _report(training: Training, results: Sequence[TrainingResult], sweeps: Sequence[Sweep]) -> None:
     task, options = training.task, training.options
     curves = {label(result, with_lr=options.compares): result for result in results}
-    # Where a signal has ended any of the trainings, what takes long is left out.
+    # Where a signal has ended any of the training runs, what takes long is left out.
     ended = next((s.interrupted for s in sweeps if s.interrupted is not None), results[0]).history
     report = Report(
         curves,

@@ -131,7 +131,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of a training that leave its result the same, or add to it."""
+    """The options of a training run that leave its result the same, or add to it."""
 
     num_threads: Annotated[
         int | None,
@@ -151,7 +151,7 @@ class TrainOptions:
         typer.Option(
             "--compare",
             help="Also train with plain SGD. Rates that are not given are found: the best of a "
-            "sweep, for each optimizer, so that this takes about 20 trainings.",
+            "sweep, for each optimizer, so that this takes about 20 training runs.",
         ),
     ] = False
     sgd_lr: Annotated[

@@ -27,7 +27,7 @@ class Report:
         config: the options by name.
         reference_step_seconds: time of an AdamW step in pure Python, where that is comparable.
         sample: text that the trained model writes; None without one.
-        sweeps: the trainings at other rates, of each optimizer.
+        sweeps: the training runs at other rates, of each optimizer.
     """
 
     results: dict[str, TrainingResult]
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def interrupted(self) -> list[TrainingResult]:
-        """The trainings that a signal has ended: those shown, or the last one of a sweep."""
+        """The training runs that a signal has ended: those shown, or the last one of a sweep."""
         ended = (sweep.interrupted for sweep in self.sweeps)
         found = chain(self.results.values(), ended)
         unique = {id(x): x for x in found if x is not None and x.history.interrupted}
@@ -52,7 +52,7 @@ class Report:
 
 
 def label(result: TrainingResult, with_lr: bool) -> str:
-    """Return the name of a training in tables and plots."""
+    """Return the name of a training run in tables and plots."""
     state = f", {result.state_dtype} state" if result.state_dtype is not None else ""
     rate = f", lr {result.lr:g}" if with_lr else ""
     return f"{result.optimizer}{state}{rate}"

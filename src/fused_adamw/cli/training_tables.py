@@ -14,7 +14,7 @@ from .console import decimals, number_table, perplexity, text_table, visible
 
 
 def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
-    """Return the first and last losses of trainings by label."""
+    """Return the first and last losses of training runs by label."""
     table = number_table(
         "",
         "loss: first",

@@ -1,4 +1,4 @@
-"""The memory of a training, estimated before it begins: what cannot fit is refused at once."""
+"""The memory of a training run, estimated before it begins: what cannot fit is refused at once."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What a training is recorded as, to be looked at afterwards: attention, predictions, the rates of
+"""What a training run is recorded as, to be looked at afterwards: attention, predictions, rates of
 AdamW, its updates, and the moments of a few parameters."""
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class Curve:
 
 
 class Recorder:
-    """Records a training with AdamW.
+    """Records a training run with AdamW.
 
     Call it after each forward pass with the history, as `on_step` of
     :func:`~fused_adamw.tiny.train_loop.train`.

@@ -20,13 +20,13 @@ def rate_of(k: int) -> float:
 
 @dataclass
 class Sweep:
-    """The trainings of one optimizer at different rates.
+    """The training runs of one optimizer at different rates.
 
     Attributes:
         optimizer: its name.
         chance: the loss of guessing.
-        losses: the loss of each training by rate, on held-out text where there is some; infinite
-            where it became non-finite.
+        losses: the loss of each training run by rate, on held-out text where there is some;
+            infinite where it became non-finite.
         best: the training with the lowest loss; None before the first has ended.
         is_given: whether the user has chosen the only rate.
         interrupted: the training that a signal has ended, if one has.
@@ -41,7 +41,7 @@ class Sweep:
 
     @property
     def best_loss(self) -> float:
-        """The lowest loss; infinite where all trainings have diverged."""
+        """The lowest loss; infinite where all training runs have diverged."""
         return min(self.losses.values(), default=math.inf)
 
     @property
@@ -78,7 +78,7 @@ def on_held_out_text(sweeps: Iterable[Sweep]) -> bool:
 def sweep_rates(
     optimizer: OptimizerName, chance: float, train_at: Callable[[float], TrainingResult]
 ) -> Sweep:
-    """Train at all rates of a sweep, or until a signal ends one of the trainings."""
+    """Train at all rates of a sweep, or until a signal ends one of the training runs."""
     sweep = Sweep(optimizer, chance)
     for k in _exponents(sweep):
         sweep.add(train_at(rate_of(k)))

@@ -26,7 +26,7 @@ from .token_input import Sequences
 
 @dataclass
 class History:
-    """Losses and times of a training so far.
+    """Losses and times of a training run so far.
 
     Attributes:
         losses: the loss after each number of updates, in nats per token; losses[0] is the one
@@ -37,7 +37,7 @@ class History:
         resumed_from: number of updates that an earlier process made; None if there was none.
         gradient_norms: the global norm of the gradient of each update, before it is clipped; NaN
             where no rank has all of the gradient, or an earlier process did not save it.
-        held_out_losses: after each epoch, where a training has epochs and held-out text.
+        held_out_losses: after each epoch, where a training run has epochs and held-out text.
         stop_requested: whether a signal has come since the last step.
     """
 
@@ -170,7 +170,7 @@ def train(
         on_step: called after every forward pass with the history, whose last loss belongs to the
             current parameters. At the last call either `history.steps` is `steps` or
             `history.interrupted` is true.
-        history: that of a training to continue, with model and optimizer as they were then.
+        history: that of a training run to continue, with model and optimizer as they were then.
         over_ranks: the maximum of its arguments on the processes that train together, so that they
             stop together.
         on_repeated_signal: called at each signal after the first, which may come while a long

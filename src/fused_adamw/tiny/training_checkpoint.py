@@ -1,4 +1,4 @@
-"""A training in a file: everything needed to continue as if it had never stopped.
+"""A training run in a file: everything needed to continue as if it had never stopped.
 
 Besides parameters and optimizer the file contains the options of the training, so that it is never
 continued with others, the times so far, and, as the arrays ``losses``, ``gradient_norms`` and
@@ -31,28 +31,28 @@ SECONDS = ("forward_seconds", "backward_seconds", "optimizer_seconds")
 
 @contextmanager
 def checkpoint_lock(path: Path) -> Iterator[None]:
-    """Lock the file that a training saves to, so that no other training saves to it meanwhile.
+    """Lock the file that a training run saves to, so that no other saves to it meanwhile.
 
     The lock is one of the system (flock, on the file ``.NAME.lock`` in the same folder), which ends
     with the process. On Windows, and on file systems without locks, nothing is locked.
 
     Raises:
-        ValueError: another training has locked it.
+        ValueError: another training run has locked it.
         OSError: no file can be created there.
     """
     target = Path(os.path.realpath(path))
     with locked_file(hidden_sibling(target, "lock")) as acquired:
         if not acquired:
             raise ValueError(
-                f"{path} cannot be used: another training saves to it; wait for its end, or choose "
-                "another file"
+                f"{path} cannot be used: another training run saves to it; wait for its end, or "
+                "choose another file"
             )
         yield
 
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """The checkpoint file of a training.
+    """The checkpoint file of a training run.
 
     Args:
         path: the file.
@@ -76,7 +76,9 @@ class TrainingCheckpoint:
             ValueError: the file is missing or corrupt, or belongs to a different training.
         """
         if not self.path.exists():
-            raise ValueError(f"{self.path} does not exist; leave out --resume to start a training")
+            raise ValueError(
+                f"{self.path} does not exist; leave out --resume to start a training run"
+            )
         training: Any = read_extra(self.path).get("training")
         arrays = read_arrays(self.path)
         history = _history(training, arrays.get("losses"))
@@ -139,7 +141,7 @@ class TrainingCheckpoint:
             raise ValueError(f"{self.path} was saved with different options: {differences}")
 
     def _may_differ(self, name: str, saved: Mapping[str, Any]) -> bool:
-        """Whether a training is the same with this option changed, or another one says so."""
+        """Whether a training run is the same with this option changed, or another one says so."""
         epochs = saved.get("epochs"), self.options.get("epochs")
         if name == "epochs":
             return self.open_ended and None not in epochs

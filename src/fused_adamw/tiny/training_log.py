@@ -1,4 +1,4 @@
-"""Every step of a training in a file, a line each, as CSV or as JSON."""
+"""Every step of a training run in a file, a line each, as CSV or as JSON."""
 
 import csv
 import io
@@ -73,7 +73,7 @@ class TrainingLog:
             self._file.write(",".join(COLUMNS) + "\n")
 
     def add(self, result: TrainingResult) -> None:
-        """Write the steps of a training since the last call for it."""
+        """Write the steps of a training run since the last call for it."""
         if self.error is not None:
             return
         if result is not self._result:

@@ -1,4 +1,4 @@
-"""A training with checkpoints, in which a rank may die in the middle of a step.
+"""A training run with checkpoints, in which a rank may die in the middle of a step.
 
     killed.py FILE STEPS [SIGKILL | exception] [STEP]
 

@@ -101,8 +101,8 @@ def of_one_parameter(found: Backward) -> Iterator[RenderableType]:
         table.add_row(f"{row.h:g}", f"{row.gradient:.10f}", f"{row.error:.1e}")
     yield table
     yield paragraph(
-        "The section adamw goes on with this gradient. A training repeats it: for each epoch, for "
-        "each batch: t += 1, forward, backward, update of every parameter."
+        "The section adamw goes on with this gradient. A training run repeats it: for each epoch, "
+        "for each batch: t += 1, forward, backward, update of every parameter."
     )
 
 

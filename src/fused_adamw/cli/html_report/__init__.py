@@ -1,4 +1,4 @@
-"""The report of a training: one HTML file that needs no network."""
+"""The report of a training run: one HTML file that needs no network."""
 
 import json
 from collections.abc import Iterator, Mapping

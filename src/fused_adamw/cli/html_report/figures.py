@@ -1,4 +1,4 @@
-"""The figures of the report of a training, for Plotly."""
+"""The figures of the report of a training run, for Plotly."""
 
 import math
 from collections.abc import Sequence
