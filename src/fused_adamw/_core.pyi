@@ -201,6 +201,7 @@ class PreparedStep:
         state_format: str | None = None,
         seed: int | None = None,
         fused: bool = False,
+        master_weights: bool = False,
     ) -> Self: ...
     def prepare(
         self,
@@ -240,8 +241,9 @@ class StepPlan:
         increment_version: Callable[[list[Any]], object],
     ) -> Self: ...
     def step(
-        self, groups: list[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]
+        self, groups: Sequence[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]
     ) -> bool: ...
+    def updated(self) -> list[bool] | None: ...
 
 def fused_adamw(
     params: _Arrays,

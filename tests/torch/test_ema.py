@@ -239,7 +239,7 @@ def test_nothing_is_left_to_pytorch(other):
     before = [p.detach().clone() for p in params]
     message = (
         r"^ema_decay=0.9 requires dense float32, float64, bfloat16 or float16 CPU parameters with "
-        r"matching gradients; unsupported: parameters \[1\]$"
+        r"gradients and state that match; unsupported: parameters \[1\]$"
     )
     with pytest.raises(TypeError, match=message):
         opt.step()

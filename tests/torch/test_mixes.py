@@ -265,7 +265,7 @@ def test_what_has_no_kernel_does_not_fall_back_to_pytorch(make):
     before = [p.detach().clone() for p in params[:-1]]
     message = (
         "master_weights=True requires dense float32, float64, bfloat16 or float16 CPU parameters "
-        "with matching gradients; unsupported: parameters [6]"
+        "with gradients and state that match; unsupported: parameters [6]"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         opt.step()

@@ -72,8 +72,8 @@ def test_options_that_are_changed_afterwards(name, value):
 
 
 UNSUPPORTED = (
-    "state_dtype={!r} requires dense float32, bfloat16 or float16 CPU parameters with matching "
-    "gradients; unsupported: parameters [6]"
+    "state_dtype={!r} requires dense float32, bfloat16 or float16 CPU parameters with gradients "
+    "and state that match; unsupported: parameters [6]"
 )
 
 
@@ -237,7 +237,7 @@ def test_a_state_format_that_the_state_does_not_have():
     before = [p.detach().clone() for p in params]
     opt.param_groups[0]["state_dtype"] = "8bit"
     with pytest.raises(
-        KeyError, match=r"the state of a parameter must have exp_avg_code, .*'8bit'"
+        KeyError, match=r"the state of a parameter must have step, exp_avg_code, .*'8bit'"
     ):
         opt.step()
     assert_equal_tensors(params, before)

@@ -101,7 +101,7 @@ def test_other_gradients_are_refused(dtype):
     p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     p.grad_dtype = dtype
     p.grad = torch.ones(8, dtype=dtype)
-    with pytest.raises(TypeError, match=r"requires dense .* with matching gradients"):
+    with pytest.raises(TypeError, match=r"requires dense .* with gradients and state that match"):
         AdamW([p], state_dtype="8bit").step()
     opt, reason = AdamW([p]), f"with gradient of dtype {dtype} (1)"
     with pytest.raises(RuntimeError), pytest.warns(UserWarning, match=re.escape(reason)):
@@ -137,3 +137,17 @@ def test_shards(tmp_path):
             opt.step()
             assert opt.last_path == [GroupPath("kernels")]
         np.testing.assert_array_equal(as_array(p.to_local()), as_array(q))
+
+
+def test_the_reason_of_a_fallback_is_not_a_gradient_that_is_supported():
+    p = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+    p.grad_dtype = torch.float32
+    p.grad = torch.ones(4, 3)
+    opt = AdamW([p])
+    opt.step()
+    opt.state[p]["exp_avg"] = torch.zeros(3, 4, dtype=torch.bfloat16).t()
+    with (
+        pytest.warns(UserWarning, match="with exp_avg in a memory layout of its own"),
+        pytest.raises(RuntimeError, match="expected dtype"),  # from PyTorch's update
+    ):
+        opt.step()

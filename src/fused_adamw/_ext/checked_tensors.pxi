@@ -13,6 +13,11 @@ cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:
     return first
 
 
+cdef bint has_masters(int element_type) noexcept:
+    """Whether there can be master weights of such parameters."""
+    return fused_adamw_element_types[element_type].master_type != NULL
+
+
 @cython.no_gc
 cdef class CheckedTensors:
     """Tensors that the kernels serve. Between steps it keeps its memory, and the order of the
@@ -24,6 +29,7 @@ cdef class CheckedTensors:
     cdef int[ROLES] roles
     cdef int num_roles
     cdef int state_format      # -1 for that of the parameters
+    cdef bint lacks_masters    # that a parameter of 16 bits would have
     cdef bint stochastic
     cdef uint32_t seed
     cdef Py_ssize_t capacity
@@ -111,6 +117,7 @@ cdef class CheckedTensors:
         if not (
             params.nbytes >= 0
             and is_compatible(tensor.element_type, tensor.state_format)
+            and not (self.lacks_masters and has_masters(tensor.element_type))
             and self.find_gradient(<object>found[1], tensor, &params)
             and not exchange.negates(<object>found[0]) and not exchange.negates(<object>found[1])
             and self.check_state(found + OWN, tensor, &params)
@@ -165,7 +172,7 @@ cdef class CheckedTensors:
                 found = self.exchange.view_flat(
                     <object>tensors[k], storage, nbytes * 8 // storage.bits, &view
                 )
-            if not found:
+            if not found or self.exchange.negates(<object>tensors[k]):
                 return False
             role_pointer(tensor, role)[0] = view.data
         return True

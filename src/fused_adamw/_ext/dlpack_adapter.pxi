@@ -135,11 +135,13 @@ cdef class DLPackExchange:
         view.element_type = element_type_of_dlpack(view)
         view.readonly = False
         view.nbytes = 0
+        view.data = NULL
+        if found.device != DLPACK_CPU:
+            return False
         if found.data == NULL:
-            view.data = NULL
             return dense_size(view) == 0
         view.data = found.data + found.byte_offset
-        return found.device == DLPACK_CPU
+        return True
 
     cdef inline void prefetch(self, PyObject *tensor) noexcept:
         if self.has_functions:

@@ -7,18 +7,20 @@ cdef class PreparedStep(CheckedTensors):
 
     ``names``: of each role, in the dicts of the state. ``state_format``: None where moments have
     the dtype of their parameters. ``seed``: of stochastic rounding; None rounds to the nearest.
-    ``fused``: whether PyTorch's fused update is to be asked for what is not supported."""
+    ``fused``: whether PyTorch's fused update is to be asked for what is not supported.
+    ``master_weights``: whether parameters of 16 bits have them; none is supported without."""
 
     cdef bint fused
     cdef public list offsets   # of the first element of each, where they are parts of larger ones
-    cdef double factor         # of the gradients, in a plan
+    cdef double factor          # of the gradients, in a plan
+    cdef Py_ssize_t num_params  # of the groups, in a plan
     cdef readonly list unsupported   # indices of parameters that no kernel supports
     cdef readonly tuple others       # their tensors: params, grads, steps, lists of state
     cdef readonly list fusible       # of these, whether PyTorch's fused update is right
 
     def __cinit__(
         self, DLPackExchange exchange not None, dict names not None, *, state_format=None,
-        seed=None, bint fused=False,
+        seed=None, bint fused=False, bint master_weights=False,
     ):
         cdef unsigned int found = 0
         self.exchange, self.fused = exchange, fused
@@ -29,6 +31,7 @@ cdef class PreparedStep(CheckedTensors):
             self.roles[self.num_roles] = state_role(name)
             found |= 1 << self.roles[self.num_roles]
             self.num_roles += 1
+        self.lacks_masters = master_weights and not found & 1 << MASTER
         # Which parameters can have master weights is checked one by one.
         require_roles(FUSED_ADAMW_FLOAT32, max(self.state_format, 0), found & ~(1 << MASTER))
         self.forget()
@@ -154,6 +157,7 @@ cdef class PreparedStep(CheckedTensors):
             self.exchange is other.exchange and self.names == other.names
             and self.state_format == other.state_format
             and self.stochastic == other.stochastic and self.seed == other.seed
+            and self.lacks_masters == other.lacks_masters
         )
 
     cdef int leave_to_others(self, PyObject **tensors) except -1:

@@ -15,7 +15,7 @@ cdef class GroupPlan:
     cdef PreparedStep prepared
     cdef tuple rates
     cdef bint maximize
-    cdef Py_ssize_t first
+    cdef Py_ssize_t first, num_updated
 
     def __cinit__(
         self, dict group not None, PreparedStep prepared not None, tuple rates not None,
@@ -51,42 +51,43 @@ cdef class GroupPlan:
 
 @cython.no_gc
 cdef class StepPlan:
-    """All groups of an optimizer, in one list of tensors for all that are stored in one way.
-    ``num_threads``: called where several threads pay; ``increment_version``: called with the
-    parameters that have been stepped."""
+    """All groups of an optimizer, in one list of tensors for successive groups that are stored in
+    one way: the order matters where groups share memory. ``num_threads``: called where several
+    threads pay; ``increment_version``: called with the parameters that have been stepped."""
 
     cdef list groups
     cdef list steps  # PreparedSteps
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
+    cdef bint has_stepped
 
     def __cinit__(
         self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
     ):
-        cdef GroupPlan plan, other
-        cdef list kinds = []
-        for plan in groups:
-            for other in kinds:
-                if plan.maximize == other.maximize and plan.prepared.is_like(other.prepared):
-                    plan.prepared = other.prepared
-                    break
-            else:
-                kinds.append(plan)
-                plan.prepared.factor = -1 if plan.maximize else 1
+        cdef GroupPlan plan, last = None
         self.steps = []
-        for plan in kinds:
-            self.steps.append(plan.prepared)
+        for plan in groups:
+            if (
+                last is not None and plan.maximize == last.maximize
+                and plan.prepared.is_like(last.prepared)
+            ):
+                plan.prepared = last.prepared
+            else:
+                plan.prepared.factor = -1 if plan.maximize else 1
+                self.steps.append(plan.prepared)
+            last = plan
         self.groups, self.lock = groups, lock
         self.num_threads, self.increment_version = num_threads, increment_version
 
-    def step(self, list groups not None, state not None):
+    def step(self, groups not None, state not None):
         """Step all groups, without a moment at which signal handlers of Python run; or return
         False, with nothing changed, where one is no longer as planned."""
         cdef PreparedStep prepared
         self.lock.acquire()
         try:
-            if not self.prepare(groups, state):
+            if type(groups) is not list or not self.prepare(groups, state):
                 return False
+            self.has_stepped = True
             for prepared in self.steps:
                 prepared.run(self.increment_version)
             return True
@@ -95,20 +96,32 @@ cdef class StepPlan:
                 prepared.clear()
             self.lock.release()
 
+    def updated(self):
+        """For each group, whether the last step updated any of it; None before the first one."""
+        cdef GroupPlan plan
+        cdef list found = []
+        for plan in self.groups:
+            found.append(plan.num_updated > 0)
+        return found if self.has_stepped else None
+
     cdef bint prepare(self, list groups, state) except -1:
         """Whether all can be stepped like this; nothing is changed yet."""
-        cdef Py_ssize_t i, total = 0
+        cdef Py_ssize_t i
+        cdef GroupPlan plan
         cdef PreparedStep prepared
         if len(groups) != len(self.groups):
             return False
+        for prepared in self.steps:
+            prepared.num_params = 0
         for i, group in enumerate(groups):
-            if type(group) is not dict or (<GroupPlan>self.groups[i]).has_changed(group):
+            plan = <GroupPlan>self.groups[i]
+            if type(group) is not dict or plan.has_changed(group):
                 return False
             if type(group["params"]) is not list:
                 return False
-            total += len(<list>group["params"])
+            plan.prepared.num_params += len(<list>group["params"])
         for prepared in self.steps:
-            prepared.begin(total)
+            prepared.begin(prepared.num_params)
         if not self.add_groups(groups, state):
             return False
         for prepared in self.steps:
@@ -140,6 +153,7 @@ cdef class StepPlan:
             )
             number += before is None or not same_objects(before, hyper)
             plan.prepared.derive_scalars(begin, number, hyper)
+            plan.num_updated = plan.prepared.space.num_active - begin
         return True
 
 

@@ -29,6 +29,7 @@ from .state import (
     Kind,
     State,
     has_large_state,
+    is_expanded,
     is_narrow,
     kind_of,
     missing_state,
@@ -110,6 +111,8 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
 def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[GroupDispatch]:
     """Prepare the step of a group, whose parameters are numbered from ``first`` on; nothing changes
     yet but state that PyTorch initializes."""
+    if type(group["params"]) is not list:
+        group = group | {"params": list(group["params"])}
     option = kernel_only(group)
     if option is None:
         return [_dispatch_with_fallback(optimizer, group, first)]
@@ -186,7 +189,11 @@ def _dispatch_to_kernels(
     names, rates = state_names(*part.kind), rates_of(group)
     new_state: dict[Tensor, State] = {}
     prepared = PreparedStep(
-        EXCHANGE, names, state_format=part.kind.format, seed=_seed(optimizer, group)
+        EXCHANGE,
+        names,
+        state_format=part.kind.format,
+        seed=_seed(optimizer, group),
+        master_weights=bool(group.get("master_weights")),
     )
     how = _arguments(optimizer, group, rates) | {"first": part.first, "indices": part.indices}
     increment = prepare(prepared, part.params, optimizer.state, names, how)
@@ -196,7 +203,7 @@ def _dispatch_to_kernels(
         increment = prepare(prepared, part.params, state, names, how)
     if increment is None:
         raise KeyError(
-            f"the state of a parameter must have {', '.join(names.values())} with "
+            f"the state of a parameter must have {', '.join(('step', *names.values()))} with "
             f"{option}={group[option]!r}"
         )
     if prepared.unsupported:
@@ -220,7 +227,7 @@ def _missing_states(
     numbers = range(part.first, part.first + len(part.params))
     indices = numbers if part.indices is None else part.indices
     params = {i: p for i, p in zip(indices, part.params, strict=True) if p.grad is not None}
-    expanded = [i for i, p in params.items() if _is_expanded(local_of(p))]
+    expanded = [i for i, p in params.items() if is_expanded(local_of(p))]
     if expanded:  # their state could be larger than the memory
         _refuse(group, option, expanded)
     return {p: missing_state(p, optimizer.state.get(p), group) for p in params.values()}
@@ -259,11 +266,6 @@ def _seed(optimizer: torch.optim.AdamW, group: Group) -> int | None:
     return seed
 
 
-def _is_expanded(p: Tensor) -> bool:
-    """Whether several elements share memory."""
-    return p.layout is torch.strided and p.untyped_storage().nbytes() < p.nbytes
-
-
 def _refuse(group: Group, option: str, unsupported: list[int]) -> NoReturn:
     state_dtype = group.get("state_dtype")
     dtypes = (
@@ -272,8 +274,8 @@ def _refuse(group: Group, option: str, unsupported: list[int]) -> NoReturn:
         else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
     )
     raise TypeError(
-        f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with matching "
-        f"gradients; unsupported: parameters {abbreviated(unsupported, most=10)}"
+        f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with gradients and "
+        f"state that match; unsupported: parameters {abbreviated(unsupported, most=10)}"
     )
 
 

@@ -10,12 +10,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .._core import StepPlan
 from .._optim.state_formats import ELEMENT_TYPES
 from .._optim.user_warnings import warn_user
 from .dispatch import GroupDispatch
 from .dtensors import local_of
 from .options import Group
-from .state import State, dtype_name
+from .state import State, dtype_name, is_narrow
 
 PYTORCH = str(Path(torch.__file__).parent)
 """Where the lines are that lead from the program of the user to ``step``."""
@@ -66,6 +67,10 @@ def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch
 
 def last_paths(optimizer: torch.optim.AdamW) -> list[GroupPath]:
     """Of each group, for the last step; [] before the first."""
+    plan: StepPlan | None = getattr(optimizer, "_plan", None)
+    updated = None if plan is None else plan.updated()
+    if updated is not None:
+        return [GroupPath("kernels" if flag else "none") for flag in updated]
     noted: list[Noted] = getattr(optimizer, NOTED, [])
     pairs = zip(optimizer.param_groups, noted, strict=False)
     return [_path(optimizer, group, parts) for group, parts in pairs]
@@ -132,8 +137,10 @@ def _reason(local: Tensor, p: Tensor, state: State) -> str:
         return "with gaps or overlaps in memory"
     if not isinstance(state.get("step", p), Tensor):
         return "with a count of steps that is no tensor"
-    tensors = {"gradient": p.grad} | {k: x for k, x in state.items() if k != "step"}
-    for name, x in tensors.items():
+    state = {k: x for k, x in state.items() if k != "step"}
+    if p.grad is not None and not (p.grad.dtype == torch.float32 and is_narrow(p)):
+        state = {"gradient": p.grad} | state
+    for name, x in state.items():
         difference = _difference(local_of(x), local) if isinstance(x, Tensor) else ""
         if difference:
             return f"with {name} {difference}"

@@ -101,6 +101,11 @@ def has_large_state(p: Tensor) -> bool:
     return _is_plain(p) and p.nbytes >= LARGE and dtype_name(p.dtype) in ELEMENT_TYPES
 
 
+def is_expanded(p: Tensor) -> bool:
+    """Whether several elements share memory."""
+    return p.layout is torch.strided and p.untyped_storage().nbytes() < p.nbytes
+
+
 def is_narrow(p: Tensor) -> bool:
     """Whether the kernels compute such a parameter in another dtype: one of 16 bits."""
     row = ELEMENT_TYPES.get(dtype_name(p.dtype))
@@ -170,7 +175,7 @@ def host_zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
     """One-dimensional zeros that nothing has written to yet. NumPy allocates them: for large arrays
     it requests huge pages, which PyTorch does not."""
     if size == 0:  # NumPy gives it a stride of 0, which PyTorch cannot view as another dtype
-        return torch.zeros(0, dtype=dtype)
+        return torch.zeros(0, dtype=dtype, device="cpu")
     return torch.from_numpy(zeros(size, np.dtype(f"i{dtype.itemsize}"), position)).view(dtype)
 
 
