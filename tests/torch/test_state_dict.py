@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from torch_optimizers import assert_same_state, assert_steps, parameter, params_of  # noqa: E402
 
-from fused_adamw.torch import AdamW  # noqa: E402
+from fused_adamw.torch import AdamW, GroupPath  # noqa: E402
 
 
 def trained(kind, steps=3, **options):
@@ -149,6 +150,29 @@ def test_a_state_of_pytorch_does_not_change_own_options():
         assert {name: group[name] for name in OWN} == OWN
     opt.step()
     assert opt.state[params_of(opt)[0]]["exp_avg_code"].dtype == torch.int8
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [{"foreach": True}, {"fused": False}, {"fused": True}, {"differentiable": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("own", [{"state_dtype": "8bit"}, {"ema_decay": 0.9}], ids=str)
+def test_the_update_that_pytorch_was_asked_for_is_no_option_here(own, theirs):
+    """Where only the kernels can update a group; without such an option it is loaded."""
+    saved = copy.deepcopy(trained(torch.optim.AdamW).state_dict())
+    for group in saved["param_groups"]:
+        group.update(theirs)
+    for options, expected in (own, {"foreach": None, "fused": None}), ({}, theirs):
+        opt = trained(AdamW, steps=0, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opt.load_state_dict(copy.deepcopy(saved))
+        for group in opt.param_groups:
+            assert {name: group[name] for name in expected} == expected
+        if options:
+            opt.step()
+            assert opt.last_path == [GroupPath("kernels")] * 2
 
 
 def test_a_group_that_has_some_own_options_gets_the_others():

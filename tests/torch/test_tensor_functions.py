@@ -4,6 +4,7 @@ import ctypes
 from types import SimpleNamespace
 
 import pytest
+from processes import run_python
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
@@ -90,3 +91,22 @@ def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
 def test_where_there_is_no_library_none_is_used(monkeypatch):
     monkeypatch.setattr(tensor_functions, "_LIBRARIES", ())
     assert tensor_functions.addresses() == {}
+
+
+IMPORT_ELSEWHERE = """
+import torch
+torch.set_default_device("meta")
+from fused_adamw import offload, torch as ours
+torch.set_default_device("cpu")
+for size in (3, 0):
+    p = torch.nn.Parameter(torch.ones(size))
+    opt = ours.AdamW([p], state_dtype="float32")
+    p.grad = torch.ones_like(p)
+    opt.step()
+    print(opt.last_path[0].path)
+"""
+
+
+def test_the_default_device_at_the_import_does_not_matter():
+    """The package learns from tensors of its own what those in host memory look like."""
+    assert run_python(IMPORT_ELSEWHERE).stdout == "kernels\nkernels\n"

@@ -17,6 +17,10 @@ OF_STORAGE = tuple(name for name in DEFAULTS if not OPTIONS[name].saved)
 """The options that decide how state is stored, which loading does not change."""
 
 
+UPDATES = ("foreach", "fused", "capturable", "differentiable")
+"""PyTorch's options that choose one of its updates."""
+
+
 def select(arguments: Group) -> Group:
     """Those of these arguments that are such options."""
     return {name: arguments[name] for name in DEFAULTS}
@@ -55,10 +59,15 @@ def check(group: Group) -> None:
 
 def complete(saved: dict[str, Any], groups: list[Group]) -> list[Group]:
     """The groups of a state dict, with the options of the same one of ``groups``: those that decide
-    how state is stored; those that a saved group lacks; and decay rates that are None there, as an
-    average that silently ended would be noticed too late."""
+    how state is stored; those that a saved group lacks; decay rates that are None there, as an
+    average that silently ended would be noticed too late; and, where only the kernels can update a
+    group, those that choose among PyTorch's updates."""
     pairs = zip(saved["param_groups"], chain(groups, repeat(DEFAULTS)), strict=False)
-    return [group | _own(group, other) for group, other in pairs]
+    return [group | _own(group, other) | _chosen_update(other) for group, other in pairs]
+
+
+def _chosen_update(own: Group) -> Group:
+    return {} if kernel_only(own) is None else {x: own[x] for x in UPDATES if x in own}
 
 
 def _own(saved: Group, own: Group) -> Group:

@@ -17,7 +17,7 @@ OFFSET = object.__basicsize__
 """Of the at::Tensor in an object of Python: struct THPVariable of PyTorch begins with it."""
 
 EXAMPLES = tuple(
-    torch.empty(0, dtype=dtype)
+    torch.empty(0, dtype=dtype, device="cpu")
     for dtype in (
         *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         *(torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32),
@@ -62,14 +62,14 @@ def _path_of_library() -> Path:
 
 
 def _strided() -> Iterator[Tensor]:
-    matrix = torch.ones(3, 4)
+    matrix = torch.ones(3, 4, device="cpu")
     yield from (matrix, matrix.t()[1:], matrix[:, 1:3], torch._neg_view(matrix))
-    yield from (torch.ones(()), torch.empty(0, 2), torch.nn.Parameter(matrix))
+    yield from (matrix[0, 0], torch.empty(0, 2, device="cpu"), torch.nn.Parameter(matrix))
 
 
 def _pairs() -> dict[str, tuple[Tensor, Tensor]]:
     """Tensors of different layouts, devices and dtypes."""
-    matrix = torch.ones(3, 4)
+    matrix = torch.ones(3, 4, device="cpu")
     return {
         "layout": (matrix, matrix.to_sparse()),
         "device": (matrix, matrix.to("meta")),
