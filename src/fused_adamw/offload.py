@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
@@ -13,20 +13,19 @@ from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine, Plan
+from ._offload.host_dispatch import dispatch_host
 from ._offload.modules import UseOrder, require_waited, require_whole
 from ._offload.simulation import new_engine, simulated
-from ._offload.twin import host_target
+from ._offload.twin import Address, host_target
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
-from ._torch.dispatch import GroupDispatch, dispatch, run_all
+from ._torch.dispatch import run_all
 from ._torch.fallback import unscale
-from ._torch.paths import GroupPath, note_paths
+from ._torch.paths import GroupPath
 from ._torch.stored import Target
 from .torch import AdamW as HostAdamW
 
 __all__ = ["AdamW", "CpuLane", "simulated"]
-
-NO_GRADIENT = torch.nn.Parameter(torch.empty(0))
 
 
 class AdamW(HostAdamW):
@@ -146,7 +145,8 @@ class AdamW(HostAdamW):
 
     def synchronize(self) -> None:
         """Wait until the parameters and the state are those after the last step."""
-        self._engine().synchronize()
+        with self.exclusive():
+            self._engine().synchronize()
 
     @property
     def pinned_nbytes(self) -> int:
@@ -183,7 +183,7 @@ class AdamW(HostAdamW):
         lanes = self._engine().lanes
         if any(lanes.of(p) is not None for group in self.param_groups for p in group["params"]):
             raise RuntimeError("off-loading does not support torch.compile of step()")
-        run_all(self, self._dispatch_host())
+        run_all(self, dispatch_host(self, lanes))
 
     def _step(self) -> None:
         engine, order = self._engine(), self._order()
@@ -199,8 +199,8 @@ class AdamW(HostAdamW):
         )
         self._check(plans)
         engine.wait_for([p for p in engine.pending if p not in engine.begun])
-        dispatches = self._dispatch_host(none=clips)
-        overlap.require_unchanged(engine, self.param_groups)
+        dispatches = dispatch_host(self, engine.lanes, none=clips)
+        overlap.require_unchanged(engine, self.param_groups, clips)
         clip = 1.0
         if clips:
             self.grad_norm = engine.norm(plans)
@@ -220,24 +220,13 @@ class AdamW(HostAdamW):
 
     def _finish_step(self, plans: list[Plan]) -> None:
         engine, order = self._engine(), self._order()
+        used = [*engine.begun, *(plan.p for plan in plans)]
         if order is not None:
-            used = [*engine.begun, *(plan.p for plan in plans)]
             order.start(used)
             for p in used:
                 p.grad = None
         engine.begun.clear()
-
-    def _dispatch_host(self, none: bool = False) -> list[GroupDispatch]:
-        """The step of the parameters on the CPU. ``none``: it is planned otherwise."""
-        lanes, first = self._engine().lanes, 0
-        dispatches: list[list[GroupDispatch]] = []
-        for group in self.param_groups:
-            params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]
-            has_any = not none and any(p.grad is not None for p in params)
-            dispatches.append(dispatch(self, group | {"params": params}, first) if has_any else [])
-            first += len(params)
-        note_paths(self, dispatches)
-        return [part for parts in dispatches for part in parts]
+        engine.updated = set(used)
 
     def _check(self, plans: list[Plan]) -> None:
         """Raise where parameters have been used before their update."""
@@ -249,11 +238,8 @@ class AdamW(HostAdamW):
     def last_path(self) -> list[GroupPath]:
         """As in ``fused_adamw.torch.AdamW``. What is off-loaded is always updated by the kernels,
         as are all parameters with ``max_grad_norm``; PyTorch may update others on the CPU."""
-        of = self._engine().lanes.of
-        kernels = [
-            any(p in self.state and (self.max_grad_norm or of(p)) for p in group["params"])
-            for group in self.param_groups
-        ]
+        updated = self._engine().updated
+        kernels = [any(p in updated for p in group["params"]) for group in self.param_groups]
         return [
             path._replace(path="both" if path.reason else "kernels") if flag else path
             for path, flag in zip(super().last_path, kernels, strict=False)
@@ -283,6 +269,18 @@ class AdamW(HostAdamW):
         own = {"max_grad_norm": self.max_grad_norm, "grad_norm": self.grad_norm}
         return {**super().__getstate__(), **own}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if getattr(self, "_own_engine", None) is None:  # a copy, or one that was unpickled
+            self._copied = {p: Address.of(p) for p, x in self.state.items() if "master" in x}
+
+    def __copy__(self) -> Self:
+        """Shares what is being updated, too."""
+        new = super().__copy__()
+        del new._copied
+        new._own_engine, new._use_order = self._engine(), self._order()
+        return new
+
     # ---- parts
 
     def _engine(self) -> Engine:
@@ -291,6 +289,7 @@ class AdamW(HostAdamW):
         engine: Engine | None = getattr(self, "_own_engine", None)
         if engine is None:  # also of a copy, or of one that was unpickled
             engine = self.__dict__.setdefault("_own_engine", new_engine())
+            engine.copied |= self.__dict__.pop("_copied", {})
         return engine
 
     def _order(self) -> UseOrder | None:

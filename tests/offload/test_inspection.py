@@ -27,6 +27,23 @@ def test_what_is_offloaded_is_stepped_by_the_kernels(max_grad_norm):
     opt.step()
     assert opt.last_path == [GroupPath("kernels"), GroupPath("none")]
     assert opt.state_nbytes == 8 * 300
+    p.grad, without.grad = None, torch.ones_like(without)
+    opt.step()
+    assert opt.last_path == [GroupPath("none"), GroupPath("kernels")]
+
+
+@pytest.mark.parametrize("shape", [(300,), (0,)])
+def test_a_default_device_is_not_that_of_the_state(shape):
+    p = torch.nn.Parameter(torch.ones(shape))
+    torch.set_default_device("meta")
+    try:
+        opt = on_device([p], lr=0.5, weight_decay=0.0)
+        p.grad = torch.ones_like(p)
+        opt.step()
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(p, torch.full(shape, 0.5))
+    assert {x.device.type for x in opt.state[p].values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("count", [3, 3.0, None])

@@ -65,12 +65,71 @@ def test_gradients_that_are_refused():
     assert_refused(opt, good, TypeError, r"the gradient of parameter 1 must be .*, \(3, 3\)")
 
 
+class Wrapper(torch.Tensor):
+    """Without memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        def unwrapped(x):
+            return x.inner if isinstance(x, Wrapper) else x
+
+        found = function(*map(unwrapped, args), **(kwargs or {}))
+        return cls(found) if isinstance(found, torch.Tensor) else found
+
+
+def test_tensors_whose_class_decides_what_operations_do():
+    good, bad = parameter(shape=(9,)), torch.nn.Parameter(Wrapper(torch.ones(3)))
+    opt = on_device([good, bad], lr=1e-2)
+    set_gradient(good, 0)
+    bad.grad = Wrapper(torch.ones(3))
+    assert_refused(opt, good, TypeError, "parameter 1 must be dense .*; got Wrapper, torch.float32")
+
+
+def test_gradients_in_the_memory_of_parameters():
+    memory = torch.ones(12)
+    params = [torch.nn.Parameter(memory[i : i + 3]) for i in (6, 0, 3)]
+    opt = on_device(params, lr=1e-2)
+    for p in params:
+        p.grad = memory[9:]  # the same one for all
+    opt.step()
+    params[0].grad = memory[2:5]
+    before, steps_before = memory.clone(), opt.state[params[0]]["step"].clone()
+    match = "the gradient of parameter 0 must not share memory with parameter 2"
+    with pytest.raises(ValueError, match=match):
+        opt.step()
+    assert torch.equal(memory, before)
+    assert opt.state[params[0]]["step"] == steps_before
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.5, 1e9])
+def test_a_norm_that_is_set_after_updates_have_begun(max_grad_norm):
+    p = parameter(torch.float32, shape=(30,))
+    opt = on_device([p], lr=1e-2)
+    with opt.overlapped():
+        (p * p).sum().backward()
+    opt.max_grad_norm = max_grad_norm
+    with pytest.raises(RuntimeError, match=r"max_grad_norm must be set before overlapped\(\)"):
+        opt.step()
+    opt.max_grad_norm = None
+    opt.step()
+    assert opt.state[p]["step"] == 1
+
+
 def test_dtypes_that_a_format_does_not_support():
     good, bad = parameter(shape=(9,)), parameter(torch.float64, shape=(9,))
     opt = on_device([good, bad], lr=1e-2, state_dtype="8bit")
     for p in (good, bad):
         set_gradient(p, 0)
-    match = "parameter 1 must be dense and of .* with state_dtype='8bit'; got torch.float64"
+    match = (
+        "parameter 1 must be dense and of .* with state_dtype='8bit'; got Parameter, torch.float64"
+    )
     assert_refused(opt, good, TypeError, match)
 
 
@@ -146,6 +205,8 @@ def test_state_that_is_refused():
         ({"exp_avg": torch.zeros(3, 3)}, "the m of parameter 0 must be float32 of 9 elements"),
         ({"step": torch.tensor(-1.0)}, "whole number; got -1.0"),
         ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
+        ({"step": torch.tensor(torch.inf)}, "whole number; got inf"),
+        ({"exp_avg": torch._neg_view(torch.zeros(9))}, "the m of parameter 0 must be float32"),
     ):
         kept = dict(opt.state[p])
         opt.state[p].update(broken)

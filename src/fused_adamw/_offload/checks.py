@@ -1,6 +1,7 @@
 """What is refused before anything changes."""
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +35,7 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
     name, state_dtype = dtype_name(p), group.get("state_dtype")
     if (
         p.layout is not torch.strided
+        or _has_own_dispatch(local(p))
         or name not in ELEMENT_TYPES
         or not is_compatible(name, format_of(name, state_dtype))
         or not is_dense(local(p))
@@ -43,15 +45,22 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
         dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
         raise TypeError(
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
-            f"got {p.dtype}, {p.layout}, shape {tuple(p.shape)}, strides "
-            f"{p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
+            f"got {type(local(p)).__name__}, {p.dtype}, {p.layout}, shape {tuple(p.shape)}, "
+            f"strides {p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
         )
+
+
+def _has_own_dispatch(tensor: Tensor) -> bool:
+    """Whether its class decides what operations do, and so what its memory means, if it has any."""
+    own: Any = type(tensor).__torch_dispatch__
+    return own is not Tensor.__torch_dispatch__
 
 
 def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
     """Raise TypeError for a gradient that is not like its parameter."""
     if (
         grad.layout is not torch.strided
+        or _has_own_dispatch(local(grad))
         or grad.dtype != p.dtype
         or grad.device != p.device
         or grad.shape != p.shape
@@ -69,6 +78,20 @@ def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
     """Raise ValueError where parameters, numbered as in the optimizer, share memory."""
     found = ((local(p), i) for i, p in params)
     check_ranges((x.data_ptr(), x.nbytes, f"parameter {i}") for x, i in found)
+
+
+def check_gradients_apart(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+    """Raise ValueError where a gradient is in the memory of a parameter: (index, p, gradient)."""
+    params = sorted((x.data_ptr(), x.nbytes, i) for i, p, _ in pairs if (x := local(p)).nbytes)
+    starts = [begin for begin, _, _ in params]
+    for index, _, grad in pairs:
+        x = local(grad)
+        k = bisect_left(starts, x.data_ptr() + x.nbytes) - 1  # the last that begins before its end
+        if k >= 0 and x.nbytes and sum(params[k][:2]) > x.data_ptr():
+            raise ValueError(
+                f"the gradient of parameter {index} must not share memory with parameter "
+                f"{params[k][2]}"
+            )
 
 
 def check_ranges(ranges: Iterable[tuple[int, int, str]]) -> None:

@@ -12,7 +12,13 @@ from torch.utils.weak import TensorWeakRef
 
 from .._core import CHUNK, DeferredSignals, norm_of_chunks
 from .._torch.dtensors import redistributed
-from .checks import check_apart, check_gradient, check_parameter, check_ranges
+from .checks import (
+    check_apart,
+    check_gradient,
+    check_gradients_apart,
+    check_parameter,
+    check_ranges,
+)
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
@@ -58,12 +64,16 @@ class Engine:
     Attributes:
         begun: updates of the step that is to be taken, which began during backward.
         pending: updates that a step has begun, whose parameters nobody has waited for.
+        updated: the parameters of the last step.
+        copied: where the parameters of a copy were when it was made.
     """
 
     def __init__(self, lanes: Lanes, ring: tuple[int, int] | None = None) -> None:
         self.lanes = lanes
         self.begun: dict[Tensor, Begun] = {}
         self.pending: dict[Tensor, UpdateJob] = {}
+        self.updated: set[Tensor] = set()
+        self.copied: dict[Tensor, Address] = {}
         self._summed: dict[Tensor, tuple[SumJob, Gradient]] = {}
         self._twins: dict[Tensor, Twin] = {}
         self._is_checked = True  # whether their state is known to be apart
@@ -123,6 +133,7 @@ class Engine:
                     recipes = recipes or Recipes(group, grad_scale)
                     plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
         check_apart((plan.twin.index, plan.p) for plan in plans)
+        check_gradients_apart([(plan.twin.index, plan.p, plan.grad) for plan in plans])
         self.check_state()
         samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
         for sample in samples:
@@ -137,13 +148,18 @@ class Engine:
         return Plan(p, grad, self.lanes.or_host(p), twin, recipes.of(p))
 
     def _twin(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Twin:
-        twin = self._twins.get(p)
+        old = twin = self._twins.get(p)
         if twin is None or not twin.is_like(p):
             check_parameter(p, index, recipes.group)
             twin = None
         kind = recipes.of(p).kind
         if twin is None or twin.index != index or not twin.is_of(kind, entry):
-            twin = self._twins[p] = Twin(p, index, kind, entry)
+            twin = Twin(p, index, kind, entry)
+            if old is None:
+                twin.written = self.copied.pop(p, None)
+            elif old.has_state(entry):
+                twin.written = old.written
+            self._twins[p] = twin
             self._is_checked &= not entry  # new state has memory of its own
         twin.note_writes(p)
         return twin
@@ -218,7 +234,8 @@ class Engine:
             if job is not None:
                 self._pump().wait(job)
                 job.lane.order(job.written)
-                self.pending.pop(p, None)
+                if self.pending.get(p) is job:  # not of a step that another thread has taken since
+                    self.pending.pop(p, None)
 
     def synchronize(self) -> None:
         """The same for all parameters, and their state."""
@@ -231,6 +248,7 @@ class Engine:
         self._twins.clear()
         self._summed.clear()
         self.begun.clear()
+        self.copied.clear()
 
     def refresh(self, groups: Groups, state: OptimizerState) -> None:
         """Master weights start again from the parameters."""

@@ -127,8 +127,14 @@ def require_unscaled(engine: Engine, optimizer: Any) -> None:
         )
 
 
-def require_unchanged(engine: Engine, groups: Groups) -> None:
+def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
     """Raise RuntimeError where what an update has begun with is not what ``step`` finds."""
+    if clips and engine.begun:
+        raise RuntimeError(
+            "max_grad_norm must be set before overlapped(); got a number after "
+            f"{len(engine.begun)} parameters had begun the step without it. Set it to None for "
+            "this step"
+        )
     changed, rated, first = [], [], 0
     for group in groups:
         begun = [(i, p) for i, p in enumerate(group["params"], first) if p in engine.begun]

@@ -30,10 +30,8 @@ class Ring:
     def __init__(
         self, slots: int = SLOTS, slot_bytes: int = SLOT_BYTES, pinned: bool = True
     ) -> None:
-        rings = [
-            torch.empty(slots * slot_bytes, dtype=torch.uint8, pin_memory=pinned).split(slot_bytes)
-            for _ in Slot._fields
-        ]
+        size, options = slots * slot_bytes, {"dtype": torch.uint8, "pin_memory": pinned}
+        rings = [torch.empty(size, device="cpu", **options).split(slot_bytes) for _ in Slot._fields]
         self.slot_bytes = slot_bytes
         self.nbytes = len(rings) * slots * slot_bytes
         self._free: deque[tuple[Slot, Ticket]] = deque(

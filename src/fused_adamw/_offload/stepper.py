@@ -80,7 +80,7 @@ def is_update(chunk: Chunk) -> bool:
 @lru_cache(maxsize=64)
 def _sample(dtype: torch.dtype, kind: Kind) -> Pieces:
     """A parameter of one element."""
-    p = torch.zeros(1, dtype=dtype)
+    p = torch.zeros(1, dtype=dtype, device="cpu")
     state = new_state(p, kind)
     arrays = {role: [state[name]] for role, name in state_names(*kind).items()}
     return Pieces([p], [torch.zeros_like(p)], [0], [0], [0], arrays)
@@ -88,7 +88,7 @@ def _sample(dtype: torch.dtype, kind: Kind) -> Pieces:
 
 def rehearse(dtype: torch.dtype, recipe: Recipe, t: float) -> None:
     """Raise what the update of such a parameter after ``t`` steps would raise."""
-    if not (t >= 0 and t == int(t)):
+    if not (t >= 0 and t.is_integer()):
         raise TypeError(f"the number of steps of a parameter must be a whole number; got {t}")
     sample = _sample(dtype, recipe.kind)._replace(steps=[int(t)])
     if not step_pieces(EXCHANGE, sample, recipe, run=False):

@@ -64,7 +64,7 @@ def new_state(p: Tensor, kind: Kind) -> State:
     pages are placed by the threads that first write to them."""
     whole, p = p, local(p)
     layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
-    state: State = {"step": torch.zeros((), dtype=torch.float32)}
+    state: State = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     for position, (role, name) in enumerate(state_names(*kind).items()):
         storage, shape = layout[role]
         flat = host_zeros(prod(shape), torch_dtype(storage), position)
@@ -140,8 +140,11 @@ class Twin:
 
     def is_of(self, kind: Kind, entry: State) -> bool:
         """Whether this is still the state that the optimizer has."""
-        own = self._entry
-        return kind == self.kind and all(entry.get(name) is own[name] for name in own)
+        return kind == self.kind and self.has_state(entry)
+
+    def has_state(self, entry: State) -> bool:
+        """The same, however it is stored."""
+        return all(entry.get(name) is x for name, x in self._entry.items())
 
     def flat_params(self, p: Tensor) -> Tensor:
         """The parameter's elements in the order of memory, on the device."""
@@ -195,6 +198,7 @@ class Twin:
             or array.device.type != "cpu"
             or array.dtype != torch_dtype(storage)
             or array.numel() != length
+            or array.is_neg()
             or not (is_like_p or (array.ndim == 1 and array.is_contiguous()))
         ):
             raise TypeError(
