@@ -171,7 +171,7 @@ class DeferredSignals:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
 
-@disjoint_base
+@final
 class DLPackExchange:
     def __new__(
         cls,
@@ -186,7 +186,7 @@ def gather_tensors(
     params: list[Any], state: Mapping[Any, Mapping[str, Any]], names: dict[str, str]
 ) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]] | None: ...
 
-@disjoint_base
+@final
 class PreparedStep:
     unsupported: list[int]
     others: tuple[list[Any], list[Any], list[Any], list[list[Any]]] | None

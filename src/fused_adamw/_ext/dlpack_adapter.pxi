@@ -58,6 +58,7 @@ cdef int raise_pending() except -1:
     return -1
 
 
+@cython.final
 @cython.no_gc
 cdef class DLPackExchange:
     """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.

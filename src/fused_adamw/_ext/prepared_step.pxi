@@ -1,6 +1,7 @@
 """The step of a group of PyTorch's tensors: prepared again each time."""
 
 
+@cython.final
 @cython.no_gc
 cdef class PreparedStep(CheckedTensors):
     """The tensors of one group, checked, and the scalars of one step.
