@@ -10,8 +10,8 @@ import safetensors.numpy
 from checkpoints import arrays_in, contents, draw, gradients, groups, mapping, metadata_of, trained
 
 from fused_adamw import AdamW, matrices_only
-from fused_adamw._io import safetensors_stream
-from fused_adamw.checkpoint import load_checkpoint, read_extra, save_checkpoint
+from fused_adamw._io import atomic_write, safetensors_stream
+from fused_adamw.checkpoint import load_checkpoint, read_extra, read_step, save_checkpoint
 from fused_adamw.schedules import CosineDecay, LinearDecay, LinearWarmup
 
 # ---- there and back
@@ -204,3 +204,24 @@ def test_a_schedule_that_has_ended_can_be_saved(tmp_path):
     for _ in range(2):
         opt.step({"w": np.ones(3)})
     save_checkpoint(tmp_path / "file", opt)
+
+
+def test_before_the_first_step_and_without_data(path):
+    """The header is all that the file has."""
+    optimizer, other = AdamW({"w": np.zeros((0, 3))}), AdamW({"w": np.zeros((0, 3))})
+    save_checkpoint(path, optimizer)
+    assert os.stat(path).st_size == 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert read_step(path) == 0
+    load_checkpoint(path, other)
+    assert contents(other) == contents(optimizer)
+
+
+def test_where_open_files_cannot_be_renamed(path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(atomic_write, "RENAMES_OPEN_FILES", False)
+    optimizer, other = trained(mapping()), trained(mapping(), 1)
+    for _ in range(2):  # a new file, and one that is there
+        save_checkpoint(path, optimizer)
+    load_checkpoint(path, other)
+    assert contents(other) == contents(optimizer)
+    assert [x.name for x in path.parent.iterdir()] == [path.name]

@@ -60,6 +60,8 @@ def test_gradients_that_are_refused():
     set_gradient(good, 0)
     bad.grad = torch.eye(3).to_sparse()
     assert_refused(opt, good, TypeError, "the gradient of parameter 1 must be dense")
+    bad.grad = torch._neg_view(torch.ones(3, 3))
+    assert_refused(opt, good, TypeError, "the gradient of parameter 1 must be dense")
     bad.grad = torch.ones(3, 3)
     bad.data = torch.ones(5)
     assert_refused(opt, good, TypeError, r"the gradient of parameter 1 must be .*, \(3, 3\)")

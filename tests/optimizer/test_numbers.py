@@ -102,6 +102,10 @@ def test_betas_have_an_order(betas):
     opt.param_groups[0]["betas"] = betas
     with pytest.raises(TypeError, match=message):
         opt.step(np.ones(2))
+    saved = opt.state_dict() | {"t": 5}
+    saved["param_groups"][0]["betas"] = betas
+    with pytest.raises(TypeError, match=r"\['betas'\] must be a pair of numbers; got \w+$"):
+        AdamW(w).load_state_dict(saved)
     assert (w == 1).all()
     assert opt.t == 0
 
