@@ -1,8 +1,10 @@
 """`fused-adamw info`, help, version, terminals."""
 
+import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cli_process import MAIN, in_a_process, loads
 
@@ -12,10 +14,16 @@ from fused_adamw import __version__, runtime_info
 def test_info(run):
     status, out, _ = run("info", "--json")
     assert status == 0
-    assert loads(out) == runtime_info()
+    around = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "numpy": np.__version__,
+        "system": platform.platform(),
+    }
+    assert loads(out) == runtime_info() | around
     status, out, _ = run("info")
     assert status == 0
-    for fact in (__version__, runtime_info()["isa"], ", ".join(runtime_info()["available_isas"])):
+    isas = ", ".join(runtime_info()["available_isas"])
+    for fact in (__version__, runtime_info()["isa"], isas, *around.values()):
         assert fact in out
 
 
