@@ -96,7 +96,8 @@ class BucketCommunicator:
         buffer = self._buffers[k % 2]
         buffer.wait()
         sent = self._contiguous(bucket, grads)
-        if sent is None or sent.dtype != bucket.sum_dtype:  # MPI cannot add up 16-bit numbers
+        # MPI cannot add up 16-bit numbers, and mpi4py does not know what is not aligned.
+        if sent is None or sent.dtype != bucket.sum_dtype or not sent.flags.aligned:
             sent = buffer.view(bucket, bucket.sum_dtype)
             pack(sent, bucket.slices, grads)
         received = buffer.part(bucket, self.comm.rank)

@@ -105,7 +105,7 @@ def sum_itemsize(dtype: str) -> int:
 
 def check_bucket_bytes(bucket_bytes: Any) -> None:
     """Raise TypeError or ValueError unless a bucket of this size can be partitioned."""
-    if not isinstance(bucket_bytes, int):
+    if not isinstance(bucket_bytes, (int, np.integer)) or isinstance(bucket_bytes, bool):
         raise TypeError(f"bucket_bytes must be an integer; got {bucket_bytes!r}")
     if bucket_bytes < MIN_BUCKET_BYTES:
         raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {bucket_bytes}")

@@ -276,5 +276,5 @@ class BaseOptimizer(Options):
 
     def __copy__(self) -> NoReturn:
         """Raise TypeError: a shallow copy would share the arrays of the state, but not ``t``."""
-        name = type(self).__name__
-        raise TypeError(f"{name} cannot be copied in part; use copy.deepcopy, or a checkpoint")
+        instead = "copy.deepcopy, or a checkpoint" if self.comm is None else "save_checkpoint"
+        raise TypeError(f"{type(self).__name__} cannot be copied in part; use {instead}")

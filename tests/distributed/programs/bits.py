@@ -48,7 +48,8 @@ LOW_PRECISION = [
 def pair(params, sharded_options=None, **options):
     """The same optimizer twice, over two copies: whole, and sharded in small buckets."""
     copies = [p.copy("K") for p in params]
-    sharded = ShardedAdamW(copies, bucket_bytes=SMALL_BUCKETS, **options, **(sharded_options or {}))
+    buckets = {"bucket_bytes": np.int64(SMALL_BUCKETS)}  # as arithmetic of NumPy gives it
+    sharded = ShardedAdamW(copies, **buckets, **options, **(sharded_options or {}))
     return params, AdamW(params, **options), copies, sharded
 
 
@@ -308,6 +309,26 @@ def allocated_by_the_caller():
     assert all(array.any() for array in allocated)
 
 
+def misaligned(array):
+    """The same numbers, one byte further on."""
+    if array.size == 0:
+        return array
+    moved = np.frombuffer(bytearray(array.nbytes + 1), array.dtype, array.size, 1)
+    moved[...] = array.ravel()
+    return moved.reshape(array.shape)
+
+
+def gradients_that_are_not_aligned():
+    """On the last rank, or on all."""
+    for first, shapes in product((0, RANKS - 1), (UNEVEN, EVEN, TINY)):
+        made = pair(draw(shapes))
+        for step in range(2):
+            grads = local_gradients(shapes, [np.float32] * len(shapes), step)
+            if first <= RANK:
+                grads[RANK] = list(map(misaligned, grads[RANK]))
+            step_both(made, grads)
+
+
 PROGRAMS = (
     *(
         float32,
@@ -320,6 +341,11 @@ PROGRAMS = (
         random_gradients,
     ),
     *(groups, nested, missing_gradients, memory_orders, nonfinite, ranks_without_a_shard),
-    *(gradients_are_only_read_without_a_norm, large_float16, allocated_by_the_caller),
+    *(
+        gradients_that_are_not_aligned,
+        gradients_are_only_read_without_a_norm,
+        large_float16,
+        allocated_by_the_caller,
+    ),
 )
 run({program.__name__: program for program in PROGRAMS})
