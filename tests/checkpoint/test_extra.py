@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from checkpoints import mapping, nothing_changes, trained
 
+from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint, read_extra, save_checkpoint
 
 
@@ -110,3 +111,19 @@ def test_keys_and_sequences_become_those_of_json(path):
     save_checkpoint(path, optimizer, extra=extra)
     expected = {"1": [1, 2], "null": {"2.5": [1, 2]}, "again": [1, 2]}
     assert load_checkpoint(path, optimizer) == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_arrays_of_dtypes_that_numpy_lacks_are_refused(path, dtype):
+    """Where ml_dtypes is not installed nobody could read the file."""
+    array = np.ones(3, getattr(pytest.importorskip("ml_dtypes"), dtype))
+    with pytest.raises(TypeError, match=rf"arrays\['a'\] must be .*; got ndarray of {dtype}"):
+        save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": array})
+    assert not path.exists()
+
+
+def test_a_mapping_that_contains_itself(path):
+    circular = {}
+    circular["x"] = circular
+    with pytest.raises(ValueError, match="extra must not contain itself"):
+        save_checkpoint(path, AdamW(np.ones(3)), extra=circular)

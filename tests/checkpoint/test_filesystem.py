@@ -349,7 +349,11 @@ def test_an_error_before_the_renaming_leaves_the_old_file(path, monkeypatch, nam
         patch.setattr(os, name, failing)
         with pytest.raises(type(error)) as caught:
             save_checkpoint(path, optimizer, extra={"n": 2})
-    assert caught.value is error
+    if isinstance(error, OSError):
+        assert (caught.value.__cause__, caught.value.errno) == (error, error.errno)
+        assert caught.value.filename == str(path)
+    else:
+        assert caught.value is error
     assert failing.calls == 1
     assert os.listdir(path.parent) == ([path.name] if old else [])
     assert old is None or path.read_bytes() == old
@@ -402,3 +406,23 @@ def test_a_file_that_fails_after_it_was_verified(path, monkeypatch, error, reaso
     with pytest.raises(OSError, match=f"{reason}; parameters and state are only partly") as caught:
         load_checkpoint(path, optimizer)
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+
+
+def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
+    """Not the temporary file, nor the file that a link leads to."""
+    monkeypatch.chdir(tmp_path)
+    optimizer = trained(mapping())
+    save_checkpoint("run", optimizer)
+    whole = Path("run").read_bytes()
+    os.symlink("missing/run", "link")
+    errors = {
+        "missing/run": FileNotFoundError,
+        "link": FileNotFoundError,
+        "run/": IsADirectoryError,
+    }
+    for path, kind in errors.items():
+        with pytest.raises(kind) as caught:
+            save_checkpoint(path, optimizer)
+        assert caught.value.filename == path
+    assert sorted(os.listdir()) == ["link", "run"]
+    assert Path("run").read_bytes() == whole

@@ -105,7 +105,8 @@ def test_any_call_fails(path, monkeypatch, calls, number, exists):
                 Faults(name, at, error).install(patch)
                 with pytest.raises(OSError, match=os.strerror(number)) as caught:
                     save_checkpoint(path, new)
-            assert caught.value is error
+            assert caught.value.__cause__ is error
+            assert (caught.value.errno, caught.value.filename) == (number, str(path))
             assert contents(new) == before
             is_new = (name, at) == ("fsync", 2)  # of the folder: the file has been renamed
             assert os.listdir(path.parent) == ([path.name] if exists or is_new else [])

@@ -198,3 +198,16 @@ def test_a_bad_state_changes_nothing(path, value, convert):
     for other in (opt, twin):  # the rounding is as it was, too
         train(other, [5])
     assert contents(opt) == contents(twin)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+def test_masked_state_is_refused(state_dtype):
+    """As masked parameters and gradients are: a mask would be lost."""
+    opt = AdamW(np.ones(3, np.float32), state_dtype=state_dtype)
+    opt.step(np.ones(3, np.float32))
+    saved, before = opt.state_dict(), contents(opt)
+    (entry,) = saved["state"].values()
+    entry["m"] = np.ma.array(entry["m"], mask=[True, False, False])
+    with pytest.raises(TypeError, match=r"\['m'\] must have no mask; got MaskedArray"):
+        opt.load_state_dict(saved)
+    assert contents(opt) == before

@@ -1,6 +1,5 @@
 """Saving: rank 0 writes the file, piece by piece, from its own memory and what others send."""
 
-import os
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +20,7 @@ from .checkpoint_schema import (
     seal,
     start_checksum,
 )
-from .files import FilePath, path_text
+from .files import FilePath, errors_of, path_text
 from .ranks import Ranks
 from .safetensors_stream import (
     PIECE_BYTES,
@@ -93,7 +92,8 @@ def _save(
         stream = _contents(source)
         try:
             if ranks.rank == 0:
-                _write(Path(os.path.realpath(path_text(path))), tensors, metadata, stream)
+                with errors_of(path_text(path)) as target:
+                    _write(target, tensors, metadata, stream)
         finally:
             for _ in stream:  # other ranks send; if rank 0 failed, it still has to receive
                 pass

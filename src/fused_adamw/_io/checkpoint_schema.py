@@ -85,7 +85,7 @@ def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
             raise TypeError(f"arrays must have strings as keys; got {name!r}")
         array = np.asarray(value)
         dtype = array.dtype
-        storable = dtype.name in TAGS and dtype.name != "bfloat16" and dtype.isnative
+        storable = dtype.name in TAGS and dtype.isbuiltin == 1  # not what ml_dtypes adds
         if not storable or isinstance(value, np.ma.MaskedArray):
             raise TypeError(
                 f"arrays[{name!r}] must be an array of booleans, integers or floats in native "

@@ -41,9 +41,8 @@ def _check_nested(value: Any, parents: tuple[int, ...]) -> None:
         raise ValueError(f"extra must be nested at most {MAX_DEPTH} deep; got more")
     if isinstance(value, dict):
         _check_keys(value)
-        value = value.values()
     inner = (*parents, id(value))
-    for item in value:
+    for item in value.values() if isinstance(value, dict) else value:
         _check_nested(item, inner)
 
 

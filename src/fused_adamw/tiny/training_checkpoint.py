@@ -123,11 +123,7 @@ class TrainingCheckpoint:
             "gradient_norms": np.array(history.gradient_norms, np.float64),
             "held_out_losses": np.array(history.held_out_losses, np.float64),
         }
-        try:
-            save_checkpoint(self.path, optimizer, extra={"training": training}, arrays=arrays)
-        except OSError as error:  # it names a temporary file, or none
-            reason = error.strerror or str(error)
-            raise OSError(error.errno, reason, os.fspath(self.path)) from error
+        save_checkpoint(self.path, optimizer, extra={"training": training}, arrays=arrays)
 
     def _check_options(self, saved: dict[str, Any]) -> None:
         current = {**self.options, "steps": self.steps}
