@@ -11,7 +11,9 @@ import pytest
 from cli_process import SMALL, in_a_process
 
 from fused_adamw import AdamW
+from fused_adamw.tiny import sentence_task
 from fused_adamw.tiny.model import TARGETS, TOKENS, TinyTransformer
+from fused_adamw.tiny.recording import Recorder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -206,3 +208,14 @@ def test_a_browser_draws_the_page_and_moves_the_slider(run, tmp_path, width, mor
     assert found["curve"] == 20
     assert found["wide"] <= 0
     assert found["background"] == background
+
+
+@pytest.mark.parametrize("steps", [0, 1, 10**19, 10**20])
+def test_any_number_of_steps_can_be_recorded(steps):
+    """More than an integer of NumPy has."""
+    model = TinyTransformer()
+    recorder = Recorder(model, AdamW(model.parameters), sentence_task(), steps, lambda t: 0.1)
+    found = recorder._snapshot_steps
+    assert {0, steps} <= found
+    assert min(found) == 0
+    assert max(found) <= max(steps, 1)

@@ -1,6 +1,9 @@
 """How a training run ends early: signals, and what a second one does."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from cli_process import ENDLESS, SMALL, interrupted, loads
@@ -192,3 +195,39 @@ def test_all_processes_end_together():
     numbers = iter([0, 0, signal.SIGTERM, signal.SIGTERM])
     history, optimizer = run_loop(None, over_ranks=lambda number: max(number, next(numbers)))
     assert (history.stop_signal, optimizer.t) == (signal.SIGTERM, 2)
+
+
+def lines_to(target, *arguments):
+    """The status and standard error of a training run in epochs whose standard output is a file."""
+    with open(target, "w", encoding="utf-8") as out:
+        command = [sys.executable, "-m", "fused_adamw", "train", "--epochs", "4", *arguments]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_line_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    """What was trained is saved; the error is told at the end."""
+    path = tmp_path / "run"
+    status, err = lines_to("/dev/full", "--checkpoint", str(path))
+    assert (status, err) == (1, "error: No space left on device\n")
+    optimizer = AdamW(TinyTransformer().parameters)
+    load_checkpoint(path, optimizer)
+    assert optimizer.t == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_is_closed(closed, tmp_path):
+    path = tmp_path / "run"
+    code = f"import os; os.close({1 if closed == 'stdout' else 2}); import runpy, sys; " + (
+        "os.execv(sys.executable, [sys.executable, '-m', 'fused_adamw', *sys.argv[1:]])"
+    )
+    arguments = ["train", "--epochs", "3", "--checkpoint", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("epoch 3/3" in done.stdout) == (closed == "stderr")
+    assert path.exists()

@@ -119,3 +119,20 @@ def test_the_same_batches_for_every_training(corpus):
     task = text_task(corpus, 8, 4, seed=1)
     first, second = (next(task.batches()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_sizes_that_a_text_cannot_have(corpus, tmp_path):
+    for name in ("context", "batch_size"):
+        for size in (0, -1):
+            sizes = {"context": 5, "batch_size": 4, name: size}
+            with pytest.raises(ValueError, match=f"^{name} must be at least 1; got {size}$"):
+                text_task(corpus, seed=0, **sizes)
+    for in_epochs in (False, True):
+        with pytest.raises(ValueError, match="context must be less than the 2160 tokens"):
+            text_task(corpus, 2160, 1, 0, in_epochs)
+    assert next(iter(text_task(corpus, 2159, 1, 0).batches()))[0].shape == (1, 2159)
+    path = tmp_path / "text"
+    path.write_text("some words " * 20, encoding="utf-8")
+    with pytest.raises(ValueError, match="context must be at least 1; got 0"):
+        read_text(path, 0)
+    assert read_text(str(path), 5).digest == read_text(path, 5).digest

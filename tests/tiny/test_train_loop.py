@@ -131,3 +131,17 @@ def test_a_handler_of_the_caller_stays():
         signal.signal(signal.SIGINT, previous)
     assert len(received) == 3
     assert not history.interrupted
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_batches_that_end_early(count):
+    """No update is made whose loss would not follow, so that training can go on from there."""
+    model, history = TinyTransformer(), History()
+    optimizer = make_optimizer("AdamW", model.parameters, 0.1)
+    train(model, optimizer, [(TOKENS, TARGETS)] * count, 10, history=history)
+    assert history.steps == max(count - 1, 0) == len(history.gradient_norms)
+    assert len(history.losses) == count
+    train(model, optimizer, SENTENCE, 10, history=history)
+    whole, expected = trained(steps=10, lr=0.1)
+    assert history.losses == expected.losses
+    assert_same_parameters(model, whole)

@@ -1,6 +1,7 @@
 """The command ``fused-adamw``: the only place that parses arguments or prints."""
 
 import io
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -51,7 +52,10 @@ for command in (train.train, bench.bench, explain.explain, info.info):
 
 def main() -> NoReturn:
     """Run the command; every failure is one line and an exit status."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
         # A terminal that lacks a character shows a question mark instead of failing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

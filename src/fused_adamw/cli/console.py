@@ -95,6 +95,7 @@ class TrainingBar:
         self._bar, self._steps = bar, steps
         self._task = bar.add_task(label, completed=done, total=steps, loss="")
         self._drawn = -math.inf
+        self._prints = True
 
     def show(self, history: History) -> None:
         """Draw it, at most ten times a second; called at each step."""
@@ -105,11 +106,15 @@ class TrainingBar:
             self._drawn = now
 
     def print(self, line: str) -> None:
-        """Print a line on standard output, above the bar if both are on one terminal."""
-        if not self._bar.disable and sys.stdout.isatty():
-            self._bar.console.print(Text(line))
-        else:
-            print(line, flush=True)
+        """Print a line on standard output, above the bar if both are on one terminal. Where that
+        fails the training goes on, to be saved: the summary fails then, too, and says why."""
+        try:
+            if not self._bar.disable and sys.stdout.isatty():
+                self._bar.console.print(Text(line))
+            elif self._prints:
+                print(line, flush=True)
+        except OSError:
+            self._prints = False
 
 
 @contextmanager

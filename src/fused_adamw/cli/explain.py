@@ -126,8 +126,10 @@ class ExplainOptions:
 
 @with_options
 def explain(options: ExplainOptions) -> None:
-    """Explain a training step, number by number: one AdamW update, the rates it amounts to, the
-    model's parameters, its forward and its backward pass, and the step at scale."""
+    """Explain a training step, number by number.
+
+    One AdamW update, the rates it amounts to, the model's parameters, its forward and its backward
+    pass, and the step at scale."""
     with bad_input_reported():
         found = {section: compute(section, options) for section in options.sections}
     if options.json:

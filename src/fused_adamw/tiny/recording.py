@@ -85,9 +85,9 @@ class Recorder:
     ) -> None:
         self._model, self._optimizer, self._task = model, optimizer, task
         self._rate_at, self._beta2, self._eps = rate_at, beta2, eps
-        spread = np.geomspace(1, max(steps, 1), MAX_SNAPSHOTS - 1).round().astype(int)
+        spread = np.geomspace(1.0, max(float(steps), 1.0), MAX_SNAPSHOTS - 1).round()
         self._snapshot_steps = {0, *map(int, spread), steps}
-        every = np.linspace(0, steps, MAX_EVALUATIONS).round().astype(int)
+        every = np.linspace(0.0, float(steps), MAX_EVALUATIONS).round()
         self._evaluation_steps = {0, *map(int, every)}
         self._stride = -(-steps // MAX_POINTS) or 1
         self._before: tuple[int, Parameters] | None = None

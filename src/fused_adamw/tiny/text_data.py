@@ -1,6 +1,7 @@
 """Text as training data: the corpus, windows of it, the tasks, and what a model makes of them."""
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,13 +52,16 @@ class Corpus:
         return f"BLAKE2b {digest.hexdigest()}"
 
 
-def read_text(path: Path, context: int) -> Corpus:
+def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
     """Read a UTF-8 file that is long enough for windows of `context` tokens.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is a device, not UTF-8, or too short.
+        ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
     """
+    path = Path(path)
+    if context < 1:
+        raise ValueError(f"context must be at least 1; got {context}")
     mode = path.stat().st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
@@ -165,8 +169,17 @@ def text_task(
         sizes: of the model, by name.
 
     Raises:
-        ValueError: an epoch would have no batch.
+        ValueError: a size is below 1, the text has no window of that many tokens, or an epoch no
+            batch.
     """
+    for name, size in (("context", context), ("batch_size", batch_size)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    if context >= len(corpus.train):
+        raise ValueError(
+            f"context must be less than the {len(corpus.train)} tokens of the training text; got "
+            f"{context}"
+        )
     example = corpus.held_out[: min(context, 12) + 1].tolist()
     n_windows = windows_per_epoch(corpus.train, context)
     if in_epochs and batch_size > n_windows:

@@ -54,7 +54,7 @@ class History:
     @property
     def steps(self) -> int:
         """The number of completed updates."""
-        return len(self.losses) - 1
+        return max(len(self.losses) - 1, 0)
 
     @property
     def seconds(self) -> float:
@@ -160,7 +160,8 @@ def train(
 ) -> History:
     """Train for `steps` updates, or until Ctrl-C, SIGTERM or SIGHUP; an update is never cut short.
 
-    Takes one more batch than updates: the last gives the loss after the last update.
+    Takes one more batch than updates: the last gives the loss after the last update. Where the
+    batches end early, so does the training.
 
     Args:
         model: its parameters are those of the optimizer.
@@ -168,8 +169,8 @@ def train(
         batches: tokens and targets, from the very start of the training.
         steps: number of updates in all, those of `history` included.
         on_step: called after every forward pass with the history, whose last loss belongs to the
-            current parameters. At the last call either `history.steps` is `steps` or
-            `history.interrupted` is true.
+            current parameters. At the last call either `history.steps` is `steps`, or
+            `history.interrupted` is true, or the batches have ended.
         history: that of a training run to continue, with model and optimizer as they were then.
         over_ranks: the maximum of its arguments on the processes that train together, so that they
             stop together.
@@ -186,7 +187,10 @@ def train(
     floating_point = np.errstate(over="ignore", invalid="ignore")
     with stop_signals(on_repeated_signal) as request, floating_point:
         history.stop_requested = lambda: request.signal != 0
-        for tokens, targets in islice(batches, len(history.losses), None):
+        source = islice(batches, len(history.losses), None)
+        batch = next(source, None)
+        while batch is not None:
+            tokens, targets = batch
             start = perf_counter()
             loss, cache = model.forward(tokens, targets)
             forward_end = perf_counter()
@@ -195,6 +199,9 @@ def train(
             if on_step is not None:
                 on_step(history)
             if history.steps >= steps or history.interrupted:
+                break
+            batch = next(source, None)
+            if batch is None:  # for the loss after the update
                 break
             backward_start = perf_counter()
             grads = model.backward(cache)
