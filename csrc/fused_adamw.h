@@ -121,9 +121,9 @@ enum {
     FUSED_ADAMW_BAD_LR,           /* not finite, or below FUSED_ADAMW_LEAST_LR */
     FUSED_ADAMW_BAD_BETA1,        /* not 0 <= beta < 1 */
     FUSED_ADAMW_BAD_BETA2,        /* the same */
-    FUSED_ADAMW_BAD_EPS,          /* not finite, or below FUSED_ADAMW_LEAST_LR */
-    FUSED_ADAMW_BAD_WEIGHT_DECAY, /* not finite, or below FUSED_ADAMW_LEAST_LR */
-    FUSED_ADAMW_BAD_GRAD_SCALE,
+    FUSED_ADAMW_BAD_EPS,          /* not finite, or negative */
+    FUSED_ADAMW_BAD_WEIGHT_DECAY, /* the same */
+    FUSED_ADAMW_BAD_GRAD_SCALE,   /* not finite */
     FUSED_ADAMW_BAD_BUFFER_DECAY, /* not 0 <= d < 1: this, plus the index of the buffer */
     FUSED_ADAMW_NOT_REPRESENTABLE = 64
 };

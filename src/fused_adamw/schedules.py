@@ -13,6 +13,7 @@ its last step a schedule keeps its rate, unless another one is chained to it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TypeAlias
 
 __all__ = [
@@ -71,7 +72,7 @@ class Constant(_Chainable):
     def __post_init__(self) -> None:
         _accept_rate(self, "lr")
         if self.steps is not None:
-            _require_steps(self.steps)
+            _accept_steps(self)
 
     def _rate(self, t: int) -> float:
         return self.lr
@@ -99,7 +100,7 @@ class LinearWarmup(_Chainable):
     def __post_init__(self) -> None:
         _accept_rate(self, "peak")
         _accept_rate(self, "start")
-        _require_steps(self.steps)
+        _accept_steps(self)
         if self.start > self.peak:
             raise ValueError(f"start must be <= peak ({self.peak!r}); got {self.start!r}")
 
@@ -119,7 +120,7 @@ class _Decay(_Chainable):
     def __post_init__(self) -> None:
         _accept_rate(self, "start")
         _accept_rate(self, "end")
-        _require_steps(self.steps)
+        _accept_steps(self)
         if self.end > self.start:
             raise ValueError(f"end must be <= start ({self.start!r}); got {self.end!r}")
 
@@ -225,13 +226,18 @@ def _accept_rate(schedule: _Chainable, name: str) -> None:
         valid = math.isfinite(value) and value >= 0
     except TypeError:
         raise TypeError(f"{name} must be a number >= 0; got {value!r}") from None
+    except OverflowError:  # of an integer
+        valid = False
     if not valid:
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
     object.__setattr__(schedule, name, float(value))
 
 
-def _require_steps(steps: object) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an integer >= 1; got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be an integer >= 1; got {steps}")
+def _accept_steps(schedule: _Chainable) -> None:
+    """Check the number of steps and make it an int, so that it is shown as one."""
+    value: object = schedule.steps
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"steps must be an integer >= 1; got {value!r}")
+    if value < 1:
+        raise ValueError(f"steps must be an integer >= 1; got {value}")
+    object.__setattr__(schedule, "steps", int(value))

@@ -126,6 +126,22 @@ def test_a_decay_mask_has_booleans(bad):
     assert repr(bad) in str(e.value)
 
 
+@pytest.mark.parametrize("bad", ["no", None, 2, 1.0, np.ones(2)], ids=repr)
+def test_a_decay_mask_returns_booleans(bad):
+    """None is what a function returns that has forgotten to."""
+    params = {"layers": [np.ones(2)]}
+    with pytest.raises(TypeError, match=r"^decay_mask\('layers.0', ...\) must be a bool; got "):
+        AdamW(params, decay_mask=lambda name, array: bad)
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay", "grad_scale"])
+def test_integers_beyond_float64(name):
+    w, options = np.ones(2), {name: 10**400}
+    with pytest.raises(ValueError, match=f"^{name} must be within the range of float64; got a "):
+        AdamW(w).step(np.ones(2), **options) if name == "grad_scale" else AdamW(w, **options)
+    assert (w == 1).all()
+
+
 @pytest.mark.parametrize("true", [True, 1, np.True_])
 def test_what_is_a_boolean_in_a_decay_mask(true):
     w, b = np.ones(2), np.ones(2)

@@ -280,6 +280,22 @@ def test_steps_out_of_range(make):
             make(steps)
 
 
+@pytest.mark.parametrize("make", STEPS)
+def test_steps_of_numpy(make):
+    for kind in (np.int64, np.uint8):
+        schedule = make(kind(7))
+        assert schedule == make(7)
+        assert type(schedule.steps) is int
+
+
+@pytest.mark.parametrize(
+    "make", [Constant, lambda x: LinearWarmup(x, 3), lambda x: CosineDecay(x, 3)]
+)
+def test_rates_beyond_float64(make):
+    with pytest.raises(ValueError, match="must be a finite number >= 0; got 1000"):
+        make(10**400)
+
+
 def test_the_wrong_way():
     with pytest.raises(ValueError, match=r"^start must be <= peak \(0\.3\); got 0\.4"):
         LinearWarmup(0.3, 5, start=0.4)

@@ -21,7 +21,10 @@ cdef integer(str name, value):
 cdef double real(str name, value) except? -1:
     cdef double number = try_real(value)
     if number == -1 and PyErr_Occurred():
-        if not PyErr_ExceptionMatches((TypeError, ValueError, OverflowError)):
+        if PyErr_ExceptionMatches(OverflowError):
+            PyErr_Clear()
+            raise ValueError(f"{name} must be within the range of float64; got a larger number")
+        if not PyErr_ExceptionMatches((TypeError, ValueError)):
             return -1
         PyErr_Clear()
         raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")

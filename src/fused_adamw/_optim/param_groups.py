@@ -124,7 +124,8 @@ def resolve_decay_mask(spec: TreeSpec, mask: DecayMask, arrays: Sequence[Array])
         arrays: the parameters, as the predicate is to see them.
     """
     if callable(mask):
-        return [bool(mask(name, a)) for name, a in zip(spec.names(), arrays, strict=True)]
+        pairs = zip(spec.names(), arrays, strict=True)
+        return [check_flag(f"decay_mask({name!r}, ...)", mask(name, a)) for name, a in pairs]
     names, decays = spec.argument_names("decay_mask"), spec.flatten("decay_mask", mask)
     return list(map(check_flag, names, decays))
 
