@@ -162,6 +162,10 @@ def test_the_formula_of_the_page_on_the_arithmetic(dtype):
         opt.step(g)
         p, m, v = names["adamw_in_numpy"](p, g, m, v, t, lr=0.01, weight_decay=0.1)
         np.testing.assert_array_equal(w, p, strict=True)
+    opt.param_groups[0]["betas"] = (0.0, 0.9)
+    opt.step(g)
+    p, *_ = names["adamw_in_numpy"](p, g, m, v, 20, 0.01, (0.0, 0.9), weight_decay=0.1)
+    np.testing.assert_array_equal(w, p, strict=True)
 
 
 def test_epsilon_hat_is_that_of_scikit_learn():

@@ -223,9 +223,9 @@ class ShardedAdamW(BaseOptimizer):
         return whole
 
     def __repr__(self) -> str:
-        size = sum(array.size for array in self._arrays)
+        count, size = len(self._arrays), sum(array.size for array in self._arrays)
         return (
-            f"ShardedAdamW({len(self._arrays)} tensors, {size:,} parameters, t={self.t}, "
+            f"ShardedAdamW({count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}, "
             f"rank {self.comm.rank} of {self.comm.size}{self._options_repr()})"
         )
 

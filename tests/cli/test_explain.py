@@ -430,6 +430,10 @@ def test_many_steps_are_not_all_shown(explain, explain_json):
         ("adamw --gradient inf", "--gradient must be finite; got inf"),
         ("adamw --gradient 1 --gradient nan", "--gradient must be finite; got nan"),
         ("--steps 0", "--steps must be between 1 and 10,000; got 0"),
+        (
+            "adamw --steps 1 --gradient 1 --gradient 2",
+            "--gradient must be given at most --steps (1) times; got 2",
+        ),
         ("adamw --steps 10001", "--steps must be between 1 and 10,000; got 10,001"),
         ("--lr -1", "lr must be a finite number, 0 or more; got -1.0"),
         ("rates --lr nan", "lr must be a finite number, 0 or more; got nan"),

@@ -62,7 +62,7 @@ def test_options_are_kept_as_they_are_given():
 
 
 def test_repr_shows_options_that_are_not_the_default():
-    assert repr(AdamW(np.ones(3))).startswith("AdamW(1 tensors, 3 parameters, t=0\n")
+    assert repr(AdamW(np.ones(3))).startswith("AdamW(1 tensor, 3 parameters, t=0\n")
     text = repr(AdamW(np.ones(3, np.float32), **EVERYTHING, seed=4))
     for name, value in {**EVERYTHING, "seed": 4}.items():
         assert f", {name}={value!r}" in text

@@ -171,7 +171,8 @@ def recognized_entry(
     for role, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{where}[{role!r}] must be an array; got {type(array).__name__}")
-        if isinstance(array, np.ma.MaskedArray):
+        # NumPy imports np.ma when it is first asked for.
+        if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{where}[{role!r}] must have no mask; got MaskedArray")
     found = {role: (array.dtype, array.shape) for role, array in arrays.items()}
     match = match_state(where, found, entry.get("order"), own, param, convert)

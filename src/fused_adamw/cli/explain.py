@@ -101,6 +101,11 @@ class ExplainOptions:
                     raise ValueError(f"--{name} must be finite; got {value}")
         if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"--steps must be between 1 and {MOST_STEPS:,}; got {self.steps:,}")
+        most, given = self.steps or STEPS, len(self.gradient or [])
+        if given > most:
+            raise ValueError(
+                f"--gradient must be given at most --steps ({most}) times; got {given}"
+            )
 
     def _check_used(self) -> None:
         used = set().union(*(USED_BY.get(section, set()) for section in self.sections))
