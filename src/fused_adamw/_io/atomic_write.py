@@ -6,7 +6,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, EINVAL, ENOSYS, ENOTSUP, EPERM
+from errno import EACCES, EINVAL, EISDIR, ENOSYS, ENOTSUP, EPERM
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,17 +18,31 @@ RENAMES_OPEN_FILES = os.name != "nt"
 
 
 @contextmanager
-def atomic_write(target: Path) -> Iterator[BinaryIO]:
-    """Open a new file that replaces ``target`` when the block ends without an error.
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a new file that replaces the one at ``path`` when the block ends without an error.
 
-    The data is written to ``.NAME.*.tmp`` in the same folder, flushed to disk, and renamed; then
-    the folder is flushed, if it may be opened. An existing file passes on its permissions, where
-    the file system has any. Of several processes that write to one target each writes a file of its
-    own, and the last to rename it wins. Temporary files that killed processes left are removed
-    first: those that no process has locked.
+    The data is written to ``.NAME.*.tmp`` in the folder of the file, to which links are followed,
+    flushed to disk, and renamed; then the folder is flushed, if it may be opened. An existing file
+    passes on its permissions, where the file system has any. Of several processes that write to one
+    path each writes a file of its own, and the last to rename it wins. Temporary files that killed
+    processes left are removed first: those that no process has locked.
 
-    Raises OSError, also where ``target`` exists and is not a regular file.
+    Raises:
+        OSError: also where a file exists and is not a regular one, or where the path ends in a
+            separator, as that of a folder. It names ``path``, not the temporary file.
     """
+    text = os.fspath(path)
+    try:
+        if text.endswith((os.sep, os.altsep or os.sep)):
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        with _replacement(Path(os.path.realpath(text))) as file:
+            yield file
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), text) from error
+
+
+@contextmanager
+def _replacement(target: Path) -> Iterator[BinaryIO]:
     mode = _mode(target)
     _remove_leftovers(target)
     temporary = temporary_path(target)

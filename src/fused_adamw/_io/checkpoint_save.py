@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from .checkpoint_schema import (
     seal,
     start_checksum,
 )
-from .files import FilePath, errors_of, path_text
+from .files import FilePath, path_text
 from .ranks import Ranks
 from .safetensors_stream import (
     PIECE_BYTES,
@@ -92,15 +91,14 @@ def _save(
         stream = _contents(source)
         try:
             if ranks.rank == 0:
-                with errors_of(path_text(path)) as target:
-                    _write(target, tensors, metadata, stream)
+                _write(path_text(path), tensors, metadata, stream)
         finally:
             for _ in stream:  # other ranks send; if rank 0 failed, it still has to receive
                 pass
 
 
 def _write(
-    target: Path,
+    path: str,
     tensors: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],
     stream: Iterator[tuple[str, Array]],
@@ -108,7 +106,7 @@ def _write(
     placeholders = dict.fromkeys(tensors, PLACEHOLDER)
     checksums = dict.fromkeys(tensors, start_checksum().hexdigest())  # of what is empty
     buffer = np.empty(COPIED_BYTES, np.uint8)
-    with atomic_write(target) as file:
+    with atomic_write(path) as file:
         file.write(encode_header(tensors, seal(metadata, tensors, placeholders)))
         for name, piece in groupby(stream, key=lambda item: item[0]):
             checksum = start_checksum()

@@ -3,8 +3,6 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
@@ -24,18 +22,6 @@ def path_text(path: FilePath) -> str:
         raise TypeError(
             f"path must be a str, bytes or PathLike; got {type(path).__name__}"
         ) from None
-
-
-@contextmanager
-def errors_of(path: str) -> Iterator[Path]:
-    """The file that a path leads to, to be written; errors name the path, not that file or a
-    temporary one. A path that ends in a separator is that of a folder."""
-    try:
-        if path.endswith((os.sep, os.altsep or os.sep)):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        yield Path(os.path.realpath(path))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), path) from error
 
 
 def printable(text: str) -> str:
