@@ -268,15 +268,11 @@ class AdamW(DecodedState):
         self._bound.set_steps(steps)
 
     def __repr__(self) -> str:
-        count, size = len(self._arrays), sum(array.size for array in self._arrays)
         lines = "".join(
             f"\n    group {g}: " + ", ".join(f"{name}={group[name]!r}" for name in HYPERPARAMETERS)
             for g, group in enumerate(self.param_groups)
         )
-        return (
-            f"AdamW({count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}"
-            f"{self._options_repr()}{lines}\n)"
-        )
+        return f"AdamW({self._contents_repr()}{self._options_repr()}{lines}\n)"
 
     # ---- inner parts
 

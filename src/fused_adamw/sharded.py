@@ -66,7 +66,7 @@ class ShardedAdamW(BaseOptimizer):
             duplicate, on which an error of MPI ends the job.
         bucket_bytes: twice the most bytes that one collective moves, by default 16 MiB; at least
             262,144, and what exceeds 4 GiB has no effect. A rank has two buffers of this size, half
-            of each for what is sent and half for what is received (docs/scaling.md: and what else).
+            of each for what is sent and half for what is received; docs/scaling.md lists the rest.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
 
@@ -223,9 +223,8 @@ class ShardedAdamW(BaseOptimizer):
         return whole
 
     def __repr__(self) -> str:
-        count, size = len(self._arrays), sum(array.size for array in self._arrays)
         return (
-            f"ShardedAdamW({count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}, "
+            f"ShardedAdamW({self._contents_repr()}, "
             f"rank {self.comm.rank} of {self.comm.size}{self._options_repr()})"
         )
 

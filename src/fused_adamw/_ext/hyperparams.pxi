@@ -23,7 +23,7 @@ cdef double real(str name, value) except? -1:
     if number == -1 and PyErr_Occurred():
         if PyErr_ExceptionMatches(OverflowError):
             PyErr_Clear()
-            raise ValueError(f"{name} must be within the range of float64; got a larger number")
+            raise ValueError(f"{name} must be within the range of float64; got a number beyond it")
         if not PyErr_ExceptionMatches((TypeError, ValueError)):
             return -1
         PyErr_Clear()

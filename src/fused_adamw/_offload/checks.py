@@ -1,7 +1,7 @@
 """What is refused before anything changes."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -74,24 +74,27 @@ def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
         )
 
 
-def check_apart(params: Iterable[tuple[int, Tensor]]) -> None:
-    """Raise ValueError where parameters, numbered as in the optimizer, share memory."""
-    found = ((local(p), i) for i, p in params)
-    check_ranges((x.data_ptr(), x.nbytes, f"parameter {i}") for x, i in found)
-
-
-def check_gradients_apart(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:
-    """Raise ValueError where a gradient is in the memory of a parameter: (index, p, gradient)."""
-    params = sorted((x.data_ptr(), x.nbytes, i) for i, p, _ in pairs if (x := local(p)).nbytes)
-    starts = [begin for begin, _, _ in params]
-    for index, _, grad in pairs:
-        x = local(grad)
-        k = bisect_left(starts, x.data_ptr() + x.nbytes) - 1  # the last that begins before its end
-        if k >= 0 and x.nbytes and sum(params[k][:2]) > x.data_ptr():
+def check_apart(
+    params: Iterable[tuple[int, Tensor]], grads: Iterable[tuple[int, Tensor]] = ()
+) -> None:
+    """Raise ValueError where parameters, numbered as in the optimizer, share memory with one
+    another or with a gradient. Gradients may share memory."""
+    ranges = sorted((*_range_of(p), i) for i, p in params)
+    check_ranges((begin, nbytes, f"parameter {i}") for begin, nbytes, i in ranges)
+    owners = [x for x in ranges if x[1]]
+    for index, grad in grads:
+        begin, nbytes = _range_of(grad)
+        k = bisect_left(owners, (begin + nbytes,)) - 1  # the last that begins before its end
+        if nbytes and k >= 0 and sum(owners[k][:2]) > begin:
             raise ValueError(
                 f"the gradient of parameter {index} must not share memory with parameter "
-                f"{params[k][2]}"
+                f"{owners[k][2]}"
             )
+
+
+def _range_of(tensor: Tensor) -> tuple[int, int]:
+    part = local(tensor)
+    return part.data_ptr(), part.nbytes
 
 
 def check_ranges(ranges: Iterable[tuple[int, int, str]]) -> None:

@@ -12,13 +12,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .._core import CHUNK, DeferredSignals, norm_of_chunks
 from .._torch.dtensors import redistributed
-from .checks import (
-    check_apart,
-    check_gradient,
-    check_gradients_apart,
-    check_parameter,
-    check_ranges,
-)
+from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
@@ -132,8 +126,11 @@ class Engine:
                 if lane is not None:
                     recipes = recipes or Recipes(group, grad_scale)
                     plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
-        check_apart((plan.twin.index, plan.p) for plan in plans)
-        check_gradients_apart([(plan.twin.index, plan.p, plan.grad) for plan in plans])
+        indices = [plan.twin.index for plan in plans]
+        check_apart(
+            zip(indices, (plan.p for plan in plans), strict=True),
+            zip(indices, (plan.grad for plan in plans), strict=True),
+        )
         self.check_state()
         samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
         for sample in samples:

@@ -269,6 +269,11 @@ class BaseOptimizer(Options):
                 values[name] = OPTIONS[name].check(name, value)
         return values
 
+    def _contents_repr(self) -> str:
+        """How much it optimizes, and how far it is."""
+        count, size = len(self._arrays), sum(array.size for array in self._arrays)
+        return f"{count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}"
+
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""
         values = self.get_options(lambda option: True)
