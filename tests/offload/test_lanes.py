@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from fused_adamw import offload  # noqa: E402
 from fused_adamw._offload.cpu_lane import CpuLane  # noqa: E402
 from fused_adamw._offload.lanes import Done, Lanes, StreamLane, Way  # noqa: E402
 from fused_adamw._offload.ring import Ring  # noqa: E402
@@ -100,6 +101,48 @@ def test_an_error_in_the_thread_of_the_cpu_lane():
     done = lane.copy([(torch.zeros(4), torch.zeros(3))], Way.TO_HOST, [])
     with pytest.raises(RuntimeError, match="a copy failed"):
         done.synchronize()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"delay": -1e-3}, ValueError, "delay must be a finite number of seconds >= 0; got -0.001"),
+        ({"delay": float("nan")}, ValueError, "delay must be a finite number .*; got nan"),
+        ({"delay": float("inf")}, ValueError, "delay must be a finite number .*; got inf"),
+        ({"delay": "x"}, TypeError, "delay must be a real number; got 'x'"),
+        ({"bandwidth": 0}, ValueError, "bandwidth must be > 0, in bytes per second; got 0"),
+        ({"bandwidth": float("nan")}, ValueError, "bandwidth must be > 0"),
+        ({"bandwidth": "x"}, TypeError, "bandwidth must be a real number; got 'x'"),
+    ],
+)
+def test_a_pace_that_the_cpu_lane_cannot_have(options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        CpuLane(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"slots": 3}, ValueError, "slots must be a power of two, 1 or more; got 3"),
+        ({"slots": 0}, ValueError, "slots must be a power of two, 1 or more; got 0"),
+        ({"slots": 2.0}, TypeError, "slots must be a power of two, 1 or more; got 2.0"),
+        (
+            {"slots": 2, "slot_bytes": 1 << 16},
+            ValueError,
+            "slot_bytes must be a power of two, 131072 or more; got 65536",
+        ),
+        ({"lane": "cpu"}, TypeError, "lane must be a CpuLane or None; got 'cpu'"),
+    ],
+)
+def test_a_simulation_that_cannot_be(options, error, message):
+    with pytest.raises(error, match=f"^{message}$"), offload.simulated(**options):
+        pytest.fail("the block was entered")
+    with offload.simulated(slots=1, slot_bytes=1 << 17):  # the smallest works for every dtype
+        p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        opt = offload.AdamW([p], state_dtype=None)
+    p.grad = torch.ones(3, dtype=torch.float64)
+    opt.step()
+    assert p[0] < 1
 
 
 class Late:

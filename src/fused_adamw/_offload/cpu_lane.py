@@ -1,5 +1,6 @@
 """A lane without a device, for tests and measurements: it copies late."""
 
+import math
 import os
 import random
 import threading
@@ -13,6 +14,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
+from .._core import as_number
 from .lanes import Done, Ticket, Way
 from .threads import start_thread
 
@@ -50,8 +52,15 @@ class CpuLane:
 
     Args:
         seed: of the delays.
-        delay: mean delay of a copy in seconds, for each byte as much more as ``bandwidth`` takes.
+        delay: mean delay of a copy in seconds, besides the time that ``bandwidth`` takes.
         bandwidth: of each way, in bytes per second; None for as much as there is.
+
+    Attributes:
+        num_bytes, num_copies: what has been copied so far, by way: to the host and to the device.
+
+    Raises:
+        TypeError: ``delay`` or ``bandwidth`` is not a real number.
+        ValueError: ``delay`` is negative or not finite, or ``bandwidth`` is not above 0.
     """
 
     pinned = False
@@ -59,6 +68,13 @@ class CpuLane:
     def __init__(self, seed: int = 0, delay: float = 1e-4, bandwidth: float | None = None) -> None:
         self.num_bytes = dict.fromkeys(Way, 0)
         self.num_copies = dict.fromkeys(Way, 0)
+        delay = as_number("delay", delay)
+        if not 0 <= delay < math.inf:
+            raise ValueError(f"delay must be a finite number of seconds >= 0; got {delay!r}")
+        if bandwidth is not None:
+            bandwidth = as_number("bandwidth", bandwidth)
+            if not bandwidth > 0:
+                raise ValueError(f"bandwidth must be > 0, in bytes per second; got {bandwidth!r}")
         self._pace = seed, delay, bandwidth
         self._start()
 

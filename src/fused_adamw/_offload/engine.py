@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from .._core import CHUNK, DeferredSignals, norm_of_chunks
+from .._core import DeferredSignals, norm_of_chunks
 from .._torch.dtensors import redistributed
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
 from .recipe import Recipe, Recipes
-from .ring import SLOT_BYTES, SLOTS, Ring
+from .ring import SLOT_BYTES, SLOTS, SMALLEST_SLOT, Ring
 from .stepper import rehearse
 from .twin import Address, Twin, flat_view, local, same_strides, version_of
 
@@ -95,7 +95,7 @@ class Engine:
                 raise RuntimeError("step() cannot be called in a fork that was made during updates")
             pump = None
         if pump is None:
-            fitting = max(1 << (nbytes - 1).bit_length(), CHUNK * np.dtype(float).itemsize)
+            fitting = max(1 << (nbytes - 1).bit_length(), SMALLEST_SLOT)
             slots, slot_bytes = self._ring or (SLOTS, min(SLOT_BYTES, fitting))
             pinned = self.lanes.simulated is None and torch.accelerator.is_available()
             pump = self._own_pump = Pump(Ring(slots, slot_bytes, pinned))

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._core import CHUNK
 from .lanes import Done, Ticket
 
 SLOTS = 8
+SMALLEST_SLOT = CHUNK * torch.float64.itemsize  # bytes: a chunk of any dtype fits
 SLOT_BYTES = 8 << 20  # for gradients, and as much for parameters: 128 MiB in all
 
 

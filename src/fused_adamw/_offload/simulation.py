@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from .cpu_lane import CpuLane
 from .engine import Engine
 from .lanes import Lanes
+from .ring import SMALLEST_SLOT
 
 _simulations: list[tuple[CpuLane, tuple[int, int] | None]] = []
 
@@ -29,14 +30,31 @@ def simulated(
         lane: performs the copies. None: a new ``CpuLane()``.
         slots: number of slots of the pinned memory, a power of two. None: as for a device, with
             slots of the size for a device.
-        slot_bytes: size of a slot, a power of two, where ``slots`` is given.
+        slot_bytes: size of a slot, a power of two and at least 2^17, where ``slots`` is given.
 
     Yields:
         The lane.
+
+    Raises:
+        TypeError: ``lane`` is not a ``CpuLane``, or a size is not an integer.
+        ValueError: a size is not such a power of two.
     """
-    lane = lane or CpuLane()
+    if slots is not None:
+        _require_power_of_two("slots", slots, 1)
+        _require_power_of_two("slot_bytes", slot_bytes, SMALLEST_SLOT)
+    lane = CpuLane() if lane is None else lane
+    if not isinstance(lane, CpuLane):
+        raise TypeError(f"lane must be a CpuLane or None; got {lane!r}")
     _simulations.append((lane, None if slots is None else (slots, slot_bytes)))
     try:
         yield lane
     finally:
         _simulations.pop()
+
+
+def _require_power_of_two(name: str, value: object, minimum: int) -> None:
+    requirement = f"{name} must be a power of two, {minimum} or more"
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{requirement}; got {value!r}")
+    if value < minimum or value.bit_count() != 1:
+        raise ValueError(f"{requirement}; got {value}")
