@@ -117,7 +117,8 @@ def load_checkpoint(
             a ``state_dtype`` with scales ("8bit") in another memory order, a file is slow to
             convert: each 65,536 elements of a tensor may take a read of all of it.
 
-    Returns the ``extra`` that was saved, {} without one.
+    Returns:
+        The ``extra`` that was saved; {} without one.
 
     Raises:
         TypeError: ``optimizer`` is no ``AdamW`` or ``ShardedAdamW``.
@@ -133,27 +134,35 @@ def load_checkpoint(
 
 
 def read_extra(path: FilePath) -> dict[str, Any]:
-    """The ``extra`` of a file. Reads and verifies its header only.
+    """Return the ``extra`` that a file was saved with; {} without one.
 
-    Raises CorruptCheckpointError, NewerCheckpointError or OSError.
+    Reads and verifies the header only.
+
+    Args:
+        path: a file that ``save_checkpoint`` wrote.
+
+    Raises:
+        CorruptCheckpointError, NewerCheckpointError: each is a CheckpointError and so a ValueError.
+        OSError: the file cannot be read.
     """
     with _opened(path) as (_, header):
         return read_metadata(header.metadata, "extra")
 
 
 def read_step(path: FilePath) -> int:
-    """The number of steps that the optimizer of a file had taken, its ``t``.
+    """Return the number of steps that the optimizer of a file had taken, its ``t``.
 
-    Reads and verifies the header only. Raises as ``read_extra`` does.
+    Arguments and errors are those of ``read_extra``. Reads and verifies the header only.
     """
     with _opened(path) as (_, header):
         return read_step_count(header.metadata)
 
 
 def read_arrays(path: FilePath) -> dict[str, Array]:
-    """The ``arrays`` of a file. Reads and verifies its header and these arrays only.
+    """Return the ``arrays`` that a file was saved with, as new arrays by name; {} without any.
 
-    Raises as ``read_extra`` does.
+    Arguments and errors are those of ``read_extra``. Reads and verifies the header and these arrays
+    only.
     """
     found = {}
     with _opened(path) as (file, header):

@@ -83,6 +83,11 @@ def adamw_update(
 def sgd_update(theta: float, gradient: float, lr: float = 0.001) -> float:
     """Return theta - lr * gradient: plain gradient descent, one rate for every parameter.
 
+    Args:
+        theta: the parameter.
+        gradient: the gradient of the loss with respect to it.
+        lr: learning rate.
+
     The parameter and gradient of the example of `adamw_update` move a third as far:
 
     >>> print(f"{sgd_update(0.024634, -0.352893):.6f}")
@@ -104,6 +109,10 @@ def adamw_update_list(
     wd: float = 0.01,
 ) -> tuple[list[float], list[float], list[float]]:
     """Return three new lists (theta, m, v): `adamw_update` applied to each entry of flat lists.
+
+    Args:
+        theta, gradient, m, v: lists of the same length, one entry per parameter.
+        t, lr, beta1, beta2, eps, wd: as in `adamw_update`, the same for all entries.
 
     Raises:
         ValueError: the lists differ in length, or t is less than 1; the message names the argument.

@@ -35,7 +35,11 @@ class _Chainable:
     steps: int | None
 
     def __call__(self, t: int) -> float:
-        """The learning rate of step t, which is at least 1."""
+        """Return the learning rate of step t.
+
+        Raises:
+            ValueError: t is less than 1.
+        """
         if not t >= 1:
             raise ValueError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
         return self._rate(t)
@@ -45,6 +49,13 @@ class _Chainable:
 
         Args:
             following: takes over after ``steps`` steps, and counts from t = 1 again.
+
+        Returns:
+            The schedule of both, which can be chained again.
+
+        Raises:
+            TypeError: ``following`` cannot be called.
+            ValueError: this schedule has no ``steps``, and so never ends.
         """
         return Joined(self, following)
 
@@ -64,6 +75,10 @@ class Constant(_Chainable):
     Args:
         lr: the rate, at least 0.
         steps: after how many steps a chained schedule takes over; nothing else depends on it.
+
+    Raises:
+        TypeError: an argument is not a number, or ``steps`` is not an integer.
+        ValueError: a rate is negative or not finite, or ``steps`` is less than 1.
     """
 
     lr: float
@@ -91,6 +106,11 @@ class LinearWarmup(_Chainable):
         peak: the rate of the last step.
         steps: the number of steps, at least 1.
         start: the rate that the first step is one increment above; at most ``peak``.
+
+    Raises:
+        TypeError: an argument is not a number, or ``steps`` is not an integer.
+        ValueError: a rate is negative or not finite, ``start`` exceeds ``peak``, or ``steps`` is
+            less than 1.
     """
 
     peak: float
@@ -148,6 +168,11 @@ class LinearDecay(_Decay):
         start: the rate of the first step.
         steps: the number of steps, at least 1.
         end: the rate of the first step after them; at most ``start``.
+
+    Raises:
+        TypeError: an argument is not a number, or ``steps`` is not an integer.
+        ValueError: a rate is negative or not finite, ``end`` exceeds ``start``, or ``steps`` is
+            less than 1.
     """
 
     def _decayed(self, elapsed: float) -> float:
@@ -167,6 +192,11 @@ class CosineDecay(_Decay):
         start: the rate of the first step.
         steps: the number of steps, at least 1.
         end: the rate of the first step after them; at most ``start``.
+
+    Raises:
+        TypeError: an argument is not a number, or ``steps`` is not an integer.
+        ValueError: a rate is negative or not finite, ``end`` exceeds ``start``, or ``steps`` is
+            less than 1.
     """
 
     def _decayed(self, elapsed: float) -> float:
@@ -186,6 +216,10 @@ class Joined(_Chainable):
 
     Attributes:
         steps: the number of steps of both together; None where the second never ends.
+
+    Raises:
+        TypeError: ``following`` cannot be called.
+        ValueError: ``first`` has no ``steps``, and so never ends.
     """
 
     first: _Chainable

@@ -115,6 +115,17 @@ def test_a_sample_follows_its_seed_and_holds_no_padding(corpus):
     assert set(tokens) == set(range(1, len(corpus.vocabulary)))
 
 
+def test_samples_that_cannot_be_drawn():
+    model = TinyTransformer(0)
+    assert sample(model, [1], 0, seed=0) == [1]
+    with pytest.raises(ValueError, match=r"^length must be 0 or more; got -1$"):
+        sample(model, [1], -1, seed=0)
+    with pytest.raises(TypeError, match=r"^length must be an integer; got 2.5$"):
+        sample(model, [1], 2.5, seed=0)
+    with pytest.raises(ValueError, match=r"^start must contain at least one token; got none$"):
+        sample(model, [], 3, seed=0)
+
+
 def test_the_same_batches_for_every_training(corpus):
     task = text_task(corpus, 8, 4, seed=1)
     first, second = (next(task.batches()) for _ in range(2))
@@ -125,14 +136,18 @@ def test_sizes_that_a_text_cannot_have(corpus, tmp_path):
     for name in ("context", "batch_size"):
         for size in (0, -1):
             sizes = {"context": 5, "batch_size": 4, name: size}
-            with pytest.raises(ValueError, match=f"^{name} must be at least 1; got {size}$"):
+            with pytest.raises(ValueError, match=f"^{name} must be 1 or more; got {size}$"):
                 text_task(corpus, seed=0, **sizes)
+        with pytest.raises(TypeError, match=f"^{name} must be an integer; got 2.5$"):
+            text_task(corpus, seed=0, **{"context": 5, "batch_size": 4, name: 2.5})
     for in_epochs in (False, True):
         with pytest.raises(ValueError, match="context must be less than the 2160 tokens"):
             text_task(corpus, 2160, 1, 0, in_epochs)
     assert next(iter(text_task(corpus, 2159, 1, 0).batches()))[0].shape == (1, 2159)
     path = tmp_path / "text"
     path.write_text("some words " * 20, encoding="utf-8")
-    with pytest.raises(ValueError, match="context must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="context must be 1 or more; got 0"):
         read_text(path, 0)
+    with pytest.raises(TypeError, match="context must be an integer; got '5'"):
+        read_text(path, "5")
     assert read_text(str(path), 5).digest == read_text(path, 5).digest

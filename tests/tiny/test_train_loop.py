@@ -145,3 +145,14 @@ def test_batches_that_end_early(count):
     whole, expected = trained(steps=10, lr=0.1)
     assert history.losses == expected.losses
     assert_same_parameters(model, whole)
+
+
+def test_a_number_of_steps_that_cannot_be_made():
+    model = TinyTransformer()
+    optimizer = make_optimizer("AdamW", model.parameters, 0.01)
+    before = TinyTransformer()
+    with pytest.raises(ValueError, match=r"^steps must be 0 or more; got -1$"):
+        train(model, optimizer, SENTENCE, -1)
+    with pytest.raises(TypeError, match=r"^steps must be an integer; got 1.5$"):
+        train(model, optimizer, SENTENCE, 1.5)
+    assert_same_parameters(model, before)

@@ -9,10 +9,17 @@ from .model import Parameters
 class ReferenceAdamW:
     """AdamW in pure Python, one number at a time: `reference.adamw_update` on every parameter.
 
+    The formula, with its sources, is at the top of `fused_adamw.reference`. The moments are
+    computed in float64, whatever the dtype of the parameters.
+
     Args:
-        parameters: float32 or float64 arrays by name, updated in place.
+        parameters: float32 or float64 arrays by name, of any shapes, updated in place.
         lr: learning rate.
         weight_decay: decoupled weight decay.
+
+    Attributes:
+        m, v: the moments by name, each a flat list with an entry per element of the parameter.
+        t: number of steps taken.
     """
 
     def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
@@ -24,7 +31,7 @@ class ReferenceAdamW:
         self.weight_decay = weight_decay
 
     def step(self, grads: Parameters) -> None:
-        """Update the parameters with gradients of the same names and shapes."""
+        """Update the parameters in place with gradients of the same names and shapes."""
         self.t += 1
         for name, parameter in self.parameters.items():
             theta, self.m[name], self.v[name] = adamw_update_list(
@@ -40,10 +47,12 @@ class ReferenceAdamW:
 
 
 class SGD:
-    """Plain gradient descent, `reference.sgd_update` on whole arrays: one rate, no state.
+    """Plain gradient descent, `reference.sgd_update` on whole arrays: one rate, no state::
+
+        theta <- theta - lr g
 
     Args:
-        parameters: float32 or float64 arrays by name, updated in place.
+        parameters: float32 or float64 arrays by name, of any shapes, updated in place.
         lr: learning rate.
     """
 
@@ -52,6 +61,6 @@ class SGD:
         self.lr = lr
 
     def step(self, grads: Parameters) -> None:
-        """Update the parameters with gradients of the same names and shapes."""
+        """Update the parameters in place with gradients of the same names and shapes."""
         for name, parameter in self.parameters.items():
             parameter -= self.lr * grads[name]

@@ -177,7 +177,11 @@ class TinyTransformer:
         return self._causal_mask[:n, :n]
 
     def logits(self, tokens: Sequences) -> FloatArray:
-        """Return the scores of the next token: (n, V) for one sequence, (B, n, V) for a batch."""
+        """Return the scores of the next token: (n, V) for one sequence, (B, n, V) for a batch.
+
+        Raises:
+            TypeError, ValueError: as the class says; the same holds for the methods below.
+        """
         rows, one_sequence = token_rows(tokens, self.max_length)
         batch = pad("tokens", rows, max(map(len, rows)), self.vocab_size)  # (B, n)
         logits, _ = self._transform(batch)  # (N, V)
@@ -188,7 +192,10 @@ class TinyTransformer:
         return self.forward(tokens, targets)[0]
 
     def loss_and_gradients(self, tokens: Sequences, targets: Sequences) -> tuple[float, Parameters]:
-        """Return the loss, and its gradient with respect to every parameter by name."""
+        """Return the loss, and its gradient with respect to every parameter by name.
+
+        Each gradient is a new array with the shape and dtype of its parameter.
+        """
         loss, cache = self.forward(tokens, targets)
         return loss, self.backward(cache)
 

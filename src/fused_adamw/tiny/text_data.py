@@ -15,7 +15,7 @@ import numpy as np
 
 from .layers import PAD, IntArray, softmax
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
-from .token_input import Sequences
+from .token_input import Sequences, check_size
 
 Batch: TypeAlias = tuple[Sequences, Sequences]
 """Tokens and their targets."""
@@ -40,7 +40,7 @@ class Corpus:
     held_out: IntArray
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of these tokens."""
+        """Return the text of these tokens, each a position in ``vocabulary``."""
         return "".join(self.vocabulary[token] for token in tokens)
 
     @property
@@ -55,13 +55,20 @@ class Corpus:
 def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
     """Read a UTF-8 file that is long enough for windows of `context` tokens.
 
+    Args:
+        path: the file, or a pipe. A byte order mark at its start is skipped.
+        context: tokens, which are characters, in a window.
+
+    Returns:
+        The text as tokens. The last tenth is held out.
+
     Raises:
         OSError: the file cannot be read.
+        TypeError: `context` is not an integer.
         ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
     """
     path = Path(path)
-    if context < 1:
-        raise ValueError(f"context must be at least 1; got {context}")
+    context = check_size("context", context)
     mode = path.stat().st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
@@ -169,12 +176,12 @@ def text_task(
         sizes: of the model, by name.
 
     Raises:
+        TypeError: a size is not an integer.
         ValueError: a size is below 1, the text has no window of that many tokens, or an epoch no
             batch.
     """
-    for name, size in (("context", context), ("batch_size", batch_size)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+    context = check_size("context", context)
+    batch_size = check_size("batch_size", batch_size)
     if context >= len(corpus.train):
         raise ValueError(
             f"context must be less than the {len(corpus.train)} tokens of the training text; got "
@@ -231,8 +238,23 @@ def sample(
 ) -> list[int]:
     """Return `start` and `length` more tokens, each drawn from the model's prediction.
 
-    Fewer where the token `end` is drawn, which is the last one then.
+    PAD is never drawn. The model sees the last `model.max_length` tokens at each step.
+
+    Args:
+        model: predicts each token from those before it.
+        start: the tokens to begin with, at least one.
+        length: number of tokens to draw.
+        seed: of the draws; the same seed gives the same tokens.
+        end: a token after which no more are drawn; None to draw all of them.
+
+    Raises:
+        TypeError: `start` or `length` is not of integers.
+        ValueError: `start` is empty or contains what is not a token of the model; `length` is
+            below 0.
     """
+    length = check_size("length", length, minimum=0)
+    if len(start) == 0:
+        raise ValueError("start must contain at least one token; got none")
     generator = np.random.default_rng(seed)
     tokens = list(start)
     for _ in range(length):

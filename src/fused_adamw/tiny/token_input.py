@@ -21,14 +21,14 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return checked
 
 
-def check_size(name: str, size: int) -> int:
-    """Return the size as an int; raise TypeError or ValueError unless it is 1 or more."""
+def check_size(name: str, size: int, minimum: int = 1) -> int:
+    """Return the size as an int; raise TypeError or ValueError unless it is `minimum` or more."""
     try:
         checked = operator.index(size)
     except TypeError:
         raise TypeError(f"{name} must be an integer; got {size!r}") from None
-    if checked < 1:
-        raise ValueError(f"{name} must be 1 or more; got {checked}")
+    if checked < minimum:
+        raise ValueError(f"{name} must be {minimum} or more; got {checked}")
     return checked
 
 
