@@ -73,7 +73,7 @@ def test_options_that_are_changed_afterwards(name, value):
 
 UNSUPPORTED = (
     "state_dtype={!r} requires dense float32, bfloat16 or float16 CPU parameters with gradients "
-    "and state that match; unsupported: parameters [6]"
+    "and state that match; unsupported: parameters [6] ({})"
 )
 
 
@@ -93,15 +93,23 @@ def elsewhere():
     return torch.nn.Parameter(torch.empty(8, device="meta"))
 
 
-@pytest.mark.parametrize("make", [with_gaps, double, complex_one, elsewhere])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (with_gaps, "with gaps or overlaps in memory"),
+        (double, "of dtype torch.float64"),
+        (complex_one, "of dtype torch.complex64"),
+        (elsewhere, "on device meta"),
+    ],
+)
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-def test_what_has_no_kernel_is_refused(make, state_dtype):
+def test_what_has_no_kernel_is_refused(make, reason, state_dtype):
     params = [*parameters(), make()]
     opt = AdamW(params, state_dtype=state_dtype)
     for p in params:
         p.grad = torch.ones_like(p)
     before = [p.detach().clone() for p in params[:-1]]
-    with pytest.raises(TypeError, match=re.escape(UNSUPPORTED.format(state_dtype))):
+    with pytest.raises(TypeError, match=re.escape(UNSUPPORTED.format(state_dtype, reason))):
         opt.step()
     assert_equal_tensors(params[:-1], before)
     assert not opt.state
@@ -111,7 +119,8 @@ def test_gradients_that_negate_are_refused():
     params, opt = trained(state_dtype="8bit")
     before = params[1].detach().clone()
     params[1].grad = torch._neg_view(params[1].grad)
-    with pytest.raises(TypeError, match=r"unsupported: parameters \[1\]"):
+    reason = r"parameters \[1\] \(with gradient that is a negated view\)$"
+    with pytest.raises(TypeError, match=f"unsupported: {reason}"):
         opt.step()
     assert torch.equal(params[1], before)
 
@@ -133,8 +142,27 @@ def test_scales_have_memory_of_their_own(name):
     params, opt = trained(state_dtype="8bit")
     opt.state[params[1]][name] = torch.cat([opt.state[params[1]][name]] * 2)[:2]
     opt.state[params[4]][name] = opt.state[params[1]][name]
-    with pytest.raises(TypeError, match=r"unsupported: parameters \[0, 1, 2, 3, 4, 5\]"):
+    reason = r"parameters \[0, 1, 2, 3, 4, 5\] \(sharing memory with other tensors"
+    with pytest.raises(TypeError, match=f"unsupported: {reason}"):
         opt.step()
+
+
+def test_every_reason_is_named_with_its_parameters():
+    params, opt = trained(state_dtype="8bit")
+    opt.state[params[4]]["exp_avg_code"] = opt.state[params[4]]["exp_avg_code"].float()
+    scale = opt.state[params[1]]["exp_avg_scale"]
+    opt.state[params[1]]["exp_avg_scale"] = torch.cat([scale, scale])
+    for i in (0, 2):
+        params[i].grad = torch._neg_view(params[i].grad)
+    before = [p.detach().clone() for p in params]
+    reasons = (
+        "[0, 2] (with gradient that is a negated view), "
+        f"[1] (with exp_avg_scale of shape ({2 * len(scale)},)), "
+        "[4] (with exp_avg_code of dtype torch.float32)"
+    )
+    with pytest.raises(TypeError, match=re.escape(f"unsupported: parameters {reasons}") + "$"):
+        opt.step()
+    assert_equal_tensors(params, before)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ from .._core import (
     DeferredSignals,
     DLPackExchange,
     PreparedStep,
-    abbreviated,
     default_num_threads,
     gather_tensors,
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.param_groups import Hyperparams
-from .._optim.state_formats import ELEMENT_TYPES, FORMATS, StateOptions, either, supported_dtypes
+from .._optim.state_formats import FORMATS
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch, unscale
 from .local_shards import increment_version, prepare
 from .options import Group, check_group, kernel_only
+from .reasons import refuse
 from .state import (
     NOTHING,
     GroupTensors,
@@ -61,6 +61,12 @@ class Part(NamedTuple):
     kind: Kind
     first: int  # the number of the first parameter in the optimizer, where they are successive
     indices: list[int] | None  # else of each
+
+    def numbered(self) -> dict[int, Tensor]:
+        """The parameters by their numbers in the optimizer."""
+        successive = range(self.first, self.first + len(self.params))
+        numbers = successive if self.indices is None else self.indices
+        return dict(zip(numbers, self.params, strict=True))
 
 
 class GroupDispatch(NamedTuple):
@@ -209,7 +215,8 @@ def _dispatch_to_kernels(
     if prepared.unsupported:
         for p in part.params:
             require_step_tensor(optimizer.state.get(p, {}).get("step", p))
-        _refuse(group, option, prepared.unsupported)
+        params = part.numbered()
+        refuse(group, option, {i: params[i] for i in prepared.unsupported}, optimizer.state)
     return GroupDispatch(
         group,
         prepared,
@@ -224,12 +231,10 @@ def _missing_states(
     optimizer: torch.optim.AdamW, group: Group, part: Part, option: str
 ) -> dict[Tensor, State]:
     """What the parameters of a part lack."""
-    numbers = range(part.first, part.first + len(part.params))
-    indices = numbers if part.indices is None else part.indices
-    params = {i: p for i, p in zip(indices, part.params, strict=True) if p.grad is not None}
-    expanded = [i for i, p in params.items() if is_expanded(local_of(p))]
+    params = {i: p for i, p in part.numbered().items() if p.grad is not None}
+    expanded = {i: p for i, p in params.items() if is_expanded(local_of(p))}
     if expanded:  # their state could be larger than the memory
-        _refuse(group, option, expanded)
+        refuse(group, option, expanded, optimizer.state)
     return {p: missing_state(p, optimizer.state.get(p), group) for p in params.values()}
 
 
@@ -264,19 +269,6 @@ def _seed(optimizer: torch.optim.AdamW, group: Group) -> int | None:
         return None
     seed: int | None = group.get("seed", optimizer.defaults.get("seed", 0))
     return seed
-
-
-def _refuse(group: Group, option: str, unsupported: list[int]) -> NoReturn:
-    state_dtype = group.get("state_dtype")
-    dtypes = (
-        either(ELEMENT_TYPES)
-        if state_dtype is None
-        else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
-    )
-    raise TypeError(
-        f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with gradients and "
-        f"state that match; unsupported: parameters {abbreviated(unsupported, most=10)}"
-    )
 
 
 def _uses_kernels(group: Group) -> bool:

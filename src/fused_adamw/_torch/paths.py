@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from .._core import StepPlan
-from .._optim.state_formats import ELEMENT_TYPES
 from .._optim.user_warnings import warn_user
 from .dispatch import GroupDispatch
-from .dtensors import local_of
 from .options import Group
-from .state import State, dtype_name, is_narrow
+from .reasons import reason_of
 
 PYTORCH = str(Path(torch.__file__).parent)
 """Where the lines are that lead from the program of the user to ``step``."""
@@ -81,20 +79,21 @@ def _path(optimizer: torch.optim.AdamW, group: Group, parts: Noted) -> GroupPath
     by_kernels = any(flag for flag, _ in parts)
     if not params:
         return GroupPath("kernels" if by_kernels else "none")
-    reason = _asked_for(group) or _listed(_reasons(optimizer, params))
+    reason = _asked_for(group) or _reasons(optimizer, group, params)
     return GroupPath("both" if by_kernels else "PyTorch", reason)
 
 
 def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: Noted) -> bool:
     """Whether there was a reason to: not for what the user asked for, by an option or by parameters
     on a device, where this class has no kernels."""
+    group = optimizer.param_groups[index]
     params = [p for _, found in parts for p in found if p.device.type == "cpu"]
-    if not params or _asked_for(optimizer.param_groups[index]):
+    if not params or _asked_for(group):
         return False
-    count = sum(p.grad is not None for p in optimizer.param_groups[index]["params"])
+    count = sum(p.grad is not None for p in group["params"])
     warn_user(
         f"PyTorch, not fused_adamw, updates {len(params)} of {count} tensors of "
-        f"param_groups[{index}]: {_listed(_reasons(optimizer, params))}. `last_path` of the "
+        f"param_groups[{index}]: {_reasons(optimizer, group, params)}. `last_path` of the "
         "optimizer tells of each step; fused=False selects PyTorch without this warning",
         through=[PYTORCH],
     )
@@ -113,56 +112,6 @@ def _asked_for(group: Group) -> str:
     return "foreach=True" if group["fused"] is None and group["foreach"] else ""
 
 
-def _reasons(optimizer: torch.optim.AdamW, params: list[Tensor]) -> Counter[str]:
-    return Counter(_reason(local_of(p), p, optimizer.state.get(p, {})) for p in params)
-
-
-def _listed(reasons: Counter[str]) -> str:
+def _reasons(optimizer: torch.optim.AdamW, group: Group, params: list[Tensor]) -> str:
+    reasons = Counter(reason_of(p, group, optimizer.state.get(p, {})) for p in params)
     return "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-
-
-def _reason(local: Tensor, p: Tensor, state: State) -> str:
-    """Why no kernel supports a parameter, as far as it can be seen after the step."""
-    if p.device.type != "cpu":
-        return f"on device {p.device}"
-    if type(local) not in (Tensor, torch.nn.Parameter):
-        return f"of class {type(p).__name__}"
-    if p.layout is not torch.strided:
-        return f"of layout {p.layout}"
-    if dtype_name(p.dtype) not in ELEMENT_TYPES:
-        return f"of dtype {p.dtype}"
-    if local.is_neg():
-        return "a negated view"
-    if not _is_dense(local):
-        return "with gaps or overlaps in memory"
-    if not isinstance(state.get("step", p), Tensor):
-        return "with a count of steps that is no tensor"
-    state = {k: x for k, x in state.items() if k != "step"}
-    if p.grad is not None and not (p.grad.dtype == torch.float32 and is_narrow(p)):
-        state = {"gradient": p.grad} | state
-    for name, x in state.items():
-        difference = _difference(local_of(x), local) if isinstance(x, Tensor) else ""
-        if difference:
-            return f"with {name} {difference}"
-    return "sharing memory with other tensors, or in another way unsupported"
-
-
-def _difference(x: Tensor, p: Tensor) -> str:
-    if x.layout is not p.layout or x.device != p.device:
-        return f"of layout {x.layout} on device {x.device}"
-    if x.dtype != p.dtype:
-        return f"of dtype {x.dtype}"
-    if x.shape != p.shape:
-        return f"of shape {tuple(x.shape)}"
-    if x.is_neg():
-        return "that is a negated view"
-    pairs = zip(x.stride(), p.stride(), p.shape, strict=True)
-    if any(a != b for a, b, size in pairs if size > 1):
-        return f"in a memory layout of its own (strides {x.stride()}, not {p.stride()})"
-    return ""
-
-
-def _is_dense(p: Tensor) -> bool:
-    meta = torch.empty_like(p, device="meta")
-    pairs = zip(meta.stride(), p.stride(), p.shape, strict=True)
-    return p.numel() == 0 or all(a == b for a, b, size in pairs if size > 1)

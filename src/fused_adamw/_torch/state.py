@@ -86,7 +86,7 @@ def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> Stat
     missing: State = {}
     if not state:
         missing["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-    layout = _layout(local_of(p), options)
+    layout = layout_of(local_of(p), options)
     for position, (role, name) in enumerate(state_names(*options, is_dtensor(p)).items()):
         if not state or (role in FROM_PARAMS and name not in state):
             missing[name] = _zeros(p, role, position, *layout[role])
@@ -148,8 +148,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _layout(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
-    """The storage type and shape of each array."""
+def layout_of(p: Tensor, options: StateOptions) -> dict[str, tuple[str, Shape]]:
+    """The storage type and shape of each array of the state, by role."""
     dtype, shape = dtype_name(p.dtype), tuple(p.shape)
     if dtype in ELEMENT_TYPES:
         return state_layout(dtype, shape, options)

@@ -1,0 +1,116 @@
+"""Why no kernel supports a parameter, in words, as far as it can be seen from its tensors."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .._core import abbreviated
+from .._optim.options import roles_of
+from .._optim.state_formats import (
+    ELEMENT_TYPES,
+    StateOptions,
+    either,
+    format_of,
+    is_compatible,
+    supported_dtypes,
+)
+from .dtensors import is_dtensor, is_part_of_same, local_of
+from .options import Group
+from .state import State, dtype_name, is_narrow, layout_of, options_of, state_names, torch_dtype
+
+OTHER = "sharing memory with other tensors, or in another way unsupported"
+
+
+def reason_of(p: Tensor, group: Group, state: State) -> str:
+    """What is wrong with a parameter of a group, its gradient or its state."""
+    local, name = local_of(p), dtype_name(p.dtype)
+    if p.device.type != "cpu":
+        return f"on device {p.device}"
+    if type(local) not in (Tensor, torch.nn.Parameter):
+        return f"of class {type(p).__name__}"
+    if p.layout is not torch.strided:
+        return f"of layout {p.layout}"
+    if name not in ELEMENT_TYPES or not is_compatible(
+        name, format_of(name, group.get("state_dtype"))
+    ):
+        return f"of dtype {p.dtype}"
+    if local.is_neg():
+        return "a negated view"
+    if not _is_dense(local):
+        return "with gaps or overlaps in memory"
+    if state and not isinstance(state.get("step"), Tensor):
+        return "with a count of steps that is no tensor"
+    return _of_gradient(p) or _of_state(p, group, state) or OTHER
+
+
+def refuse(
+    group: Group, option: str, params: Mapping[int, Tensor], state: Mapping[Tensor, State]
+) -> NoReturn:
+    """Raise for parameters, by their numbers, of a group that nothing may be left to PyTorch of."""
+    state_dtype = group.get("state_dtype")
+    dtypes = (
+        either(ELEMENT_TYPES)
+        if state_dtype is None
+        else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
+    )
+    numbers: dict[str, list[int]] = {}
+    for i, p in params.items():
+        numbers.setdefault(reason_of(p, group, state.get(p, {})), []).append(i)
+    reasons = (f"{abbreviated(found, most=10)} ({reason})" for reason, found in numbers.items())
+    raise TypeError(
+        f"{option}={group[option]!r} requires dense {dtypes} CPU parameters with gradients and "
+        f"state that match; unsupported: parameters {', '.join(reasons)}"
+    )
+
+
+def _of_gradient(p: Tensor) -> str:
+    grad = p.grad
+    if grad is None:
+        return ""
+    if not is_part_of_same(grad, p):
+        return "with gradient divided between the ranks in another way"
+    is_wide = grad.dtype == torch.float32 and is_narrow(p)
+    difference = _difference(local_of(grad), local_of(p), grad.dtype if is_wide else p.dtype)
+    return difference and f"with gradient {difference}"
+
+
+def _of_state(p: Tensor, group: Group, state: State) -> str:
+    local, options = local_of(p), options_of(p, group)
+    layout = layout_of(local, options)
+    for role, name in state_names(*options, is_dtensor(p)).items():
+        x = state.get(name)
+        if not isinstance(x, Tensor):
+            continue
+        storage, shape = layout[role]
+        is_like_param = prod(shape) == local.numel() and not role.endswith("_scale")
+        if is_like_param and not is_part_of_same(x, p):
+            return f"with {name} divided between the ranks in another way"
+        like = local if is_like_param else torch.empty(shape, device="meta")
+        difference = _difference(local_of(x), like, torch_dtype(storage))
+        if difference:
+            return f"with {name} {difference}"
+    return ""
+
+
+def _difference(x: Tensor, like: Tensor, dtype: torch.dtype) -> str:
+    if x.layout is not torch.strided or x.device.type != "cpu":
+        return f"of layout {x.layout} on device {x.device}"
+    if x.dtype != dtype:
+        return f"of dtype {x.dtype}"
+    if x.shape != like.shape:
+        return f"of shape {tuple(x.shape)}"
+    if x.is_neg():
+        return "that is a negated view"
+    pairs = zip(x.stride(), like.stride(), like.shape, strict=True)
+    if any(a != b for a, b, size in pairs if size > 1):
+        return f"in a memory layout of its own (strides {x.stride()}, not {like.stride()})"
+    return ""
+
+
+def _is_dense(p: Tensor) -> bool:
+    meta = torch.empty_like(p, device="meta")
+    pairs = zip(meta.stride(), p.stride(), p.shape, strict=True)
+    return p.numel() == 0 or all(a == b for a, b, size in pairs if size > 1)
