@@ -12,6 +12,9 @@ import pytest
 from fused_adamw import AdamW
 from fused_adamw._core import ReentrantLock
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+
 
 class StopWaitingError(Exception):
     pass
@@ -90,20 +93,86 @@ def test_a_schedule_may_use_the_optimizer_that_steps():
     assert seen == [0, 1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+# ---- forks
+
+
+def forked(work):
+    """What a forked child, which runs ``work``, exits with; None where it does not end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    status, deadline = (0, 0), time.monotonic() + 120
+    while status == (0, 0) and time.monotonic() < deadline:
+        status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if status == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return None
+    return os.waitstatus_to_exitcode(status[1])
+
+
+def started(lock, count=3):
+    """Threads that enter several times, and a list of how many were inside each time."""
+    inside, seen = [], []
+
+    def work():
+        for _ in range(20):
+            with lock:
+                inside.append(None)
+                seen.append(len(inside))
+                threading.Event().wait(1e-3)
+                inside.pop()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, seen
+
+
+@needs_fork
 def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
     lock = ReentrantLock()
+
+    def enter_twice():
+        with lock, lock:
+            return 7
+
     with taken_by_another_thread(lock):
-        child = os.fork()
-        if child == 0:
-            with lock, lock:
-                os._exit(7)
-        status, deadline = (0, 0), time.monotonic() + 120
-        while status == (0, 0) and time.monotonic() < deadline:
-            status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.01)
-        if status == (0, 0):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    assert status == (child, 7 << 8)
+        assert forked(enter_twice) == 7
+
+
+@needs_fork
+def test_no_thread_of_a_child_is_taken_for_one_that_it_lacks():
+    """The system gives new threads the numbers of those that are gone."""
+    lock = ReentrantLock()
+
+    def take_turns():
+        threads, seen = started(lock)
+        for thread in threads:
+            thread.join(30)
+        return 7 if seen == [1] * 60 else 2
+
+    with taken_by_another_thread(lock):
+        assert forked(take_turns) == 7
+
+
+@needs_fork
+def test_a_thread_that_forks_keeps_the_lock_in_the_child():
+    lock = ReentrantLock()
+
+    def keep_and_release():
+        threads, seen = started(lock)
+        threads[0].join(0.1)
+        entered_too_early = bool(seen)
+        lock.__exit__()
+        for thread in threads:
+            thread.join(30)
+        return 2 if entered_too_early else 7 if seen == [1] * 60 else 3
+
+    with lock:
+        assert forked(keep_and_release) == 7

@@ -14,11 +14,13 @@ cdef enum:
     SIGNALS_AFTER = 100_000  # microseconds that a waiting thread leaves signals unhandled
 
 
-cdef long long FORKS = 0  # that this process has come out of
+cdef list SURVIVORS = []  # of each fork that led to this process, the only thread that is left
+cdef Py_ssize_t FORKS = 0  # their number
 
 
 def _after_fork():
     global FORKS
+    SURVIVORS.append(PyThread_get_thread_ident())
     FORKS += 1
 
 
@@ -29,13 +31,13 @@ if hasattr(os, "register_at_fork"):
 @cython.final
 @cython.no_gc
 cdef class ReentrantLock:
-    """A reentrant lock, as ``threading.RLock``, that compiled code acquires without a call of
-    Python. A context manager."""
+    """A reentrant lock, like ``threading.RLock``, that compiled code can acquire without calling
+    Python; a context manager."""
 
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # 0: none
     cdef Py_ssize_t depth
-    cdef long long forks
+    cdef Py_ssize_t forks
 
     def __cinit__(self):
         self.renew()
@@ -53,7 +55,7 @@ cdef class ReentrantLock:
 
     cdef int acquire(self) except -1:
         cdef unsigned long thread = PyThread_get_thread_ident()
-        if self.forks != FORKS and self.owner != thread:  # other threads are not in the child
+        if self.forks != FORKS:
             self.renew()
         if self.owner != thread:
             if not PyThread_acquire_lock(self.lock, NO_WAIT):
@@ -63,12 +65,25 @@ cdef class ReentrantLock:
         return 0
 
     cdef int renew(self) except -1:
-        """Leave a lock that a thread of the parent may have had for ever."""
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
+        """Replace the lock, which a thread that is not in this process may have acquired. The old
+        one is not freed: the system may count waiting threads that are not there either."""
+        cdef PyThread_type_lock lock = PyThread_allocate_lock()
+        if lock == NULL:
             raise MemoryError
-        self.owner, self.depth, self.forks = 0, 0, FORKS
+        if self.owner and self.has_survived():
+            PyThread_acquire_lock(lock, NO_WAIT)
+        else:
+            self.owner, self.depth = 0, 0
+        self.lock, self.forks = lock, FORKS
         return 0
+
+    cdef bint has_survived(self) except -1:
+        """Whether the owner is in this process. Of a thread that is not, a new one may have the
+        number."""
+        for k in range(self.forks, FORKS):
+            if SURVIVORS[k] != self.owner:
+                return False
+        return True
 
     cdef int wait(self) except -1:
         cdef bint acquired = False
