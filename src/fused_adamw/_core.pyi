@@ -227,7 +227,6 @@ class GroupPlan:
         group: dict[str, Any],
         prepared: PreparedStep,
         rates: tuple[float | None, ...],
-        first: int,
     ) -> Self: ...
 
 @disjoint_base

@@ -160,3 +160,64 @@ def test_state_that_is_a_negated_view():
     with pytest.warns(UserWarning, match="with exp_avg that is a negated view"):
         ours = trained(AdamW)
     torch.testing.assert_close(ours, trained(torch.optim.AdamW))
+
+
+# ---- parameters that come and go
+
+
+def without_the_last(params):
+    params.pop()
+
+
+def with_another(params):
+    params.append(torch.nn.Parameter(torch.zeros(3)))
+
+
+@pytest.mark.parametrize("change", [without_the_last, with_another])
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_random_numbers_follow_the_place_in_the_optimizer(state_dtype, change):
+    """And not the place at the time of an earlier step."""
+
+    def trained(step):
+        generator = torch.Generator().manual_seed(0)
+        a, b, c = (torch.nn.Parameter(torch.randn(4096, generator=generator)) for _ in range(3))
+        opt = AdamW([{"params": [a, b]}, {"params": [c]}], state_dtype=state_dtype)
+        for i in range(6):
+            if i == 3:
+                change(opt.param_groups[0]["params"])
+            for p in (a, b, c):
+                p.grad = torch.randn(4096, generator=generator)
+            step(opt)
+        return [x for p in (a, c) for x in (p.detach(), *opt.state[p].values())]
+
+    assert_equal_tensors(trained(AdamW.step), trained(step_anew))
+
+
+class Growing(torch.Tensor):
+    """Its gradient adds parameters to the list."""
+
+    @property
+    def grad(self):
+        if self.more:
+            self.params.extend([self.more.pop()] * 20_000)
+        return self.own_grad
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("state_dtype", KINDS)
+def test_a_list_of_parameters_that_changes_during_a_step(state_dtype, first):
+    """Where references to 20,000 tensors would be written to memory for a few."""
+    p, other = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    opt = AdamW([p, other], state_dtype=state_dtype)
+    p.grad = other.grad = torch.ones(3)
+    opt.step()
+    before = [x.clone() for x in contents(opt)]
+    growing = torch.ones(3).as_subclass(Growing)
+    params = [growing, p] if first else [p, growing]
+    growing.params, growing.more, growing.own_grad = params, [other], torch.ones(3)
+    opt.state[growing] = {name: x.clone() for name, x in opt.state[p].items()}
+    opt.param_groups[0]["params"] = params
+    with pytest.raises(RuntimeError, match=r"^params must stay the same during a step"):
+        opt.step()
+    opt.param_groups[0]["params"] = [p, other]
+    assert_equal_tensors(contents(opt), before)

@@ -144,9 +144,10 @@ cdef class DLPackExchange:
         view.data = found.data + found.byte_offset
         return True
 
-    cdef inline void prefetch(self, PyObject *tensor) noexcept:
-        if self.has_functions:
+    cdef inline int prefetch(self, PyObject *tensor) except -1:
+        if self.has_functions and self.is_known(<object>tensor):
             prefetch_description(&self.functions, tensor)
+        return 0
 
     cdef inline void measure(self, ArrayView *view) noexcept:
         """Set ``nbytes``: below 0 where there are gaps."""

@@ -88,30 +88,37 @@ cdef class PreparedStep(CheckedTensors):
     ) except -1:
         """Whether all that have a gradient have state; add those that the kernels support."""
         cdef Py_ssize_t[AT_ONCE] numbers
-        cdef Py_ssize_t i = 0, k, begin
-        cursor.entries_left = 4 * len(params)
-        while i < len(params):
+        cdef Py_ssize_t i = 0, k, begin, count = len(params)
+        if self.num_found + count > self.capacity:
+            raise_changed_params()
+        cursor.entries_left = 4 * count
+        while i < count:
             begin = self.space.num_active
-            i = self.gather(params, state, cursor, i, numbers)
+            i = self.gather(params, count, state, cursor, i, numbers)
             if i < 0:
                 return False
             for k in range(begin, self.num_found):
                 self.swap(k, self.space.num_active)
                 self.add_one(numbers[k - begin], first, indices)
             self.release_from(self.space.num_active)
+        if len(params) != count:
+            raise_changed_params()
         return True
 
     cdef Py_ssize_t gather(
-        self, list params, state, StateCursor *cursor, Py_ssize_t i, Py_ssize_t *numbers
+        self, list params, Py_ssize_t num_params, state, StateCursor *cursor, Py_ssize_t i,
+        Py_ssize_t *numbers,
     ) except -2:
         """Find the tensors of the next few parameters, whose ``numbers`` in the group are written,
         so that their descriptions are in the cache when they are checked. Returns the number after
         them, or -1 where one has no state."""
         cdef PyObject **found
         cdef Py_ssize_t k, count = 0
-        while i < len(params) and count < AT_ONCE:
+        while i < num_params and count < AT_ONCE:
+            if len(params) != num_params:
+                raise_changed_params()
             p = params[i]
-            grad = p.grad
+            grad = p.grad  # a property, which may run any code
             i += 1
             if grad is None:
                 continue
@@ -143,11 +150,16 @@ cdef class PreparedStep(CheckedTensors):
 
     cdef int leave_overlaps(self, list params, Py_ssize_t first, list indices) except -1:
         """Where memory is shared, leave all parameters to others."""
+        cdef Py_ssize_t i = 0, count = len(params)
         if self.has_overlaps():
             self.unsupported = []
-            for i in range(len(params)):
-                if params[i].grad is not None:
+            for p in params:
+                grad = p.grad
+                if len(params) != count:
+                    raise_changed_params()
+                if grad is not None:
                     self.unsupported.append(first + i if indices is None else indices[i])
+                i += 1
             self.others = None
             self.clear()
         return 0
@@ -223,3 +235,7 @@ cdef class PreparedStep(CheckedTensors):
         """Update in place all that is supported, and its counters of steps. To be called once.
         ``increment_version``: called with the parameters."""
         self.run(increment_version)
+
+
+cdef int raise_changed_params() except -1:
+    raise RuntimeError("params must stay the same during a step; got a list that has changed")

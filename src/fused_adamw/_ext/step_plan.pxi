@@ -15,11 +15,10 @@ cdef class GroupPlan:
     cdef PreparedStep prepared
     cdef tuple rates
     cdef bint maximize
-    cdef Py_ssize_t first, num_updated
+    cdef Py_ssize_t num_updated
 
     def __cinit__(
-        self, dict group not None, PreparedStep prepared not None, tuple rates not None,
-        Py_ssize_t first,
+        self, dict group not None, PreparedStep prepared not None, tuple rates not None
     ):
         cdef Py_ssize_t i
         self.options = []
@@ -29,7 +28,7 @@ cdef class GroupPlan:
         self.pointers = <PyObject **>allocate(2 * self.num_options, sizeof(PyObject *))
         for i in range(2 * self.num_options):
             self.pointers[i] = <PyObject *>self.options[i]
-        self.prepared, self.rates, self.first = prepared, rates, first
+        self.prepared, self.rates = prepared, rates
         self.maximize = group["maximize"]
 
     def __dealloc__(self):
@@ -134,7 +133,8 @@ cdef class StepPlan:
         return True
 
     cdef bint add_groups(self, list groups, state) except -1:
-        cdef Py_ssize_t i, begin, number = 0
+        cdef Py_ssize_t i, begin, number = 0, first = 0  # parameter of the group in the optimizer
+        cdef list params
         cdef StateCursor cursor = StateCursor(0, 0)
         cdef GroupPlan plan
         cdef tuple hyper = None, before
@@ -143,8 +143,10 @@ cdef class StepPlan:
             begin = plan.prepared.space.num_active
             if not isinstance(group["lr"], (float, int)):
                 return False
-            if not plan.prepared.add(group["params"], state, &cursor, plan.first, None):
+            params = group["params"]
+            if not plan.prepared.add(params, state, &cursor, first, None):
                 return False
+            first += len(params)
             if plan.prepared.unsupported:
                 return False
             before = hyper

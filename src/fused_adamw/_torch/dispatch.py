@@ -77,7 +77,6 @@ class GroupDispatch(NamedTuple):
     fallback: GroupTensors = NOTHING  # PyTorch's
     fusible: list[bool] | None = None  # of ``fallback``, where it is known
     new_state: Mapping[Tensor, State] = NO_STATES  # to be added before the step
-    first: int = 0
     rates: Rates = NO_RATES
     increment_versions: Callable[[list[Tensor]], None] = increment_version
 
@@ -160,7 +159,7 @@ def _dispatch_with_fallback(
         if increment is None:
             return GroupDispatch(group, None, tensors)
     if not prepared.unsupported:
-        return GroupDispatch(group, prepared, first=first, increment_versions=increment)
+        return GroupDispatch(group, prepared, increment_versions=increment)
     if prepared.others is None or (prepared.num_supported and prepared.is_entangled()):
         prepared.clear()  # the order of the steps matters
         gathered = gather_tensors(params, state, names)
@@ -221,7 +220,6 @@ def _dispatch_to_kernels(
         group,
         prepared,
         new_state=new_state,
-        first=part.first,
         rates=rates,
         increment_versions=increment,
     )

@@ -66,5 +66,5 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
             return None
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
-        groups.append(GroupPlan(parts[0].group, prepared, parts[0].rates, parts[0].first))
+        groups.append(GroupPlan(parts[0].group, prepared, parts[0].rates))
     return StepPlan(groups, lock, num_threads=num_threads, increment_version=increment_version)
