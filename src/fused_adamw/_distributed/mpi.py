@@ -92,6 +92,13 @@ def gather_vectors(
     return gathered
 
 
+def receive_bytes(comm: Comm, buffer: Array, rank: int) -> int:
+    """Receive a message of a rank; return its length, which may be less than that of the buffer."""
+    status = MPI.Status()
+    comm.Recv(buffer.view(np.uint8), rank, status=status)
+    return int(status.Get_count(MPI.BYTE))
+
+
 def start_reduce_scatter(
     comm: Comm, sent: Array, received: Array, counts: Sequence[int]
 ) -> Request:

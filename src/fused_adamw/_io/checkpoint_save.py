@@ -87,14 +87,12 @@ def _save(
         # Allocated before anything is sent.
         received = np.empty(0 if optimizer.comm is None or ranks.rank else PIECE_BYTES, np.uint8)
         source = Source(optimizer, ranks, tensors, extras, received)
-    with ranks.agreement():
+    with ranks.agreement(), ranks.transfer(received):
         stream = _contents(source)
-        try:
-            if ranks.rank == 0:
-                _write(path_text(path), tensors, metadata, stream)
-        finally:
-            for _ in stream:  # other ranks send; if rank 0 failed, it still has to receive
-                pass
+        if ranks.rank == 0:
+            _write(path_text(path), tensors, metadata, stream)
+        for _ in stream:  # other ranks send
+            pass
 
 
 def _write(

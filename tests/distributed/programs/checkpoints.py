@@ -188,6 +188,34 @@ def failed_saves():
     assert sorted(FOLDER.iterdir()) == files
 
 
+def saves_that_fail_while_data_is_sent():
+    """No rank waits for one that has failed, whichever it is, and the next save works."""
+    opt = sharded()
+    take(opt, range(1))
+    save_checkpoint(path("sent"), opt)
+    before = path("sent").read_bytes()
+    COMM.Barrier()
+    for name, kind in (("pieces", "in memory"), ("transposed_positions", "transposed")):
+        original = getattr(checkpoint_save, name)
+        for failing in {(0,), (RANKS - 1,), (0, RANKS - 1), tuple(range(RANKS))}:
+            for after in (0, 1, 3):
+                calls = iter(range(after))
+
+                def fail(*arguments, original=original, calls=calls, kind=kind):
+                    if next(calls, None) is None:
+                        raise MemoryError(f"no memory for what is {kind}")
+                    return original(*arguments)
+
+                if RANK in failing:
+                    setattr(checkpoint_save, name, fail)
+                refused(MemoryError, kind, lambda: save_checkpoint(path("sent"), opt))
+                setattr(checkpoint_save, name, original)
+                assert path("sent").read_bytes() == before
+    COMM.Barrier()
+    save_checkpoint(path("sent"), opt)
+    assert path("sent").read_bytes() == before
+
+
 def conversion():
     """Of a file, by any number of ranks, as by a single process; in small pieces."""
     checkpoint_convert.PIECE_ELEMENTS = 1 << 13
@@ -315,6 +343,7 @@ PROGRAMS = (
     any_number_of_ranks,
     bad_files,
     failed_saves,
+    saves_that_fail_while_data_is_sent,
     conversion,
     arguments_of_rank_0,
     another_file_on_one_rank,
