@@ -1,7 +1,9 @@
 """Paths, folders and permissions; errors while saving."""
 
 import errno
+import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -426,3 +428,34 @@ def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
         assert caught.value.filename == path
     assert sorted(os.listdir()) == ["link", "run"]
     assert Path("run").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("without a number"),
+        io.UnsupportedOperation("seek"),
+        FileNotFoundError(errno.ENOENT, "No such file", "other"),
+    ],
+)
+def test_an_error_of_the_block_stays_as_it_is(tmp_path, error):
+    raised = pytest.raises(OSError, match=re.escape(str(error)))
+    with raised as caught, atomic_write(tmp_path / "file"):
+        raise error
+    assert caught.value is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["a\0b", b"a\0b"])
+def test_paths_that_no_system_takes(path):
+    optimizer = trained(mapping())
+    calls = (
+        read_extra,
+        read_step,
+        read_arrays,
+        lambda path: load_checkpoint(path, optimizer),
+        lambda path: save_checkpoint(path, optimizer),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^path must not contain a null character; got 'a"):
+            call(path)

@@ -69,6 +69,8 @@ def _raise_first_error(comm: Any, failure: BaseException | None) -> None:
 
 def _picklable(error: BaseException) -> Exception:
     """An exception with the same message that can be sent to other ranks."""
+    if isinstance(error, OSError) and error.errno is None:
+        return OSError(str(error))
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or str(error), error.filename)
     if not isinstance(error, Exception):

@@ -32,13 +32,25 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             separator, as that of a folder. It names ``path``, not the temporary file.
     """
     text = os.fspath(path)
+    target = Path(os.path.realpath(text))
     try:
         if text.endswith((os.sep, os.altsep or os.sep)):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        with _replacement(Path(os.path.realpath(text))) as file:
+        with _replacement(target) as file:
             yield file
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), text) from error
+        if not _is_of_file(error, target):
+            raise
+        raise OSError(error.errno, error.strerror, text) from error
+
+
+def _is_of_file(error: OSError, target: Path) -> bool:
+    """Whether an error is of the file, and not of another one that the block uses. What is raised
+    by writing to an open file names none."""
+    if error.errno is None or not isinstance(error.filename, str | bytes):
+        return error.errno is not None
+    path = Path(os.fsdecode(error.filename))
+    return path in (target, target.parent) or path.name.startswith(hidden_sibling(target, "").name)
 
 
 @contextmanager

@@ -15,13 +15,17 @@ _MAX_SHOWN = 1000  # characters of a text in a message
 
 
 def path_text(path: FilePath) -> str:
-    """A path as text, whatever kind of path it is. Raises TypeError for anything else."""
+    """A path as text, whatever kind of path it is. Raises TypeError for anything else, and
+    ValueError for what no system takes."""
     try:
-        return os.fsdecode(path)
+        text = os.fsdecode(path)
     except TypeError:
         raise TypeError(
             f"path must be a str, bytes or PathLike; got {type(path).__name__}"
         ) from None
+    if "\0" in text:
+        raise ValueError(f"path must not contain a null character; got {text!r}")
+    return text
 
 
 def printable(text: str) -> str:
