@@ -218,7 +218,8 @@ class Joined(_Chainable):
         steps: the number of steps of both together; None where the second never ends.
 
     Raises:
-        TypeError: ``following`` cannot be called.
+        TypeError: ``first`` is not one of these schedules, ``following`` cannot be called, or its
+            ``steps`` are neither an int nor None.
         ValueError: ``first`` has no ``steps``, and so never ends.
     """
 
@@ -227,6 +228,8 @@ class Joined(_Chainable):
     steps: int | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.first, _Chainable):
+            raise TypeError(f"first must be a schedule of this module; got {self.first!r}")
         if self.first.steps is None:
             raise ValueError(
                 f"{type(self.first).__name__} without `steps` never ends; give it `steps` to chain "
@@ -237,6 +240,8 @@ class Joined(_Chainable):
                 f"following must be a schedule, a function of t; got {self.following!r}"
             )
         after = getattr(self.following, "steps", None)
+        if after is not None and not isinstance(after, int):
+            raise TypeError(f"following.steps must be an int or None; got {after!r}")
         object.__setattr__(self, "steps", None if after is None else self.first.steps + after)
 
     def _rate(self, t: int) -> float:

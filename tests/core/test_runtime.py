@@ -67,6 +67,14 @@ def test_unknown_isa_in_the_environment_is_an_error_when_it_matters():
     assert ", ".join(runtime_info()["available_isas"]) in printed
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no bytes in its environment")
+def test_an_isa_in_the_environment_that_is_no_text():
+    code = "import fused_adamw._core as c\ntry: c._force_isa(c.os.environ['FUSED_ADAMW_ISA'])\n"
+    code += "except ValueError as error: print(ascii(str(error)))"
+    printed = run_python(code, FUSED_ADAMW_ISA=b"\xff").stdout
+    assert "FUSED_ADAMW_ISA must be one of" in printed
+
+
 several = pytest.mark.skipif(not runtime_info()["threading"], reason="a build for one thread")
 openmp = pytest.mark.skipif(
     runtime_info()["threading"] != "OpenMP", reason="a build without OpenMP"

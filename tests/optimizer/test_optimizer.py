@@ -130,15 +130,24 @@ def test_large_counts_are_exact(steps):
         np.testing.assert_array_equal(array, twin)
 
 
-@pytest.mark.parametrize("steps", [-1, MAX_STEPS, True, 1.0, "1"])
-def test_counts_that_are_refused(steps):
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [
+        (-1, ValueError, "must be a number of steps >= 0; got -1"),
+        (MAX_STEPS, ValueError, f"must be a number of steps >= 0; got {MAX_STEPS}"),
+        (True, TypeError, "must be an integer; got True"),
+        (1.0, TypeError, "must be an integer; got 1.0"),
+        ("1", TypeError, "must be an integer; got '1'"),
+    ],
+)
+def test_counts_that_are_refused(steps, error, message):
     p, m, v = draw([9] * 3)
     opt = AdamW(p)
     state = opt.state_dict()
     entries = {"params": {"step": steps, "m": m, "v": v * v}}
-    with pytest.raises(ValueError, match=f"must be a number of steps >= 0; got {steps!r}"):
+    with pytest.raises(error, match=message):
         opt.load_state_dict(state | {"t": steps})
-    with pytest.raises(ValueError, match=f"must be a number of steps >= 0; got {steps!r}"):
+    with pytest.raises(error, match=message):
         opt.load_state_dict(state | {"state": entries})
     assert opt.t == 0
 

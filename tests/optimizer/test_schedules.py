@@ -124,6 +124,23 @@ def test_then_takes_any_schedule_inside_another():
     assert a.then(b.then(c)).steps == 9
 
 
+class Halves:
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __call__(self, t):
+        return 0.5**t
+
+
+def test_a_schedule_of_the_caller_may_tell_when_it_ends():
+    assert Constant(1.0, 2).then(Halves(3)).steps == 5
+    assert Constant(1.0, 2).then(Halves(None)).steps is None
+    with pytest.raises(TypeError, match=r"^following.steps must be an int or None; got '3'$"):
+        Constant(1.0, 2).then(Halves("3"))
+    with pytest.raises(TypeError, match=r"^first must be a schedule of this module; got <"):
+        Joined(Halves(3), Constant(1.0))
+
+
 def test_then_takes_any_function_of_t():
     joined = Constant(1.0, 2).then(lambda t: np.float32(1 / t))
     assert rates(joined, 5) == [1.0, 1.0, 1.0, 0.5, np.float32(1 / 3)]

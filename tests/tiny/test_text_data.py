@@ -1,5 +1,6 @@
 """Text as training data."""
 
+import dataclasses
 import itertools
 import math
 
@@ -113,6 +114,16 @@ def test_a_sample_follows_its_seed_and_holds_no_padding(corpus):
     assert tokens != sample(model, [1], 200, seed=6)
     assert len(tokens) == 201
     assert set(tokens) == set(range(1, len(corpus.vocabulary)))
+
+
+def test_held_out_text_without_a_target(corpus):
+    for size in (0, 1):
+        short = dataclasses.replace(corpus, held_out=corpus.held_out[:size])
+        message = f"^corpus must have 2 held-out tokens or more; got {size}$"
+        with pytest.raises(ValueError, match=message):
+            text_task(short, 8, 4, 0)
+    task = text_task(dataclasses.replace(corpus, held_out=corpus.held_out[:2]), 8, 4, 0)
+    assert [len(x) for x in task.example] == [1, 1]
 
 
 def test_samples_that_cannot_be_drawn():

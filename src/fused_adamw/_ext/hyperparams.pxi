@@ -56,13 +56,13 @@ cdef long long count_of_steps(t) except -1:
     return steps
 
 
-cdef uint32_t seed_of(seed) except? 0:
+cdef uint32_t seed_of(seed, str name="seed") except? 0:
     """``seed``: an integer from 0 to 2^32 - 1; None rounds to the nearest."""
     if seed is None:
         return 0
-    number = integer("seed", seed)
+    number = integer(name, seed)
     if not 0 <= number < 2**32:
-        raise ValueError(f"seed must be None or from 0 to 2**32 - 1; got {number}")
+        raise ValueError(f"{name} must be None or from 0 to 2**32 - 1; got {number}")
     return number
 
 
@@ -72,9 +72,9 @@ def check_decay(str name, value):
         raise ValueError(f"{name} must be at least 0 and less than 1; got {value!r}")
 
 
-def check_seed(seed):
+def check_seed(str name, seed):
     """Raise what a step with this seed would raise."""
-    seed_of(seed)
+    seed_of(seed, name)
 
 
 def clip_factor(norm, max_grad_norm):

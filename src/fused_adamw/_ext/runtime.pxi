@@ -70,7 +70,7 @@ cdef const fused_adamw_isa *find_isa() except NULL:
     if SELECTED == NULL and FORCED_ISA is None:
         SELECTED = fused_adamw_find_isa(NULL)
     elif SELECTED == NULL:
-        name = FORCED_ISA.encode()
+        name = os.fsencode(FORCED_ISA)
         SELECTED = fused_adamw_find_isa(name)
     if SELECTED == NULL:
         raise ValueError(

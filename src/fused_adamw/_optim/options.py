@@ -49,7 +49,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def _checked_seed(name: str, value: Any) -> int | None:
-    check_seed(value)
+    check_seed(name, value)
     return None if value is None else int(value)
 
 

@@ -271,5 +271,7 @@ def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
 
 
 def _check_count(where: str, count: Any) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < MAX_STEPS:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{where} must be an integer; got {count!r}")
+    if not 0 <= count < MAX_STEPS:
         raise ValueError(f"{where} must be a number of steps >= 0; got {count!r}")

@@ -177,8 +177,8 @@ def text_task(
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a size is below 1, the text has no window of that many tokens, or an epoch no
-            batch.
+        ValueError: a size is below 1, the text has no window of that many tokens, an epoch no
+            batch, or the held-out text no token with one before it.
     """
     context = check_size("context", context)
     batch_size = check_size("batch_size", batch_size)
@@ -187,6 +187,8 @@ def text_task(
             f"context must be less than the {len(corpus.train)} tokens of the training text; got "
             f"{context}"
         )
+    if len(corpus.held_out) < 2:
+        raise ValueError(f"corpus must have 2 held-out tokens or more; got {len(corpus.held_out)}")
     example = corpus.held_out[: min(context, 12) + 1].tolist()
     n_windows = windows_per_epoch(corpus.train, context)
     if in_epochs and batch_size > n_windows:
