@@ -153,12 +153,18 @@ int fused_adamw_regions(void)
 
 #if HAS_OPENMP
 
-/* As many as OMP_NUM_THREADS says, which OpenMP has read itself. */
+/* As many as OMP_NUM_THREADS says, at most OMP_THREAD_LIMIT: OpenMP has read both itself. */
 static int available_threads(int asked)
 {
-    const int threads = omp_get_max_threads();
+    int threads = omp_get_max_threads();
     (void)asked;
-    return threads < 1 || threads > FUSED_ADAMW_MAX_THREADS ? omp_get_num_procs() : threads;
+    if (threads < 1 || threads > FUSED_ADAMW_MAX_THREADS)
+        threads = omp_get_num_procs();
+#if _OPENMP >= 200805 /* 3.0, which Visual C++ does not have */
+    if (omp_get_thread_limit() < threads)
+        threads = omp_get_thread_limit();
+#endif
+    return threads;
 }
 
 #else

@@ -370,7 +370,10 @@ LEGITIMATE = [  # another meaning of the word, which is the standard term
     (r"held[-_ ]out", "data that is not trained on"),
     (r"\b(?:GIL|lock) (?:is |is not |must be )?held\b", "of a lock"),
     (r"\b(?:exit|error|status|return|quantization) codes\b", "numbers that stand for something"),
-    (r"RLIMIT\w*|threadpool_limits", "names of the system and of a library"),
+    (
+        r"RLIMIT\w*|threadpool_limits|OMP_THREAD_LIMIT|omp_get_thread_limit",
+        "names of the system and of a library",
+    ),
     (r"\b(?:cgroup|time|memory|size|recursion|CPU)[ _]limits?\b", "a maximum"),
 ]
 LEGITIMATE_IN = {  # where a word has a meaning of its own

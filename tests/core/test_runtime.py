@@ -87,6 +87,13 @@ def test_omp_num_threads():
 
 
 @openmp
+@pytest.mark.parametrize("limit", [1, 2, 3, 9])
+def test_omp_thread_limit(limit):
+    found = info_with(OMP_NUM_THREADS="3", OMP_THREAD_LIMIT=str(limit))
+    assert found["num_threads"] == min(3, limit)
+
+
+@openmp
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
 def test_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + PRINT_INFO
