@@ -128,9 +128,12 @@ int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale, 
                                int stochastic)
 {
     const float_control before = use_default_float_control();
+    const int is_finite = isfinite(grad_scale);
     const int usable = isfinite(rounded(scalars->compute, pinned(grad_scale)));
     scalars->scale = rounded(scalars->compute, pinned(grad_scale) * pinned(factor));
     restore_float_control(before);
+    if (!is_finite)
+        return FUSED_ADAMW_BAD_GRAD_SCALE;
     if (!usable)
         return FUSED_ADAMW_BAD_GRAD_SCALE | FUSED_ADAMW_NOT_REPRESENTABLE;
     scalars->stochastic = stochastic;

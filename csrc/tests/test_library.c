@@ -90,7 +90,9 @@ void test_scalars(void)
     check(fused_adamw_finish_scalars(&scalars, 1e39, 1, 0) ==
               (FUSED_ADAMW_BAD_GRAD_SCALE | NOT_REPRESENTABLE),
           "grad_scale too large for float32");
-    check(fused_adamw_finish_scalars(&scalars, NAN, 1, 0) != 0, "grad_scale is NaN");
+    check(fused_adamw_finish_scalars(&scalars, NAN, 1, 0) == FUSED_ADAMW_BAD_GRAD_SCALE &&
+              fused_adamw_finish_scalars(&scalars, INFINITY, 1, 0) == FUSED_ADAMW_BAD_GRAD_SCALE,
+          "grad_scale is not finite");
     check(fused_adamw_finish_scalars(&scalars, 2, NAN, 1) == 0 && isnan(scalars.scale),
           "a factor of NaN");
     for (int role = 0; role < 3; role++)
