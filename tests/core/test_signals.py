@@ -1,7 +1,10 @@
 """Deferral of signal handlers."""
 
+import ctypes
+import faulthandler
 import os
 import signal
+import sys
 import threading
 from time import sleep
 
@@ -185,3 +188,62 @@ def test_another_thread_defers_nothing(calls):
     leave.set()
     thread.join()
     assert errors == []
+
+
+# ---- handlers outside of Python, and the flags of the system
+
+
+@pytest.fixture
+def own_handler():
+    """Of SIGUSR1, which notes its calls."""
+    found = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: found.append("Python"))
+    yield found
+    signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_handler_outside_of_python_stays(own_handler, tmp_path):
+    """Over one of Python, which getsignal still returns."""
+    with open(tmp_path / "stacks", "w+") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=False)
+        try:
+            with DeferredSignals():
+                signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+        file.seek(0)
+        assert file.read().count("Stack") == 2
+    assert own_handler == []
+    signal.raise_signal(signal.SIGUSR1)
+    assert own_handler == ["Python"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has another struct sigaction")
+@pytest.mark.parametrize("interrupts", [False, True])
+def test_system_calls_go_on_after_a_signal_as_before(own_handler, interrupts):
+    """What siginterrupt has set."""
+    signal.siginterrupt(signal.SIGUSR1, interrupts)
+    before = flags_of(signal.SIGUSR1)
+    with DeferredSignals(), DeferredSignals():
+        pass
+    assert flags_of(signal.SIGUSR1) == before
+    signal.raise_signal(signal.SIGUSR1)
+    assert own_handler == ["Python"]
+
+
+class Action(ctypes.Structure):
+    """A struct sigaction of Linux."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_char * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def flags_of(number):
+    action = Action()
+    assert ctypes.CDLL(None).sigaction(int(number), None, ctypes.byref(action)) == 0
+    return action.flags
