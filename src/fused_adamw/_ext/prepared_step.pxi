@@ -90,7 +90,7 @@ cdef class PreparedStep(CheckedTensors):
         cdef Py_ssize_t[AT_ONCE] numbers
         cdef Py_ssize_t i = 0, k, begin, count = len(params)
         if self.num_found + count > self.capacity:
-            raise_changed_params()
+            raise_changed_length(self.capacity - self.num_found, count)
         cursor.entries_left = 4 * count
         while i < count:
             begin = self.space.num_active
@@ -102,7 +102,7 @@ cdef class PreparedStep(CheckedTensors):
                 self.add_one(numbers[k - begin], first, indices)
             self.release_from(self.space.num_active)
         if len(params) != count:
-            raise_changed_params()
+            raise_changed_length(count, len(params))
         return True
 
     cdef Py_ssize_t gather(
@@ -116,7 +116,7 @@ cdef class PreparedStep(CheckedTensors):
         cdef Py_ssize_t k, count = 0
         while i < num_params and count < AT_ONCE:
             if len(params) != num_params:
-                raise_changed_params()
+                raise_changed_length(num_params, len(params))
             p = params[i]
             grad = p.grad  # a property, which may run any code
             i += 1
@@ -156,7 +156,7 @@ cdef class PreparedStep(CheckedTensors):
             for p in params:
                 grad = p.grad
                 if len(params) != count:
-                    raise_changed_params()
+                    raise_changed_length(count, len(params))
                 if grad is not None:
                     self.unsupported.append(first + i if indices is None else indices[i])
                 i += 1
@@ -237,5 +237,7 @@ cdef class PreparedStep(CheckedTensors):
         self.run(increment_version)
 
 
-cdef int raise_changed_params() except -1:
-    raise RuntimeError("params must stay the same during a step; got a list that has changed")
+cdef int raise_changed_length(Py_ssize_t before, Py_ssize_t now) except -1:
+    raise RuntimeError(
+        f"params must have the same length throughout a step; got {before}, then {now}"
+    )

@@ -45,8 +45,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _is_of_file(error: OSError, target: Path) -> bool:
-    """Whether an error is of the file, and not of another one that the block uses. What is raised
-    by writing to an open file names none."""
+    """Whether an error is one of this file, and not of a different one that the block uses. What is
+    raised by writing to an open file names none."""
     if error.errno is None or not isinstance(error.filename, str | bytes):
         return error.errno is not None
     path = Path(os.fsdecode(error.filename))
