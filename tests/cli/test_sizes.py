@@ -43,21 +43,25 @@ def test_less_memory_than_a_step_needs(run, text, monkeypatch):
     assert re.search(r"needs at least 0\.\d GB; got 0\.0 GB of memory", err)
 
 
-def test_what_a_step_needs_is_never_overestimated():
-    """It is less than the arrays of one step, which a small model is measured by."""
+@pytest.mark.parametrize(
+    "larger", [{}, {"vocab_size": 900}, {"d_model": 256}, {"d_ff": 900}, {"max_length": 200}]
+)
+def test_what_a_step_needs_is_hardly_overestimated(larger):
+    """By which models are measured: the arrays of one step. Not all gradients of parameters exist
+    at the moment at which there is most."""
     import tracemalloc
 
     from fused_adamw.tiny import TinyTransformer
 
-    sizes = {"vocab_size": 30, "d_model": 32, "n_heads": 2, "d_ff": 128, "max_length": 24}
-    tokens = np.random.default_rng(0).integers(1, 30, (64, 24))
+    sizes = {"vocab_size": 30, "d_model": 32, "n_heads": 2, "d_ff": 128, "max_length": 24} | larger
+    tokens = np.random.default_rng(0).integers(1, 30, (64, sizes["max_length"]))
     for dtype in ("float32", "float64"):
         tracemalloc.start()
         model = TinyTransformer(dtype=dtype, **sizes)
         model.loss_and_gradients(tokens, tokens)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak / 3 < required_bytes(sizes, 64, dtype) < peak
+        assert 0.9 * peak < required_bytes(sizes, 64, dtype) < 1.02 * peak
 
 
 def test_the_memory_of_this_process():

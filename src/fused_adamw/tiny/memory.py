@@ -12,7 +12,8 @@ from .._cgroup import memory_limit
 def required_bytes(sizes: Mapping[str, int], batch_size: int, dtype: str) -> int:
     """Return the memory that a model and a step of it take at least.
 
-    Parameters and their gradients, each layer's activations, and the batch.
+    Parameters and their gradients, the batch, and what exists at the same time of each layer's
+    activations, of their gradients and of what these are computed from.
 
     Args:
         sizes: keyword arguments of `TinyTransformer`.
@@ -23,7 +24,12 @@ def required_bytes(sizes: Mapping[str, int], batch_size: int, dtype: str) -> int
     V, heads = sizes["vocab_size"], sizes["n_heads"]
     parameters = (2 * V + n) * D + 4 * D * D + 2 * d_ff * D
     tokens = batch_size * n
-    activations = tokens * (8 * D + 3 * d_ff + 2 * V + 2 * heads * n)
+    activations = tokens * max(  # the moments at which the most arrays exist, by their shapes
+        9 * D + 4 * d_ff + 3 * V + heads * n,  # cross_entropy_forward
+        11 * D + 8 * d_ff + 2 * V + heads * n,  # gelu_backward
+        15 * D + 6 * d_ff + 2 * V + 5 * heads * n,  # attention_backward: scores
+        (21 + 3 * heads) * D + 6 * d_ff + 2 * V + 4 * heads * n,  # the same: paths
+    )
     number, index = np.dtype(dtype).itemsize, np.dtype(np.intp).itemsize
     return number * (2 * parameters + activations + n * n) + index * tokens
 
