@@ -325,16 +325,17 @@ def test_beta_that_rounds_to_one(arrays, tensor):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("what", "given", "options"),
     [
-        ("lr", {"lr": 1e39}),
-        ("lr", {"lr": 1e38}),  # lr / (1 - 0.9) is too large, lr is not
-        ("eps", {"eps": 1e39}),
-        ("weight_decay", {"weight_decay": 1e39, "lr": 1.0}),
+        ("lr / (1 - betas[0]**t)", "lr=1e+39", {"lr": 1e39}),
+        ("lr / (1 - betas[0]**t)", "lr=1e+38", {"lr": 1e38}),  # which float32 can represent
+        ("eps", "1e+39", {"eps": 1e39}),
+        ("lr * weight_decay", "weight_decay=1e+39", {"weight_decay": 1e39, "lr": 1.0}),
     ],
 )
-def test_number_too_large_for_the_dtype(arrays, tensor, name, options):
-    assert_refused(arrays, ValueError, name, "representable in float32", **options)
+def test_number_too_large_for_the_dtype(arrays, tensor, what, given, options):
+    message = f"{what} must be representable in float32; got {given}"
+    assert_refused(arrays, ValueError, message, **options)
     fused_adamw(*tensor(3, np.float64).arrays, 1, **options)
 
 

@@ -182,6 +182,12 @@ cdef int derive(
     return 0
 
 
+cdef dict DERIVED = {  # what the formula uses instead of a number
+    FUSED_ADAMW_BAD_LR: "lr / (1 - betas[0]**t)",
+    FUSED_ADAMW_BAD_WEIGHT_DECAY: "lr * weight_decay",
+}
+
+
 cdef int raise_unusable(int status, int compute, dict given) except -1:
     """Raise ValueError for the number that a status of the C library is about."""
     cdef int which = status & ~FUSED_ADAMW_NOT_REPRESENTABLE
@@ -191,6 +197,10 @@ cdef int raise_unusable(int status, int compute, dict given) except -1:
     )
     if status & FUSED_ADAMW_NOT_REPRESENTABLE:
         dtype = ELEMENT_TYPES[compute]
+        if which in DERIVED:
+            raise ValueError(
+                f"{DERIVED[which]} must be representable in {dtype}; got {name}={value!r}"
+            )
         what = f"less than 1 once rounded to {dtype}" if below_1 else f"representable in {dtype}"
     else:
         what = "at least 0 and less than 1" if below_1 else "a finite number, 0 or more"
