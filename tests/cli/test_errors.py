@@ -34,7 +34,11 @@ from cli_process import MAIN, in_a_process
         ("--text long.txt --d-model 9", "d_model must be a multiple of n_heads (2); got 9"),
         ("--plot missing/plot.png", "does not exist; create it first"),
         ("--plot long.txt/plot.png", "does not exist; create it first"),
-        ("--plot folder.png", "is a directory"),
+        ("--plot folder.png", "'--plot': must be a file; got the folder 'folder.png'"),
+        *(
+            (f"--{name}=", f"'--{name}': must be the name of a file; got ''")
+            for name in ("text", "checkpoint", "plot", "report", "log")
+        ),
         ("--plot plot.doc", "unsupported image format '.doc'; use .png, .svg or .pdf"),
         ("--plot plot", "unsupported image format ''"),
         ("--context 8", "--context requires --text"),
@@ -83,7 +87,7 @@ from cli_process import MAIN, in_a_process
             "--checkpoint run --resume",
             "run does not exist; leave out --resume to start a training run",
         ),
-        ("--checkpoint folder", "is a directory"),
+        ("--checkpoint folder", "'--checkpoint': must be a file; got the folder 'folder'"),
         (
             "--checkpoint long.txt",
             "long.txt already exists; pass --resume to continue, or choose another file",

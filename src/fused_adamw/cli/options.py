@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -90,6 +91,20 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def file_name(value: str) -> Path:
+    """The path of a file; an empty one would be that of the current folder."""
+    if not value:
+        raise typer.BadParameter("must be the name of a file; got ''")
+    return Path(value)
+
+
+def output_file(value: str) -> Path:
+    path = file_name(value)
+    if os.path.isdir(path):
+        raise typer.BadParameter(f"must be a file; got the folder {value!r}")
+    return path
+
+
 def known_state_dtype(value: str | None) -> str | None:
     if value is not None and value not in STATE_DTYPES:
         raise typer.BadParameter(f"must be one of {', '.join(STATE_DTYPES)}; got {value}")
@@ -121,8 +136,7 @@ class DtypeName(StrEnum):
 TEXT_PANEL, CHECKPOINT_PANEL, OUTPUT_PANEL = "With --text", "Checkpoint", "Output"
 TEXT_SIZE: dict[str, Any] = {"min": 1, "rich_help_panel": TEXT_PANEL}
 OUTPUT_FILE: dict[str, Any] = {
-    "dir_okay": False,
-    "readable": False,
+    "parser": output_file,
     "show_default": False,
     "metavar": "FILE",
 }

@@ -18,6 +18,7 @@ from .options import (
     Dtype,
     DtypeName,
     Json,
+    file_name,
     finite,
     known_state_dtype,
     silence_other_ranks,
@@ -165,7 +166,8 @@ class TrainOptions:
     ] = None
     text: Annotated[
         Path | None,
-        typer.Option(  # checked where the ranks raise errors together
+        typer.Option(  # read where the ranks raise errors together
+            parser=file_name,
             metavar="FILE",
             show_default='"I like transformers"',
             help="Train on the characters of a UTF-8 file; its last tenth is held out.",
