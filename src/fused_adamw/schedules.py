@@ -38,9 +38,14 @@ class _Chainable:
         """Return the learning rate of step t.
 
         Raises:
+            TypeError: t is not a number.
             ValueError: t is less than 1.
         """
-        if not t >= 1:
+        try:
+            is_step = t >= 1
+        except TypeError:
+            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {t!r}") from None
+        if not is_step:
             raise ValueError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
         return self._rate(t)
 

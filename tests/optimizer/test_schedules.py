@@ -124,6 +124,13 @@ def test_then_takes_any_schedule_inside_another():
     assert a.then(b.then(c)).steps == 9
 
 
+@pytest.mark.parametrize("t", ["1", None, [1]])
+def test_steps_that_are_no_numbers(t):
+    for schedule in (Constant(0.1), LinearWarmup(0.1, 2).then(LinearDecay(0.1, 2))):
+        with pytest.raises(TypeError, match=r"^t must be a step number 1, 2, 3, \.\.\.; got "):
+            schedule(t)
+
+
 class Halves:
     def __init__(self, steps):
         self.steps = steps

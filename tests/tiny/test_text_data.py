@@ -135,6 +135,31 @@ def test_samples_that_cannot_be_drawn():
         sample(model, [1], 2.5, seed=0)
     with pytest.raises(ValueError, match=r"^start must contain at least one token; got none$"):
         sample(model, [], 3, seed=0)
+    model.parameters["W_lm"][2] = np.nan
+    with pytest.raises(
+        ValueError, match=r"^scores of the model must be finite; got NaN"
+    ):
+        sample(model, [1], 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (-1, ValueError, "seed must be 0 or more; got -1"),
+        (1.5, TypeError, "seed must be an integer; got 1.5"),
+        ("1", TypeError, "seed must be an integer; got '1'"),
+    ],
+)
+def test_seeds(corpus, seed, error, message):
+    calls = (
+        TinyTransformer,
+        lambda seed: sample(TinyTransformer(), [1], 3, seed),
+        lambda seed: text_task(corpus, 8, 4, seed),
+    )
+    for call in calls:
+        with pytest.raises(error, match=f"^{message}$"):
+            call(seed)
+        call(np.int64(3))  # as a loop over np.arange has
 
 
 def test_the_same_batches_for_every_training(corpus):

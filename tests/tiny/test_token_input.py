@@ -13,7 +13,12 @@ from fused_adamw.tiny import PAD, TinyTransformer
     [
         (ValueError, "tokens must be between 0 and 5; got 6", [1, 6], [3]),
         (ValueError, "tokens must be between 0 and 5; got -1", [1, -1], [3]),
-        (ValueError, "tokens must be between", np.array([1, 2**64 - 1], dtype=np.uint64), [3]),
+        (
+            ValueError,
+            f"tokens must be between 0 and 5; got {2**64 - 1}",
+            np.array([1, 2**64 - 1], dtype=np.uint64),
+            [3],
+        ),
         (ValueError, "targets must be between 0 and 5; got 6", [1, 3], [3, 6]),
         (ValueError, "targets must be between 0 and 5; got -1", [1, 3], [-1]),
         (

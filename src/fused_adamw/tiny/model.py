@@ -92,7 +92,7 @@ class TinyTransformer:
     loss nor a gradient.
 
     Args:
-        seed: seed of the draws from N(0, 0.1^2), in the order of `parameters`.
+        seed: 0 or more, the seed of the draws from N(0, 0.1^2), in the order of `parameters`.
         dtype: float32 or float64, for parameters, activations and gradients.
         vocab_size: number of tokens in the vocabulary, PAD included.
         d_model: width of the model; a multiple of n_heads.
@@ -137,6 +137,7 @@ class TinyTransformer:
             raise ValueError(
                 f"d_model must be a multiple of n_heads ({self.n_heads}); got {self.d_model}"
             )
+        seed = check_size("seed", seed, minimum=0)
         self.parameters = self._draw_parameters(random.Random(seed))
         full = np.full((self.max_length, self.max_length), -np.inf, dtype=self.dtype)
         self._causal_mask = np.triu(full, k=1)  # (max_length, max_length)

@@ -171,7 +171,7 @@ def text_task(
         corpus: the text.
         context: tokens in a window.
         batch_size: windows in a batch.
-        seed: of their order.
+        seed: of their order, 0 or more.
         in_epochs: each window once in an epoch; else the windows are random.
         sizes: of the model, by name.
 
@@ -182,6 +182,7 @@ def text_task(
     """
     context = check_size("context", context)
     batch_size = check_size("batch_size", batch_size)
+    seed = check_size("seed", seed, minimum=0)
     if context >= len(corpus.train):
         raise ValueError(
             f"context must be less than the {len(corpus.train)} tokens of the training text; got "
@@ -246,21 +247,24 @@ def sample(
         model: predicts each token from those before it.
         start: the tokens to begin with, at least one.
         length: number of tokens to draw.
-        seed: of the draws; the same seed gives the same tokens.
+        seed: of the draws, 0 or more; the same seed gives the same tokens.
         end: a token after which no more are drawn; None to draw all of them.
 
     Raises:
-        TypeError: `start` or `length` is not of integers.
-        ValueError: `start` is empty or contains what is not a token of the model; `length` is
-            below 0.
+        TypeError: `start`, `length` or `seed` is not of integers.
+        ValueError: `start` is empty or contains what is not a token of the model; `length` or
+            `seed` is below 0; the scores that the model predicts are not finite.
     """
     length = check_size("length", length, minimum=0)
+    seed = check_size("seed", seed, minimum=0)
     if len(start) == 0:
         raise ValueError("start must contain at least one token; got none")
     generator = np.random.default_rng(seed)
     tokens = list(start)
     for _ in range(length):
         logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("scores of the model must be finite; got NaN or infinity")
         logits[PAD] = -inf
         tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
         if tokens[-1] == end:

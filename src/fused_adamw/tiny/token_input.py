@@ -15,7 +15,10 @@ Row: TypeAlias = NDArray[np.integer[Any]]
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return the dtype; raise TypeError unless it is float32 or float64."""
-    checked = np.dtype(dtype)
+    try:
+        checked = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64; got {dtype!r}") from None
     if checked not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64; got {checked}")
     return checked
@@ -68,7 +71,7 @@ def pad(name: str, rows: list[Row], length: int, vocab_size: int) -> IntArray:
         batch_row[: len(row)] = row
     # Viewed as unsigned, a negative token is a huge one: a single pass finds both.
     if batch.view(np.uintp).max() >= vocab_size:
-        outside = batch[(batch < 0) | (batch >= vocab_size)][0]
+        outside = next(x for row in rows for x in row.tolist() if not 0 <= x < vocab_size)
         raise ValueError(f"{name} must be between 0 and {vocab_size - 1}; got {outside}")
     return batch
 
