@@ -13,7 +13,8 @@ from ._optim.options import check_flag
 from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.hooks import hook_step
-from ._torch.inspection import GroupPath, Inspected
+from ._torch.inspection import Inspected
+from ._torch.paths import GroupPath
 from ._torch.portable_state import portable_state
 from ._torch.state_dict import Loaded, as_of_pytorch, to_load
 from ._torch.step import take_step, take_step_uncompiled, take_unprofiled_step
@@ -48,11 +49,11 @@ class AdamW(Inspected, torch.optim.AdamW):
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;
-    and subclasses of ``Parameter``. PyTorch's fused update
-    ignores strides on the CPU, so tensors that differ in strides from their state or gradient, or
-    have gaps, use PyTorch's loop instead. ``last_path`` tells which groups fell back, and why; one
-    UserWarning per optimizer says so the first time, unless the user asked for it: by an option, or
-    by parameters on another device than the CPU.
+    and subclasses of ``Parameter``. PyTorch's fused update ignores strides on the CPU, so tensors
+    that differ in strides from their state or gradient, or have gaps, use PyTorch's loop instead.
+    ``last_path`` tells which groups fell back, and why; one UserWarning per optimizer says so the
+    first time, unless the user asked for it: by an option, or by parameters on another device than
+    the CPU.
 
     Args:
         params: Parameters, named parameters or parameter groups. A group may override every
@@ -64,8 +65,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         amsgrad: Use the maximum of all v so far (Reddi et al. 2018).
         maximize: Maximize the objective.
         foreach: True selects PyTorch's foreach update.
-        capturable: As in PyTorch, whose update is used.
-        differentiable: As in PyTorch, whose update is used.
+        capturable, differentiable: As in PyTorch, whose update is used.
         fused: False selects PyTorch's update. True selects PyTorch's fused update for what the
             kernels do not support.
         state_dtype: Storage format of the moments. None: the dtype of the parameter. "float32",

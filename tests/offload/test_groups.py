@@ -37,12 +37,16 @@ def test_a_group_that_is_added_later():
     np.testing.assert_array_equal(as_bytes(second), as_bytes(later.arrays[0]))
 
 
-def test_parameters_on_the_host_take_their_own_way():
-    """Beside those of a device, with the numbers that they have among all."""
+@pytest.mark.parametrize("lacks_seed", [False, True])
+def test_parameters_on_the_host_take_their_own_way(lacks_seed):
+    """Beside those of a device, with the numbers that they have among all, and the same seed."""
     params = [parameter(seed=i, shape=(70,)) for i in range(4)]
     same = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    options = {"lr": 1e-2, "state_dtype": "8bit", "master_weights": False}
+    options = {"lr": 1e-2, "state_dtype": "8bit", "master_weights": False, "seed": 5}
     opt, other = on_device(params, **options), ForHost(same, **options)
+    for group in (*opt.param_groups, *other.param_groups):
+        if lacks_seed:
+            del group["seed"]
     lanes, simulated = opt._engine().lanes, opt._engine().lanes.simulated
     lanes.of = lambda p: None if p in set(params[1::2]) else simulated
     for seed in range(3):

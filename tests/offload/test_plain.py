@@ -104,6 +104,17 @@ def test_groups_with_options_of_their_own():
     train_beside(groups, params)
 
 
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit", None])
+def test_a_parameter_without_elements(state_dtype):
+    """Whatever its strides, as on the host."""
+    p = torch.nn.Parameter(torch.empty(4, 6)[:0, ::2])
+    opt = on_device([p], state_dtype=state_dtype)
+    for _ in range(2):
+        p.grad = torch.empty_like(p)
+        opt.step()
+    assert opt.state[p]["step"] == 2
+
+
 def test_the_order_of_dimensions_in_memory():
     """A gradient in another order is brought into the parameter's."""
     params = [

@@ -16,36 +16,27 @@ from .._optim.state_formats import (
     is_compatible,
     supported_dtypes,
 )
-from .._torch.dtensors import is_part_of_same, is_partial, placements_of
-from .twin import dtype_name, is_dense, local
-
-
-def check_group(group: Mapping[str, Any]) -> None:
-    """Raise for options of PyTorch's own updates, which need the state on the device."""
-    for name in ("foreach", "capturable", "differentiable"):
-        if group.get(name):
-            raise ValueError(f"{name}={group[name]} cannot be combined with off-loading")
-    for name in ("fused", "decoupled_weight_decay"):
-        if group.get(name) is False:
-            raise ValueError(f"{name}=False cannot be combined with off-loading")
+from .._torch.dtensors import is_part_of_same, is_partial, local_of, placements_of
+from .._torch.flat_memory import is_dense
+from .._torch.state import dtype_name
 
 
 def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
     """Raise TypeError for a parameter that the kernels do not support."""
-    name, state_dtype = dtype_name(p), group.get("state_dtype")
+    name, state_dtype = dtype_name(p.dtype), group.get("state_dtype")
     if (
         p.layout is not torch.strided
-        or _has_own_dispatch(local(p))
+        or _has_own_dispatch(local_of(p))
         or name not in ELEMENT_TYPES
         or not is_compatible(name, format_of(name, state_dtype))
-        or not is_dense(local(p))
+        or not is_dense(local_of(p))
         or p.is_neg()
         or is_partial(p)
     ):
         dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
         raise TypeError(
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
-            f"got {type(local(p)).__name__}, {p.dtype}, {p.layout}, shape {tuple(p.shape)}, "
+            f"got {type(local_of(p)).__name__}, {p.dtype}, {p.layout}, shape {tuple(p.shape)}, "
             f"strides {p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
         )
 
@@ -60,7 +51,7 @@ def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
     """Raise TypeError for a gradient that is not like its parameter."""
     if (
         grad.layout is not torch.strided
-        or _has_own_dispatch(local(grad))
+        or _has_own_dispatch(local_of(grad))
         or grad.dtype != p.dtype
         or grad.device != p.device
         or grad.shape != p.shape
@@ -93,7 +84,7 @@ def check_apart(
 
 
 def _range_of(tensor: Tensor) -> tuple[int, int]:
-    part = local(tensor)
+    part = local_of(tensor)
     return part.data_ptr(), part.nbytes
 
 

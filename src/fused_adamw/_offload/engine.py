@@ -1,7 +1,7 @@
 """The step of an optimizer whose parameters are on a device."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import finalize
 
@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
 from .._core import DeferredSignals, norm_of_chunks
-from .._torch.dtensors import redistributed
+from .._torch.dtensors import local_of, redistributed
+from .._torch.flat_memory import flat_view, same_strides
+from .._torch.local_shards import increment_version
+from .._torch.options import numbered
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .chunk import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
@@ -19,7 +22,7 @@ from .pump import Pump
 from .recipe import Recipe, Recipes
 from .ring import SLOT_BYTES, SLOTS, SMALLEST_SLOT, Ring
 from .stepper import rehearse
-from .twin import Address, Twin, flat_view, local, same_strides, version_of
+from .twin import Address, Twin, version_of
 
 Groups = Sequence[Mapping[str, Any]]
 OptimizerState = Mapping[Tensor, dict[str, Tensor]]
@@ -78,10 +81,10 @@ class Engine:
 
     def prepare(self, groups: Groups) -> None:
         """Allocate the pinned memory, once there is a parameter on a device."""
-        params = [p for _, group in _numbered(groups) for p in group["params"]]
+        params = [p for _, group in numbered(groups) for p in group["params"]]
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
             # Not nbytes, which sparse tensors lack: a step refuses these.
-            self._pump(sum(local(p).numel() * p.element_size() for p in params))
+            self._pump(sum(local_of(p).numel() * p.element_size() for p in params))
 
     @property
     def ring_nbytes(self) -> int:
@@ -117,7 +120,7 @@ class Engine:
             TypeError, ValueError, KeyError: something cannot be updated.
         """
         plans: list[Plan] = []
-        for first, group in _numbered(groups):
+        for first, group in numbered(groups):
             recipes = None
             for index, p in enumerate(group["params"], first):
                 if p.grad is None or p in self.begun:
@@ -209,16 +212,16 @@ class Engine:
         for plan, job in zip(plans, jobs, strict=True):  # from here on nothing is raised
             plan.twin.count_step(state[plan.p])
             self.pending[plan.p] = job
-        torch.autograd.graph.increment_version([plan.p for plan in plans])
+        increment_version([plan.p for plan in plans])
         for plan in plans:
             plan.twin.written = Address.of(plan.p)
         pump.put(jobs)
 
     def _job_arguments(self, plan: Plan, ready: Ticket) -> tuple[Lane, Ticket, Tensor, Tensor]:
-        p, grad = plan.p, local(plan.grad)
-        if p.stride() != grad.stride() and not same_strides(local(p), grad):
+        p, grad = plan.p, local_of(plan.grad)
+        if p.stride() != grad.stride() and not same_strides(local_of(p), grad):
             with torch.no_grad():
-                grad = torch.empty_like(local(p)).copy_(grad)
+                grad = torch.empty_like(local_of(p)).copy_(grad)
             ready = plan.lane.ticket()
         return plan.lane, ready, flat_view(grad), plan.twin.flat_params(p)
 
@@ -249,16 +252,8 @@ class Engine:
 
     def refresh(self, groups: Groups, state: OptimizerState) -> None:
         """Master weights start again from the parameters."""
-        for first, group in _numbered(groups):
+        for first, group in numbered(groups):
             for index, p in enumerate(group["params"], first):
                 if state.get(p) and self.lanes.of(p) is not None:
                     twin = self._twin(p, index, Recipes(group), state[p])
                     twin.written = Address(-1, -1)
-
-
-def _numbered(groups: Groups) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each group, and the index of its first parameter among all."""
-    first = 0
-    for group in groups:
-        yield first, group
-        first += len(group["params"])

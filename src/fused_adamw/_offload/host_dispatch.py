@@ -3,6 +3,7 @@
 import torch
 
 from .._torch.dispatch import GroupDispatch, dispatch
+from .._torch.options import numbered
 from .._torch.paths import note_paths
 from .lanes import Lanes
 
@@ -13,13 +14,11 @@ def dispatch_host(
     optimizer: torch.optim.AdamW, lanes: Lanes, none: bool = False
 ) -> list[GroupDispatch]:
     """Prepare it. ``none``: it is planned otherwise."""
-    first = 0
     dispatches: list[list[GroupDispatch]] = []
-    for group in optimizer.param_groups:
+    for first, group in numbered(optimizer.param_groups):
         params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]
         has_any = not none and any(p.grad is not None for p in params)
         own = group | {"params": params}
         dispatches.append(dispatch(optimizer, own, first) if has_any else [])
-        first += len(params)
     note_paths(optimizer, dispatches)
     return [part for parts in dispatches for part in parts]

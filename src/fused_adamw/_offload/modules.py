@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
+from .._torch.dtensors import has_dtensors
 from .engine import Engine
 
 
@@ -98,7 +99,7 @@ def require_whole(
         raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
     if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
         raise ValueError("module must be without gradient_as_bucket_view; got True")
-    sharded = any(hasattr(p, "to_local") for group in groups for p in group["params"])
+    sharded = any(has_dtensors(group["params"]) for group in groups)
     if sharded and module is not None:
         raise ValueError(
             f"module must be None for parameters of FSDP, which gathers them early; got "

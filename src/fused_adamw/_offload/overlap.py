@@ -1,6 +1,6 @@
 """Updates that begin during backward, as soon as their gradient is final."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .._core import DeferredSignals
+from .._torch.dtensors import is_dtensor
+from .._torch.options import numbered
 from .checks import check_apart
-from .engine import Begun, Engine, Gradient, OptimizerState, Plan
+from .engine import Begun, Engine, Gradient, Groups, OptimizerState, Plan
 from .recipe import Recipes
 from .stepper import rehearse
-
-Groups = Sequence[Mapping[str, Any]]
 
 
 class Overlap:
@@ -63,14 +63,12 @@ class Overlap:
                 handle.remove()
 
     def _on_devices(self) -> Iterator[tuple[int, Tensor, Recipes]]:
-        first = 0
-        for group in self._groups:
+        for first, group in numbered(self._groups):
             own = [p for p in group["params"] if self._engine.lanes.of(p) is not None]
             recipes = Recipes(group) if own else None
             for index, p in enumerate(group["params"], first):
                 if recipes is not None and self._engine.lanes.of(p) is not None:
                     yield index, p, recipes
-            first += len(group["params"])
 
     def _on_gradient(self, index: int, recipes: Recipes, p: Tensor) -> None:
         engine = self._engine
@@ -110,7 +108,7 @@ def require_final_gradients(groups: Groups) -> None:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    whole = any(not hasattr(p, "to_local") for group in groups for p in group["params"])
+    whole = any(not is_dtensor(p) for group in groups for p in group["params"])
     if whole and distributed.get_world_size() > 1:
         raise RuntimeError(
             "overlapped() does not support gradients that are averaged over processes, as by "
@@ -135,10 +133,9 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
             f"{len(engine.begun)} parameters had begun the step without it. Set it to None for "
             "this step"
         )
-    changed, rated, first = [], [], 0
-    for group in groups:
+    changed, rated = [], []
+    for first, group in numbered(groups):
         begun = [(i, p) for i, p in enumerate(group["params"], first) if p in engine.begun]
-        first += len(group["params"])
         if not begun:
             continue
         recipes = Recipes(group)

@@ -58,13 +58,6 @@ class Pump:
                 self._raise_failure()
                 self._changed.wait()
 
-    def drain(self) -> None:
-        """Until all jobs are done."""
-        with self._changed:
-            while self._unfinished:
-                self._raise_failure()
-                self._changed.wait()
-
     def is_busy(self) -> bool:
         """Whether there are jobs that are not done."""
         return self._unfinished > 0

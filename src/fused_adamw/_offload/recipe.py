@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core import as_pair, default_num_threads
+from .._core import as_pair
 from .._optim.options import rates_of
 from .._optim.param_groups import Hyperparams
+from .._torch.arguments import hyperparams_of, num_threads, seed_of
+from .._torch.options import require_kernels
 from .._torch.state import Kind
-from .checks import check_group
 from .twin import kind_on_host
 
 
@@ -36,7 +37,7 @@ class Recipes:
     """
 
     def __init__(self, group: Mapping[str, Any], grad_scale: float = 1.0) -> None:
-        check_group(group)
+        require_kernels(group, "off-loading")
         self.group = group
         self._grad_scale = grad_scale
         self._recipes: dict[torch.dtype, Recipe] = {}
@@ -50,10 +51,12 @@ class Recipes:
 
     def _new(self, kind: Kind) -> Recipe:
         group = self.group
-        lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
-        hyper = (lr, as_pair(group["betas"]), group["eps"], group["weight_decay"], rates_of(group))
-        threads = min(torch.get_num_threads(), default_num_threads())
-        seed = group.get("seed", 0)
-        if group.get("state_dtype") is None and not group.get("master_weights"):
-            seed = None  # what has the dtypes of PyTorch is rounded as there
-        return Recipe(kind, hyper, bool(group["maximize"]), seed, self._grad_scale, threads)
+        lr, betas, eps, weight_decay, rates = hyperparams_of(group, rates_of(group))
+        return Recipe(
+            kind,
+            (lr, as_pair(betas), eps, weight_decay, rates),
+            bool(group["maximize"]),
+            seed_of(group),
+            self._grad_scale,
+            num_threads(),
+        )

@@ -8,82 +8,64 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._optim.options import roles_of
-from .._optim.state_formats import (
-    ELEMENT_TYPES,
-    FORMATS,
-    FROM_PARAMS,
-    StateOptions,
-    format_of,
-    kept_roles,
-    state_layout,
+from .._optim.state_formats import FROM_PARAMS, format_of, state_layout
+from .._torch.dtensors import (
+    is_dtensor,
+    is_part_of_same,
+    local_of,
+    offset_of,
+    placed_like,
+    placements_of,
 )
-from .._torch.dtensors import is_dtensor, is_part_of_same, offset_of, placed_like, placements_of
 from .._torch.fallback import require_step_tensor
-from .._torch.state import Kind, State, host_zeros, state_names, torch_dtype
-from .._torch.stored import Target, is_scale, storage_of
+from .._torch.flat_memory import flat_view, same_strides
+from .._torch.state import (
+    Kind,
+    State,
+    dtype_name,
+    host_zeros,
+    is_scale,
+    options_of,
+    state_names,
+    torch_dtype,
+)
+from .._torch.stored import Target, target_of
 
 
 def kind_on_host(p: Tensor, group: Mapping[str, Any]) -> Kind:
     """How the state of a parameter is stored, whose dtype the kernels support."""
-    name, state_dtype = dtype_name(p), group.get("state_dtype")
-    roles, sharded = kept_roles(name, roles_of(group)), is_dtensor(p)
-    if state_dtype is None and name in FORMATS and "master" not in roles:
-        return Kind(name, roles, sharded)  # as PyTorch keeps them
-    return Kind(format_of(name, state_dtype), roles, sharded)
-
-
-def options_of(kind: Kind) -> StateOptions:
-    """With which state is stored so."""
-    return StateOptions(kind.format, kind.roles)
-
-
-def dtype_name(p: Tensor) -> str:
-    """As in the tables of the kernels."""
-    return str(p.dtype).removeprefix("torch.")
+    options = options_of(p, group)
+    return Kind(format_of(dtype_name(p.dtype), options.state_dtype), options.roles, is_dtensor(p))
 
 
 def host_target(p: Tensor, group: Mapping[str, Any]) -> Target | None:
-    """Where the state of a parameter is kept, and how; None for a dtype that no kernel supports."""
-    if dtype_name(p) not in ELEMENT_TYPES:
+    """As ``target_of``, for state that is kept in host memory."""
+    target = target_of(p, group)
+    if target is None:
         return None
-    like, kind = local(p).detach(), kind_on_host(p, group)
-    storage = storage_of(like, options_of(kind), kind.sharded)
-    whole = p if kind.sharded else None
-    return Target(storage, like, torch.device("cpu"), whole, is_host_only=True)
+    return target._replace(device=torch.device("cpu"), is_host_only=True)
 
 
 @cache
 def state_length(dtype: str, kind: Kind, role: str, size: int) -> int:
     """The length of a state array for this many elements of a parameter."""
-    return prod(state_layout(dtype, (size,), options_of(kind))[role][1])
+    return prod(state_layout(dtype, (size,), kind.options)[role][1])
 
 
 def new_state(p: Tensor, kind: Kind) -> State:
     """Zeros in host memory, under the names of state dicts, of DTensors placed like the parameter;
     pages are placed by the threads that first write to them."""
-    whole, p = p, local(p)
-    layout = state_layout(dtype_name(p), tuple(p.shape), options_of(kind))
+    whole, p = p, local_of(p)
+    layout = state_layout(dtype_name(p.dtype), tuple(p.shape), kind.options)
     state: State = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     for position, (role, name) in enumerate(state_names(*kind).items()):
         storage, shape = layout[role]
         flat = host_zeros(prod(shape), torch_dtype(storage), position)
-        if flat.numel() == p.numel() and not role.endswith("_scale"):
+        if flat.numel() == p.numel() and not is_scale(role):
             state[name] = placed_like(whole, flat.as_strided(p.shape, p.stride()))
         else:
             state[name] = flat.view(shape)
     return state
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a distributed tensor that is here, which shares its memory."""
-    part: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
-    return part
-
-
-def flat_view(tensor: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order of memory, with no version of its own."""
-    return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def version_of(tensor: Tensor) -> int:
@@ -99,7 +81,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, p: Tensor) -> "Address":
-        return cls(version_of(p), local(p).data_ptr())
+        return cls(version_of(p), local_of(p).data_ptr())
 
 
 class Twin:
@@ -122,9 +104,9 @@ class Twin:
             listed = ", ".join(("step", *names.values()))
             raise KeyError(f"the state of parameter {index} must have {listed}; got {list(entry)}")
         made = new_state(p, kind) if missing else {}
-        self.index, self.kind, self._dtype = index, kind, dtype_name(p)
+        self.index, self.kind, self._dtype = index, kind, dtype_name(p.dtype)
         self.first = offset_of(p)
-        self._looks = _looks_of(local(p))
+        self._looks = _looks_of(local_of(p))
         self._params: tuple[int, Tensor] | None = None
         self.added = {x: made[x] for x in made if not entry or x in map(names.get, missing)}
         self.fresh = {role for role in missing if role in FROM_PARAMS}
@@ -136,7 +118,7 @@ class Twin:
 
     def is_like(self, p: Tensor) -> bool:
         """Whether the parameter is still as it was when it was checked, but for its values."""
-        return self._looks == _looks_of(local(p))
+        return self._looks == _looks_of(local_of(p))
 
     def is_of(self, kind: Kind, entry: State) -> bool:
         """Whether this is still the state that the optimizer has."""
@@ -150,7 +132,7 @@ class Twin:
         """The parameter's elements in the order of memory, on the device."""
         pointer = Address.of(p).pointer
         if self._params is None or self._params[0] != pointer:
-            self._params = pointer, flat_view(local(p))
+            self._params = pointer, flat_view(local_of(p))
         return self._params[1]
 
     def note_writes(self, p: Tensor) -> None:
@@ -187,12 +169,12 @@ class Twin:
 
     def _checked(self, p: Tensor, role: str, array: Tensor) -> Tensor:
         """A state array as one dimension."""
-        size = local(p).numel()
-        storage, _ = state_layout(self._dtype, (size,), options_of(self.kind))[role]
+        size = local_of(p).numel()
+        storage, _ = state_layout(self._dtype, (size,), self.kind.options)[role]
         length = state_length(self._dtype, self.kind, role, size)
         is_placed = is_part_of_same(array, p) or is_scale(role)
-        array, p, described = local(array), local(p), placements_of(array)
-        is_like_p = array.shape == p.shape and _strides(array) == _strides(p)
+        array, p, described = local_of(array), local_of(p), placements_of(array)
+        is_like_p = array.shape == p.shape and same_strides(array, p)
         if (
             not is_placed
             or array.device.type != "cpu"
@@ -213,24 +195,3 @@ def _looks_of(p: Tensor) -> tuple[Any, ...]:
     if p.layout is not torch.strided:
         return (p.layout,)
     return p.dtype, p.shape, p.stride(), p.device, p.is_neg()
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of dimensions of more than one element; the others have no meaning."""
-    return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements are next to one another, in any order of the dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether elements of tensors of one shape are in the same order in memory."""
-    return _strides(a) == _strides(b)

@@ -12,12 +12,11 @@ from .._core import (
     DeferredSignals,
     DLPackExchange,
     PreparedStep,
-    default_num_threads,
     gather_tensors,
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
-from .._optim.param_groups import Hyperparams
 from .._optim.state_formats import FORMATS
+from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch, unscale
 from .local_shards import increment_version, prepare
@@ -197,7 +196,7 @@ def _dispatch_to_kernels(
         EXCHANGE,
         names,
         state_format=part.kind.format,
-        seed=_seed(optimizer, group),
+        seed=seed_of(group),
         master_weights=bool(group.get("master_weights")),
     )
     how = _arguments(optimizer, group, rates) | {"first": part.first, "indices": part.indices}
@@ -239,7 +238,7 @@ def _missing_states(
 def _arguments(optimizer: torch.optim.AdamW, group: Group, rates: Rates) -> dict[str, Any]:
     """Of ``PreparedStep.prepare``."""
     return {
-        "hyper": _hyper(group, rates),
+        "hyper": hyperparams_of(group, rates),
         "maximize": group["maximize"],
         "num_threads": num_threads(),
         "grad_scale": _kernel_scale(optimizer, group),
@@ -261,29 +260,8 @@ def _kernel_scale(optimizer: torch.optim.AdamW, group: Group) -> float:
     return factor
 
 
-def _seed(optimizer: torch.optim.AdamW, group: Group) -> int | None:
-    """Without a format or master weights, what has the dtypes of PyTorch is rounded as there."""
-    if group.get("state_dtype") is None and not group.get("master_weights"):
-        return None
-    seed: int | None = group.get("seed", optimizer.defaults.get("seed", 0))
-    return seed
-
-
 def _uses_kernels(group: Group) -> bool:
     """Whether the kernels may step a group, as far as its options show."""
     if group["fused"] is False or (group["fused"] is None and group["foreach"]):
         return False
     return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]
-
-
-def _hyper(group: Group, rates: Rates) -> Hyperparams:
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        lr = lr.item()
-    return lr, group["betas"], group["eps"], group["weight_decay"], rates
-
-
-def num_threads() -> int:
-    """That a step may use."""
-    threads: int = min(torch.get_num_threads(), default_num_threads())
-    return threads

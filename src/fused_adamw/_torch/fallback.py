@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .._core import DeferredSignals
+from .flat_memory import strides_of
 from .options import Group
 from .state import NOTHING, GroupTensors
 
@@ -96,13 +97,8 @@ def _is_fusible(tensors: GroupTensors, i: int) -> bool:
     if p.device.type != "cpu":
         return True
     moments = (arrays[i] for arrays in tensors.state.values())
-    strides = {_strides(tensor) for tensor in (p, tensors.grads[i], *moments)}
-    return strides == {_strides(torch.empty_like(p, device="meta"))}  # those of p, if it is dense
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of dimensions of more than one element; the others have no meaning."""
-    return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    strides = {strides_of(tensor) for tensor in (p, tensors.grads[i], *moments)}
+    return strides == {strides_of(torch.empty_like(p, device="meta"))}  # those of p, if it is dense
 
 
 def _adam(group: Group, tensors: GroupTensors, **implementation: Any) -> None:

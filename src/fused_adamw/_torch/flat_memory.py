@@ -1,4 +1,4 @@
-"""The memory of dense tensors as flat arrays of NumPy, in the types of the state formats."""
+"""The memory of dense tensors: the order of their elements, and flat views and arrays of it."""
 
 import numpy as np
 import torch
@@ -8,6 +8,34 @@ from .._optim.arrays import Array
 from .._optim.state_formats import storage_dtype
 
 Order = tuple[int, ...]  # the dimensions of a tensor, from the outermost in memory to the innermost
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of dimensions of more than one element; the others have no meaning."""
+    return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether elements of tensors of one shape are in the same order in memory."""
+    return strides_of(a) == strides_of(b)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements are next to one another, in any order of the dimensions."""
+    if tensor.numel() == 0:
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def flat_view(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order of memory, with no version of its own."""
+    return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def order_of(tensor: Tensor) -> Order:

@@ -7,8 +7,6 @@ from torch import Tensor
 from .dtensors import local_of
 from .paths import GroupPath, last_paths
 
-__all__ = ["GroupPath", "Inspected"]
-
 
 class Inspected:
     """Properties of an optimizer that only read."""

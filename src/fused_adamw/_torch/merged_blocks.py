@@ -7,6 +7,7 @@ import numpy as np
 from .._core import decode_state, encode_state
 from .._optim.arrays import Array
 from .._optim.state_formats import FORMATS
+from .state import is_scale
 
 Arrays = dict[str, Array]  # by role: m, v, and with a scale per element or block m_scale, v_scale
 
@@ -21,15 +22,12 @@ def merge_blocks(state_format: str, arrays: Arrays) -> Arrays:
     to the nearest with new scales.
     """
     block, size = FORMATS[state_format].block, arrays["m"].size
-    merged = {
-        role: x[::block].copy() if role.endswith("_scale") else x.copy()
-        for role, x in arrays.items()
-    }
+    merged = {role: x[::block].copy() if is_scale(role) else x.copy() for role, x in arrays.items()}
     for blocks in _pieces(_mixed_blocks(arrays, block)):
         elements = (blocks[:, None] * block + np.arange(block)).ravel()
         elements = elements[elements < size]
         moments = _decode(state_format, {role: x[elements] for role, x in arrays.items()})
-        where = {role: blocks if role.endswith("_scale") else elements for role in merged}
+        where = {role: blocks if is_scale(role) else elements for role in merged}
         encoded = {role: x[where[role]] for role, x in merged.items()}
         encode_state(state_format, encoded, **moments)
         for role, x in encoded.items():
@@ -41,7 +39,7 @@ def _mixed_blocks(arrays: Arrays, block: int) -> Array:
     """The numbers of the blocks whose elements do not all have the same scales, in order."""
     differs = np.zeros(arrays["m"].size, bool)
     for role, x in arrays.items():
-        if role.endswith("_scale"):
+        if is_scale(role):
             differs |= x != np.repeat(x[::block], block)[: x.size]
     return np.unique(np.flatnonzero(differs) // block)
 
@@ -58,14 +56,14 @@ def _decode(state_format: str, arrays: Arrays) -> Arrays:
     position = np.arange(size)
     begins = position % block == 0
     for role, x in arrays.items():
-        if role.endswith("_scale"):
+        if is_scale(role):
             begins[1:] |= x[1:] != x[:-1]
     firsts = np.flatnonzero(begins)
     run = np.cumsum(begins) - 1
     target = run * block + position - firsts[run]
     padded = {}
     for role, x in arrays.items():
-        if role.endswith("_scale"):
+        if is_scale(role):
             padded[role] = x[firsts]
         else:
             padded[role] = np.zeros(firsts.size * block, x.dtype)

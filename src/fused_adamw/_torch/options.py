@@ -1,12 +1,14 @@
 """The options of a group that PyTorch's AdamW does not have."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, TypeVar
 
 from .._optim.options import OPTIONS, RATE_OPTIONS, roles_of
 from .._optim.state_formats import StateOptions, check_roles
 
 Group = dict[str, Any]  # of param_groups
+AnyGroup = TypeVar("AnyGroup", bound=Mapping[str, Any])
 
 DEFAULTS: Group = {name: option.default for name, option in OPTIONS.items() if option.torch}
 RATES = DEFAULTS.keys() & RATE_OPTIONS
@@ -19,6 +21,14 @@ OF_STORAGE = tuple(name for name in DEFAULTS if not OPTIONS[name].saved)
 
 UPDATES = ("foreach", "fused", "capturable", "differentiable")
 """PyTorch's options that choose one of its updates."""
+
+
+def numbered(groups: Iterable[AnyGroup]) -> Iterator[tuple[int, AnyGroup]]:
+    """Each group, and the number of its first parameter among all of the optimizer."""
+    first = 0
+    for group in groups:
+        yield first, group
+        first += len(group["params"])
 
 
 def select(arguments: Group) -> Group:
@@ -40,14 +50,18 @@ def check_group(group: Group) -> None:
     """Raise what is wrong with these options, or cannot be combined with them."""
     check(group)
     option = kernel_only(group)
-    if option is None:
-        return
+    if option is not None:
+        require_kernels(group, option)
+
+
+def require_kernels(group: Mapping[str, Any], feature: str) -> None:
+    """Raise ValueError for options that ask for PyTorch's own updates, which lack a feature."""
     for name in ("foreach", "capturable", "differentiable"):
         if group.get(name):
-            raise ValueError(f"{name}={group[name]} cannot be combined with {option}")
+            raise ValueError(f"{name}={group[name]} cannot be combined with {feature}")
     for name in ("fused", "decoupled_weight_decay"):
         if group.get(name) is False:
-            raise ValueError(f"{name}=False cannot be combined with {option}")
+            raise ValueError(f"{name}=False cannot be combined with {feature}")
 
 
 def check(group: Group) -> None:

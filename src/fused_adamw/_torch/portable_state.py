@@ -21,16 +21,18 @@ from .dtensors import (
     grid_of,
     has_dtensors,
     is_dtensor,
+    is_part_of_same,
     is_placed_like,
     local_of,
     new_dtensor,
     placed_like,
     placements_of,
 )
+from .flat_memory import flat_view
 from .merged_blocks import merge_blocks
+from .options import Group
 from .state import State, state_names
 
-Group = dict[str, Any]
 MOMENTS = ("m", "v")
 
 
@@ -58,7 +60,7 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     for p, i, state_format in _saved(groups, saved):
         master = state[i].get("master")
         if isinstance(master, Tensor) and master.dtype == torch.int8:
-            state[i] = state[i] | {"master": _from_bytes(p, master)}
+            state[i] = state[i] | {"master": _from_bytes(master)}
         if state_format:
             state[i] = _with_own_scales(p, state[i], state_format)
     return {**saved, "state": state}
@@ -81,7 +83,7 @@ def _as_bytes(p: Any, master: Any) -> Any:
     return new_dtensor(p, pairs, (*p.shape, pairs.shape[-1]))
 
 
-def _from_bytes(p: Any, pairs: Any) -> Any:
+def _from_bytes(pairs: Any) -> Any:
     integers = local_of(pairs).contiguous().view(torch.int16).squeeze(-1)
     return new_dtensor(pairs, integers, tuple(pairs.shape[:-1])) if is_dtensor(pairs) else integers
 
@@ -110,18 +112,13 @@ def _global_scale(p: Any, name: str, scale: Tensor, block: int) -> Any:
     local, grid = local_of(p), grid_of(p._spec, block)
     if grid.is_by_element:
         cells = torch.empty_like(local, dtype=scale.dtype, device=scale.device)
-        _in_memory_order(cells).copy_(scale.repeat_interleave(block)[: local.numel()])
+        flat_view(cells).copy_(scale.repeat_interleave(block)[: local.numel()])
         return new_dtensor(p, cells, grid.shape, tuple(p.stride()))
     if not local.is_contiguous():
         raise ValueError(f"{name} must be of a contiguous shard; got strides {local.stride()}")
     if grid.cell < block:
         scale = scale.repeat_interleave(block // grid.cell)[: local.numel() // grid.cell]
     return new_dtensor(p, scale.view(grid.local_shape(local.shape)), grid.shape)
-
-
-def _in_memory_order(x: Tensor) -> Tensor:
-    """The elements of a dense tensor, as one dimension."""
-    return x.as_strided((x.numel(),), (1,))
 
 
 def _with_own_scales(p: Any, entry: State, state_format: str) -> State:
@@ -144,10 +141,10 @@ def _merged(p: Any, entry: State, scales: State, state_format: str) -> State:
     """The moments with scales per block, from those with scales per element."""
     names = state_names(state_format, (), is_dtensor(p))
     own = {role: _moment(p, names[role], entry.get(names[role])) for role in MOMENTS}
-    arrays = {role: _in_memory_order(local_of(x)).numpy() for role, x in own.items()}
+    arrays = {role: flat_view(local_of(x)).numpy() for role, x in own.items()}
     for role, x in scales.items():
         spread = _on_host(local_of(p), x.dtype).copy_(x)
-        arrays[f"{role}_scale"] = _in_memory_order(spread).numpy()
+        arrays[f"{role}_scale"] = flat_view(spread).numpy()
     merged = merge_blocks(state_format, arrays)
     for role in MOMENTS:
         arrays[role][:] = merged[role]
@@ -169,9 +166,8 @@ def _on_host(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_same_elements(p: Any, value: Any) -> bool:
-    if not isinstance(value, Tensor) or is_dtensor(value) != is_dtensor(p):
-        return False
-    return value.shape == p.shape and (not is_dtensor(p) or is_placed_like(value, p))
+    is_tensor = isinstance(value, Tensor)
+    return is_tensor and value.shape == p.shape and is_part_of_same(value, p)
 
 
 def _local_scale(p: Any, name: str, value: Any, block: int) -> Tensor:

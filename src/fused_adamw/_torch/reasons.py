@@ -18,8 +18,18 @@ from .._optim.state_formats import (
     supported_dtypes,
 )
 from .dtensors import is_dtensor, is_part_of_same, local_of
+from .flat_memory import is_dense, same_strides
 from .options import Group
-from .state import State, dtype_name, is_narrow, layout_of, options_of, state_names, torch_dtype
+from .state import (
+    State,
+    dtype_name,
+    is_narrow,
+    is_scale,
+    layout_of,
+    options_of,
+    state_names,
+    torch_dtype,
+)
 
 OTHER = "sharing memory with other tensors, or in another way unsupported"
 
@@ -39,7 +49,7 @@ def reason_of(p: Tensor, group: Group, state: State) -> str:
         return f"of dtype {p.dtype}"
     if local.is_neg():
         return "a negated view"
-    if not _is_dense(local):
+    if not is_dense(local):
         return "with gaps or overlaps in memory"
     if state and not isinstance(state.get("step"), Tensor):
         return "with a count of steps that is no tensor"
@@ -85,7 +95,7 @@ def _of_state(p: Tensor, group: Group, state: State) -> str:
         if not isinstance(x, Tensor):
             continue
         storage, shape = layout[role]
-        is_like_param = prod(shape) == local.numel() and not role.endswith("_scale")
+        is_like_param = prod(shape) == local.numel() and not is_scale(role)
         if is_like_param and not is_part_of_same(x, p):
             return f"with {name} divided between the ranks in another way"
         like = local if is_like_param else torch.empty(shape, device="meta")
@@ -104,13 +114,6 @@ def _difference(x: Tensor, like: Tensor, dtype: torch.dtype) -> str:
         return f"of shape {tuple(x.shape)}"
     if x.is_neg():
         return "that is a negated view"
-    pairs = zip(x.stride(), like.stride(), like.shape, strict=True)
-    if any(a != b for a, b, size in pairs if size > 1):
+    if not same_strides(x, like):
         return f"in a memory layout of its own (strides {x.stride()}, not {like.stride()})"
     return ""
-
-
-def _is_dense(p: Tensor) -> bool:
-    meta = torch.empty_like(p, device="meta")
-    pairs = zip(meta.stride(), p.stride(), p.shape, strict=True)
-    return p.numel() == 0 or all(a == b for a, b, size in pairs if size > 1)

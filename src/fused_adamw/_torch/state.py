@@ -5,6 +5,7 @@ that PyTorch gives it, or its own. In a format with scales the names of the mome
 ``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -48,9 +49,6 @@ class GroupTensors(NamedTuple):
         state = {role: take(tensors) for role, tensors in self.state.items()}
         return GroupTensors(take(self.params), take(self.grads), take(self.steps), state)
 
-    def with_grads(self, other: "GroupTensors") -> "GroupTensors":
-        return self if other is self else self._replace(grads=other.grads)
-
     def split(self, indices: list[int]) -> tuple["GroupTensors", "GroupTensors"]:
         """The tensors that are not at ``indices``, and those that are."""
         others = set(range(len(self.params))).difference(indices)
@@ -77,6 +75,11 @@ def state_names(
         scale = "_shard_scale" if sharded else "_scale"
         names |= {f"{role}_scale": f"{NAMES[role]}{scale}" for role in ("m", "v")}
     return names
+
+
+def is_scale(role: str) -> bool:
+    """Of a role or its name: whether it is one value per block."""
+    return role.endswith("_scale")
 
 
 def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
@@ -119,6 +122,11 @@ class Kind(NamedTuple):
     roles: tuple[str, ...]  # that options need
     sharded: bool = False  # whether they are DTensors
 
+    @property
+    def options(self) -> StateOptions:
+        """The options with which state is stored in this way."""
+        return StateOptions(self.format, self.roles)
+
 
 @cache
 def kind_of(
@@ -133,7 +141,7 @@ def kind_of(
     return Kind(state_dtype, roles, sharded)
 
 
-def options_of(p: Tensor, group: dict[str, Any]) -> StateOptions:
+def options_of(p: Tensor, group: Mapping[str, Any]) -> StateOptions:
     """The options of a group, as far as they concern a parameter of this dtype. Without them the
     moments are of that dtype, as PyTorch keeps them."""
     name, roles, state_dtype = dtype_name(p.dtype), roles_of(group), group.get("state_dtype")
@@ -161,7 +169,7 @@ def _zeros(p: Tensor, role: str, position: int, storage: str, shape: Shape) -> T
     """A new array: flat for scales and packed elements, of those of this rank; else with the
     parameter's strides, and placed like it. ``position``: among those of the state."""
     dtype, size = torch_dtype(storage), prod(shape)
-    is_like_param = size == local_of(p).numel() and not role.endswith("_scale")
+    is_like_param = size == local_of(p).numel() and not is_scale(role)
     if _is_plain(p) and size * dtype.itemsize >= LARGE:
         flat = host_zeros(size, dtype, position).zero_()  # pages read first are mapped twice
         strides = torch.empty_like(p, device="meta").stride()

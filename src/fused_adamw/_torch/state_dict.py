@@ -1,7 +1,6 @@
 """State dicts: what loading makes of them, and state as ``torch.optim.AdamW`` keeps it."""
 
 from collections.abc import Callable, Container, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,9 @@ from .._optim.state_dict import Difference, Stored, check_difference, warn_of_co
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS
 from .dtensors import local_of
 from .options import DEFAULTS, Group, check, check_group, complete
+from .paths import PYTORCH
 from .portable_state import state_to_load
-from .state import State, dtype_name, state_names
+from .state import State, dtype_name, is_scale, state_names
 from .stored import (
     LIKE_V,
     Moments,
@@ -22,14 +22,12 @@ from .stored import (
     converted,
     has_scales,
     in_compute_type,
-    is_scale,
     new_order,
     placed,
     recognized,
 )
 
-PYTORCH = str(Path(torch.__file__).parent)
-NAMES = {
+STATE_NAMES = {
     name
     for state_format in FORMATS
     for sharded in (False, True)
@@ -92,7 +90,7 @@ def to_load(
             continue
         check_difference(where, loaded.difference, convert)
         differences.append(loaded.difference)
-        rest = {name: x for name, x in entry.items() if name not in NAMES}
+        rest = {name: x for name, x in entry.items() if name not in STATE_NAMES}
         if target.is_host_only:
             own[p] = rest | {"step": _step(entry["step"])} | _kept(loaded.tensors, target)
             del state[i]
@@ -154,7 +152,7 @@ def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
     """
     own, like = target.storage, target.like
     dtypes = {own.names[role]: own.dtype(role) for role in own.moments}
-    found = {name: x for name, x in entry.items() if name in NAMES and isinstance(x, Tensor)}
+    found = {name: x for name, x in entry.items() if name in STATE_NAMES and isinstance(x, Tensor)}
     given = {name: x.dtype for name, x in found.items() if name in dtypes}
     if target.is_of_pytorch and (given or not found):
         return None
@@ -215,7 +213,9 @@ def _moments(entry: State, own: Storage) -> State:
 
 
 def _copies(entry: State, target: Target) -> State:
-    return {k: _copy(x, target) for k, x in entry.items() if k in NAMES and isinstance(x, Tensor)}
+    return {
+        k: _copy(x, target) for k, x in entry.items() if k in STATE_NAMES and isinstance(x, Tensor)
+    }
 
 
 def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor:
@@ -277,6 +277,6 @@ def _entry_of_pytorch(entry: State, target: Target) -> State:
     for found in recognized(entry, target):
         theirs = in_compute_type(found, target)
         if found.format not in (theirs.storage.format, dtype_name(target.like.dtype)):
-            others = {name: x for name, x in entry.items() if name not in NAMES}
+            others = {name: x for name, x in entry.items() if name not in STATE_NAMES}
             return _with_own_step(others) | converted(found, theirs)
     return {name: x for name, x in entry.items() if name not in FROM_PARAMS}

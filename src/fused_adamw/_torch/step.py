@@ -4,9 +4,11 @@ import torch
 from torch.autograd.profiler import record_function
 
 from .._core import GroupPlan, ReentrantLock, StepPlan
-from .dispatch import GroupDispatch, dispatch, num_threads, run_all
+from .arguments import num_threads
+from .dispatch import GroupDispatch, dispatch, run_all
 from .hooks import outside_of_graphs
 from .local_shards import increment_version
+from .options import numbered
 from .paths import note_paths
 
 PROFILED_AS = "fused_adamw::adamw"
@@ -41,10 +43,8 @@ def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
     with lock:
         optimizer.__dict__.pop("_plan", None)
         dispatches: list[list[GroupDispatch]] = []
-        first = 0
-        for group in optimizer.param_groups:
+        for first, group in numbered(optimizer.param_groups):
             dispatches.append(dispatch(optimizer, group, first))
-            first += len(group["params"])
         note_paths(optimizer, dispatches)
         # Before anything changes: memory for it could be refused. Without the state that this step
         # adds, a plan steps nothing.

@@ -1,5 +1,6 @@
 """How the moments of a parameter are stored: recognized in a state dict, and converted."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from .._optim.state_formats import (
 )
 from .dtensors import is_dtensor, local_of, placed_like
 from .flat_memory import Order, flat, order_of, shaped
-from .state import State, dtype_name, options_of, state_names, torch_dtype
+from .state import State, dtype_name, is_scale, options_of, state_names, torch_dtype
 
 PIECE_ELEMENTS = 16 * CHUNK
 """Elements that are converted at once: what is decoded on the way stays in the cache."""
@@ -74,7 +75,7 @@ class Target(NamedTuple):
         return dtypes == {self.like.dtype} and not self.is_host_only
 
 
-def target_of(p: Tensor, group: dict[str, Any]) -> Target | None:
+def target_of(p: Tensor, group: Mapping[str, Any]) -> Target | None:
     """Of a parameter in a group with these options; None for a dtype that no kernel supports."""
     like, is_whole = local_of(p).detach(), not is_dtensor(p)
     options = options_of(p, group)
@@ -148,11 +149,6 @@ def converted(moments: Moments, target: Target) -> State:
         source = _decoded(source, like)
     _write(source, Moments(own.format, new), order, like)
     return {own.names[r]: _placed(x, r, target) for r, x in new.items()}
-
-
-def is_scale(role: str) -> bool:
-    """Of a role or its name: whether it is one value per block."""
-    return role.endswith("_scale")
 
 
 def _new(like: Tensor, role: str, own: Storage) -> Tensor:

@@ -1,0 +1,34 @@
+"""What the kernels take from the options of a group, and from PyTorch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core import default_num_threads
+from .._optim.options import Rates
+from .._optim.param_groups import Hyperparams
+from .options import DEFAULTS
+
+
+def hyperparams_of(group: Mapping[str, Any], rates: Rates) -> Hyperparams:
+    """The numbers of the formula; ``rates``: those of optional buffers."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        lr = lr.item()
+    return lr, group["betas"], group["eps"], group["weight_decay"], rates
+
+
+def seed_of(group: Mapping[str, Any]) -> int | None:
+    """Without a format or master weights, what has the dtypes of PyTorch is rounded as there."""
+    if group.get("state_dtype") is None and not group.get("master_weights"):
+        return None
+    seed: int | None = group.get("seed", DEFAULTS["seed"])
+    return seed
+
+
+def num_threads() -> int:
+    """The number of threads that a step may use."""
+    threads: int = min(torch.get_num_threads(), default_num_threads())
+    return threads
