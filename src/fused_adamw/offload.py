@@ -12,11 +12,11 @@ from torch.optim.optimizer import ParamsT
 from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
-from ._offload.engine import Engine, Plan
+from ._offload.engine import Engine, PlannedUpdate
 from ._offload.host_dispatch import dispatch_host
+from ._offload.host_state import Address, host_target
 from ._offload.modules import UseOrder, require_waited, require_whole
 from ._offload.simulation import new_engine, simulated
-from ._offload.twin import Address, host_target
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.dispatch import run_all
@@ -33,8 +33,8 @@ class AdamW(HostAdamW):
     weights are in host memory, and are updated there.
 
     A step copies gradients and parameters to pinned memory, updates them there and copies the
-    parameters back, chunk by chunk, all at the same time. On the same gradients the parameters have
-    the bits of the class for the CPU, whatever the device, the chunks and the order of arrival.
+    parameters back, piece by piece, all at the same time. On the same gradients the parameters have
+    the bits of the class for the CPU, whatever the device, the pieces and the order of arrival.
     Parameters on the CPU are updated as by ``fused_adamw.torch.AdamW`` with these options.
 
     Gradients stay on the device until ``step``, so accumulation, clipping, ``GradScaler``,
@@ -139,7 +139,7 @@ class AdamW(HostAdamW):
             engine.synchronize()
         sums_only = self.max_grad_norm is not None
         hooks = overlap.Overlap(
-            engine, self.param_groups, self.state, sums_only, lambda plan: self._check([plan])
+            engine, self.param_groups, self.state, sums_only, lambda update: self._check([update])
         )
         return hooks.hooks()
 
@@ -191,36 +191,36 @@ class AdamW(HostAdamW):
             order.require_same_params()
         scale = getattr(self, "grad_scale", None)
         clips = self.max_grad_norm is not None
-        plans = engine.plan(
+        updates = engine.plan(
             self.param_groups,
             self.state,
             with_host=clips,
             grad_scale=1.0 if scale is None else 1 / scale.item(),
         )
-        self._check(plans)
+        self._check(updates)
         engine.wait_for([p for p in engine.pending if p not in engine.begun])
         dispatches = dispatch_host(self, engine.lanes, none=clips)
         overlap.require_unchanged(engine, self.param_groups, clips)
         clip = 1.0
         if clips:
-            self.grad_norm = engine.norm(plans)
+            self.grad_norm = engine.norm(updates)
             clip = clip_factor(self.grad_norm, self.max_grad_norm)
         if order is not None:
-            plans.sort(key=lambda plan: order.sort_key(plan.p))
-        grads = [plan.p.grad for plan in plans if plan.p.grad is not None]
+            updates.sort(key=lambda update: order.sort_key(update.p))
+        grads = [update.p.grad for update in updates if update.p.grad is not None]
         with DeferredSignals():
             run_all(self, dispatches)
-            engine.begin(plans, self.state, clip)
-            self._finish_step(plans)
+            engine.begin(updates, self.state, clip)
+            self._finish_step(updates)
         if order is None:
             engine.synchronize()
         else:
             engine.wait_for([p for p in engine.pending if p not in order.params])
         unscale(self, [] if order else grads)
 
-    def _finish_step(self, plans: list[Plan]) -> None:
+    def _finish_step(self, updates: list[PlannedUpdate]) -> None:
         engine, order = self._engine(), self._order()
-        used = [*engine.begun, *(plan.p for plan in plans)]
+        used = [*engine.begun, *(update.p for update in updates)]
         if order is not None:
             order.start(used)
             for p in used:
@@ -228,10 +228,10 @@ class AdamW(HostAdamW):
         engine.begun.clear()
         engine.updated = set(used)
 
-    def _check(self, plans: list[Plan]) -> None:
+    def _check(self, updates: list[PlannedUpdate]) -> None:
         """Raise where parameters have been used before their update."""
-        if self._order() is not None and plans:
-            indices = {plan.p: plan.twin.index for plan in plans}
+        if self._order() is not None and updates:
+            indices = {update.p: update.host_state.index for update in updates}
             require_waited(list(indices), self._engine().pending, indices)
 
     @property

@@ -73,7 +73,7 @@ def test_what_goes_to_the_host_during_backward(max_grad_norm):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_norm_of_gradients_that_come_in_several_chunks(dtype):
+def test_the_norm_of_gradients_that_come_in_several_pieces(dtype):
     numbers = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.zeros(n, dtype=dtype)) for n in (5, 150_001, 40_000)]
     other = Beside(params, lr=1e-2, own={"max_grad_norm": CLIP})

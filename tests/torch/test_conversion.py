@@ -36,7 +36,7 @@ def in_memory_order(tensor, order):
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def order_of(tensor):
+def dims_in_memory(tensor):
     return sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
 
 
@@ -44,7 +44,7 @@ def decoded(entry, order):
     """The moments in float32 (or float64), flat, in an order of the dimensions."""
     if "exp_avg_code" in entry:
         arrays = {role: entry[f"{name}_code"] for role, name in MOMENTS.items()}
-        own = order_of(arrays["m"])
+        own = dims_in_memory(arrays["m"])
         arrays = {role: in_memory_order(x, own) for role, x in arrays.items()}
         for role, name in MOMENTS.items():
             arrays[f"{role}_scale"] = entry[f"{name}_scale"].numpy()
@@ -84,7 +84,7 @@ def stored_dtype(dtype, state_dtype):
 def assert_stored(opt, params, entries, state_dtype):
     """The state is that of ``entries``, rounded to the nearest."""
     for p, entry in zip(params, entries, strict=True):
-        state, order = opt.state[p], order_of(p)
+        state, order = opt.state[p], dims_in_memory(p)
         expected = encoded(*decoded(entry, order), state_dtype)
         assert set(expected) <= set(state)
         for name, values in expected.items():
@@ -190,7 +190,7 @@ def test_float64(kind):
     with pytest.warns(UserWarning, match=f"holds '{kept}' moments, .* stores 'float64'"):
         opt.load_state_dict(saved)
     for p, entry in zip(params, saved["state"].values(), strict=True):
-        for name, values in zip(MOMENTS.values(), decoded(entry, order_of(p)), strict=True):
+        for name, values in zip(MOMENTS.values(), decoded(entry, dims_in_memory(p)), strict=True):
             found = opt.state[p][name]
             assert (found.dtype, found.stride()) == (torch.float64, p.stride())
             np.testing.assert_array_equal(found.numpy().ravel(), values.astype(np.float64))
@@ -258,7 +258,7 @@ def test_the_largest_second_moment(amsgrad):
     for p, entry in zip(params, saved["state"].values(), strict=True):
         assert ("max_exp_avg_sq" in opt.state[p]) == amsgrad
         if amsgrad:
-            flat = in_memory_order(opt.state[p]["max_exp_avg_sq"], order_of(p))
+            flat = in_memory_order(opt.state[p]["max_exp_avg_sq"], dims_in_memory(p))
             expected = to_bfloat16(entry["max_exp_avg_sq"].numpy().ravel(), None, True)
             np.testing.assert_array_equal(flat, expected)
     train(params, opt, 1)
@@ -395,9 +395,9 @@ def test_state_for_pytorch(dtype, state_dtype, master_weights, ema_decay):
     for p, entry in zip(params, saved["state"].values(), strict=True):
         assert set(entry) == {"step", "exp_avg", "exp_avg_sq"}
         own = {k: x for k, x in opt.state[p].items() if k not in ("master", "ema")}
-        for name, values in zip(MOMENTS.values(), decoded(own, order_of(p)), strict=True):
+        for name, values in zip(MOMENTS.values(), decoded(own, dims_in_memory(p)), strict=True):
             kept = (
-                from_bfloat16(in_memory_order(entry[name], order_of(p)))
+                from_bfloat16(in_memory_order(entry[name], dims_in_memory(p)))
                 if (entry[name].dtype == torch.bfloat16)
                 else entry[name].numpy().ravel()
             )

@@ -16,25 +16,25 @@ from .._torch.flat_memory import flat_view, same_strides
 from .._torch.local_shards import increment_version
 from .._torch.options import numbered
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
-from .chunk import SumJob, UpdateJob
+from .host_state import Address, HostState, version_of
+from .jobs import SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
 from .recipe import Recipe, Recipes
 from .ring import SLOT_BYTES, SLOTS, SMALLEST_SLOT, Ring
 from .stepper import rehearse
-from .twin import Address, Twin, version_of
 
 Groups = Sequence[Mapping[str, Any]]
 OptimizerState = Mapping[Tensor, dict[str, Tensor]]
 
 
-class Plan(NamedTuple):
+class PlannedUpdate(NamedTuple):
     """The update of a parameter, checked, with nothing changed yet."""
 
     p: Tensor
     grad: Tensor
     lane: Lane
-    twin: Twin
+    host_state: HostState
     recipe: Recipe
 
 
@@ -72,7 +72,7 @@ class Engine:
         self.updated: set[Tensor] = set()
         self.copied: dict[Tensor, Address] = {}
         self._summed: dict[Tensor, tuple[SumJob, Gradient]] = {}
-        self._twins: dict[Tensor, Twin] = {}
+        self._host_states: dict[Tensor, HostState] = {}
         self._is_checked = True  # whether their state is known to be apart
         self._ring = ring
         self._own_pump: Pump | None = None
@@ -109,7 +109,7 @@ class Engine:
 
     def plan(
         self, groups: Groups, state: OptimizerState, *, with_host: bool, grad_scale: float = 1.0
-    ) -> list[Plan]:
+    ) -> list[PlannedUpdate]:
         """The updates of a step that have not begun.
 
         Args:
@@ -119,7 +119,7 @@ class Engine:
         Raises:
             TypeError, ValueError, KeyError: something cannot be updated.
         """
-        plans: list[Plan] = []
+        updates: list[PlannedUpdate] = []
         for first, group in numbered(groups):
             recipes = None
             for index, p in enumerate(group["params"], first):
@@ -128,102 +128,110 @@ class Engine:
                 lane = self.lanes.or_host(p) if with_host else self.lanes.of(p)
                 if lane is not None:
                     recipes = recipes or Recipes(group, grad_scale)
-                    plans.append(self.plan_one(p, index, recipes, state.get(p, {})))
-        indices = [plan.twin.index for plan in plans]
+                    updates.append(self.plan_one(p, index, recipes, state.get(p, {})))
+        indices = [update.host_state.index for update in updates]
         check_apart(
-            zip(indices, (plan.p for plan in plans), strict=True),
-            zip(indices, (plan.grad for plan in plans), strict=True),
+            zip(indices, (update.p for update in updates), strict=True),
+            zip(indices, (update.grad for update in updates), strict=True),
         )
         self.check_state()
-        samples = {(p.p.dtype, p.recipe, float(p.twin.step.item())) for p in plans}
+        samples = {(p.p.dtype, p.recipe, float(p.host_state.step.item())) for p in updates}
         for sample in samples:
             rehearse(*sample)
-        return plans
+        return updates
 
-    def plan_one(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Plan:
+    def plan_one(
+        self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]
+    ) -> PlannedUpdate:
         """The update of one parameter; its recipe is still to be rehearsed."""
         grad: Tensor = redistributed(p.grad, p)
-        twin = self._twin(p, index, recipes, entry)
+        host_state = self._host_state(p, index, recipes, entry)
         check_gradient(p, grad, index)
-        return Plan(p, grad, self.lanes.or_host(p), twin, recipes.of(p))
+        return PlannedUpdate(p, grad, self.lanes.or_host(p), host_state, recipes.of(p))
 
-    def _twin(self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]) -> Twin:
-        old = twin = self._twins.get(p)
-        if twin is None or not twin.is_like(p):
+    def _host_state(
+        self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]
+    ) -> HostState:
+        old = host_state = self._host_states.get(p)
+        if host_state is None or not host_state.is_like(p):
             check_parameter(p, index, recipes.group)
-            twin = None
+            host_state = None
         kind = recipes.of(p).kind
-        if twin is None or twin.index != index or not twin.is_of(kind, entry):
-            twin = Twin(p, index, kind, entry)
+        if host_state is None or host_state.index != index or not host_state.is_of(kind, entry):
+            host_state = HostState(p, index, kind, entry)
             if old is None:
-                twin.written = self.copied.pop(p, None)
+                host_state.written = self.copied.pop(p, None)
             elif old.has_state(entry):
-                twin.written = old.written
-            self._twins[p] = twin
+                host_state.written = old.written
+            self._host_states[p] = host_state
             self._is_checked &= not entry  # new state has memory of its own
-        twin.note_writes(p)
-        return twin
+        host_state.note_writes(p)
+        return host_state
 
     def check_state(self) -> None:
         """Raise ValueError where state that was not made here shares memory."""
         if not self._is_checked:
-            check_ranges(x for twin in self._twins.values() for x in twin.memory())
+            check_ranges(x for state in self._host_states.values() for x in state.memory())
             self._is_checked = True
 
     # ---- the norm
 
-    def begin_sum(self, plan: Plan) -> SumJob:
+    def begin_sum(self, update: PlannedUpdate) -> SumJob:
         """Begin to sum the squares of a gradient, unless that has been done."""
-        known = self._summed.get(plan.p)
-        if known is not None and known[1].is_still(plan.grad):
+        known = self._summed.get(update.p)
+        if known is not None and known[1].is_still(update.grad):
             return known[0]
-        arguments = self._job_arguments(plan, plan.lane.ticket())
-        job = SumJob(*arguments, plan.recipe.num_threads)
+        arguments = self._job_arguments(update, update.lane.ticket())
+        job = SumJob(*arguments, update.recipe.num_threads)
         pump = self._pump()
         pump.start()
-        self._summed[plan.p] = job, Gradient(plan.grad)
+        self._summed[update.p] = job, Gradient(update.grad)
         pump.put([job])
         return job
 
-    def norm(self, plans: Sequence[Plan]) -> float:
+    def norm(self, updates: Sequence[PlannedUpdate]) -> float:
         """The norm of all gradients, with the bits of ``AdamW``."""
         with DeferredSignals():  # or a thread, or a job, could be begun and not known
-            jobs = [self.begin_sum(plan) for plan in plans]
+            jobs = [self.begin_sum(update) for update in updates]
         for job in jobs:
             self._pump().wait(job)
         self._summed.clear()
-        scale = plans[0].recipe.grad_scale if plans else 1.0
+        scale = updates[0].recipe.grad_scale if updates else 1.0
         return norm_of_chunks(np.concatenate([np.zeros(0), *(job.sums for job in jobs)]), scale)
 
     # ---- updates
 
-    def begin(self, plans: Sequence[Plan], state: OptimizerState, clip: float = 1.0) -> None:
+    def begin(
+        self, updates: Sequence[PlannedUpdate], state: OptimizerState, clip: float = 1.0
+    ) -> None:
         """Begin updates; from here on they count as steps."""
-        if not plans:
+        if not updates:
             return
         pump = self._pump()
-        lanes = {id(plan.lane): plan.lane for plan in plans}
+        lanes = {id(update.lane): update.lane for update in updates}
         tickets = {i: lane.ticket() for i, lane in lanes.items()}
         jobs: list[UpdateJob] = []
-        for plan in plans:
-            arguments = self._job_arguments(plan, tickets[id(plan.lane)])
-            jobs.append(UpdateJob(*arguments, plan.twin, plan.recipe, clip))
+        for update in updates:
+            arguments = self._job_arguments(update, tickets[id(update.lane)])
+            jobs.append(UpdateJob(*arguments, update.host_state, update.recipe, clip))
         pump.start()
-        for plan, job in zip(plans, jobs, strict=True):  # from here on nothing is raised
-            plan.twin.count_step(state[plan.p])
-            self.pending[plan.p] = job
-        increment_version([plan.p for plan in plans])
-        for plan in plans:
-            plan.twin.written = Address.of(plan.p)
+        for update, job in zip(updates, jobs, strict=True):  # from here on nothing is raised
+            update.host_state.count_step(state[update.p])
+            self.pending[update.p] = job
+        increment_version([update.p for update in updates])
+        for update in updates:
+            update.host_state.written = Address.of(update.p)
         pump.put(jobs)
 
-    def _job_arguments(self, plan: Plan, ready: Ticket) -> tuple[Lane, Ticket, Tensor, Tensor]:
-        p, grad = plan.p, local_of(plan.grad)
+    def _job_arguments(
+        self, update: PlannedUpdate, ready: Ticket
+    ) -> tuple[Lane, Ticket, Tensor, Tensor]:
+        p, grad = update.p, local_of(update.grad)
         if p.stride() != grad.stride() and not same_strides(local_of(p), grad):
             with torch.no_grad():
                 grad = torch.empty_like(local_of(p)).copy_(grad)
-            ready = plan.lane.ticket()
-        return plan.lane, ready, flat_view(grad), plan.twin.flat_params(p)
+            ready = update.lane.ticket()
+        return update.lane, ready, flat_view(grad), update.host_state.flat_params(p)
 
     # ---- waiting
 
@@ -245,7 +253,7 @@ class Engine:
 
     def forget(self) -> None:
         """The optimizer has other state, and no step has begun."""
-        self._twins.clear()
+        self._host_states.clear()
         self._summed.clear()
         self.begun.clear()
         self.copied.clear()
@@ -255,5 +263,5 @@ class Engine:
         for first, group in numbered(groups):
             for index, p in enumerate(group["params"], first):
                 if state.get(p) and self.lanes.of(p) is not None:
-                    twin = self._twin(p, index, Recipes(group), state[p])
-                    twin.written = Address(-1, -1)
+                    host_state = self._host_state(p, index, Recipes(group), state[p])
+                    host_state.written = Address(-1, -1)

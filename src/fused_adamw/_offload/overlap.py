@@ -12,7 +12,7 @@ from .._core import DeferredSignals
 from .._torch.dtensors import is_dtensor
 from .._torch.options import numbered
 from .checks import check_apart
-from .engine import Begun, Engine, Gradient, Groups, OptimizerState, Plan
+from .engine import Begun, Engine, Gradient, Groups, OptimizerState, PlannedUpdate
 from .recipe import Recipes
 from .stepper import rehearse
 
@@ -24,7 +24,7 @@ class Overlap:
         engine: begins them.
         groups, state: of the optimizer.
         sums_only: whether the updates have to wait for the norm.
-        check: called with each plan before anything changes.
+        check: called with each update before anything changes.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Overlap:
         groups: Groups,
         state: OptimizerState,
         sums_only: bool,
-        check: Callable[[Plan], None],
+        check: Callable[[PlannedUpdate], None],
     ) -> None:
         self._engine, self._groups, self._state = engine, groups, state
         self._sums_only, self._check = sums_only, check
@@ -77,21 +77,21 @@ class Overlap:
                 f"parameter {index} must have one gradient in overlapped(); got a second one after "
                 "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
             )
-        grad, plan = p.grad, engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        grad, update = p.grad, engine.plan_one(p, index, recipes, self._state.get(p, {}))
         assert grad is not None
         engine.check_state()
-        self._check(plan)
+        self._check(update)
         if self._sums_only:
             with DeferredSignals():
-                engine.begin_sum(plan)
+                engine.begin_sum(update)
             return
-        sample = p.dtype, plan.recipe, float(plan.twin.step.item())
+        sample = p.dtype, update.recipe, float(update.host_state.step.item())
         if sample not in self._rehearsed:
             rehearse(*sample)
             self._rehearsed.add(sample)
         with DeferredSignals():
-            engine.begin([plan], self._state)
-            engine.begun[p] = Begun(plan.recipe, Gradient(grad))
+            engine.begin([update], self._state)
+            engine.begun[p] = Begun(update.recipe, Gradient(grad))
 
 
 def require_whole_step(engine: Engine) -> None:

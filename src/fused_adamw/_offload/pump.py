@@ -1,4 +1,4 @@
-"""The thread that moves chunks through the ring: to the host, through a step, and back."""
+"""The thread that moves bundles through the ring: to the host, through a step, and back."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from . import stepper
-from .chunk import Chunk, Job, Piece, cut, pack
+from .jobs import Bundle, Job, Piece, cut, pack
 from .lanes import Done, Way
 from .ring import Ring
 from .threads import start_thread
@@ -16,10 +16,10 @@ from .threads import start_thread
 
 class Pump:
     """Does jobs in the order in which they are put. One thread; it waits
-    for copies and steps chunks without the GIL, and holds nobody up who puts a job.
+    for copies and steps bundles without the GIL, and holds nobody up who puts a job.
 
     Args:
-        ring: the slots that chunks pass through.
+        ring: the slots that bundles pass through.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -76,7 +76,7 @@ class Pump:
             ) from self._failure
 
     def _run(self) -> None:
-        arriving: deque[Chunk] = deque()
+        arriving: deque[Bundle] = deque()
         try:
             with torch.inference_mode():  # which may write to all tensors
                 while arriving or self._await_pieces():
@@ -94,8 +94,8 @@ class Pump:
                 self._changed.wait()
             return bool(self._pieces)
 
-    def _start_copies(self, arriving: deque[Chunk]) -> None:
-        """Copy as many chunks to the host as there are slots for; at least one."""
+    def _start_copies(self, arriving: deque[Bundle]) -> None:
+        """Copy as many bundles to the host as there are slots for; at least one."""
         while self._pieces:
             slot = self._ring.take(wait=not arriving)
             if slot is None:
@@ -105,20 +105,20 @@ class Pump:
             tickets = {id(piece.job.ready): piece.job.ready for piece in pieces}
             pairs = stepper.copies_to_host(pieces, slot)
             lane = pieces[0].job.lane
-            arriving.append(Chunk(pieces, slot, lane.copy(pairs, Way.TO_HOST, tickets.values())))
+            arriving.append(Bundle(pieces, slot, lane.copy(pairs, Way.TO_HOST, tickets.values())))
 
-    def _finish(self, chunk: Chunk) -> None:
-        chunk.arrived.synchronize()
-        if stepper.is_update(chunk):
-            stepper.update(chunk)
-            lane = chunk.pieces[0].job.lane
-            written = lane.copy(stepper.copies_to_device(chunk), Way.TO_DEVICE, [])
+    def _finish(self, bundle: Bundle) -> None:
+        bundle.arrived.synchronize()
+        if stepper.is_update(bundle):
+            stepper.update(bundle)
+            lane = bundle.pieces[0].job.lane
+            written = lane.copy(stepper.copies_to_device(bundle), Way.TO_DEVICE, [])
         else:
-            stepper.add_squares(chunk)
+            stepper.add_squares(bundle)
             written = Done()
-        self._ring.give_back(chunk.slot, written)
+        self._ring.give_back(bundle.slot, written)
         with self._changed:
-            for piece in chunk.pieces:
+            for piece in bundle.pieces:
                 piece.job.finish(piece, written)
                 self._unfinished -= not piece.job.left
             self._changed.notify_all()

@@ -12,7 +12,7 @@ from .._optim.param_groups import Hyperparams
 from .._torch.arguments import hyperparams_of, num_threads, seed_of
 from .._torch.options import require_kernels
 from .._torch.state import Kind
-from .twin import kind_on_host
+from .host_state import kind_on_host
 
 
 class Recipe(NamedTuple):

@@ -15,7 +15,7 @@ SLOT_BYTES = 8 << 20  # for gradients, and as much for parameters: 128 MiB in al
 
 
 class Slot(NamedTuple):
-    """Bytes for the gradients and for the parameters of one chunk."""
+    """Bytes for the gradients and for the parameters of one bundle."""
 
     grads: Tensor
     params: Tensor

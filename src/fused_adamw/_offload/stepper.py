@@ -1,4 +1,4 @@
-"""What is done with a chunk that has arrived in host memory."""
+"""What is done with a bundle that has arrived in host memory."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from torch import Tensor
 from .._core import CHUNK, step_pieces, sums_of_squares
 from .._torch.dispatch import EXCHANGE
 from .._torch.state import Kind, state_names
-from .chunk import Chunk, Piece, SumJob, UpdateJob
+from .host_state import new_state
+from .jobs import Bundle, Piece, SumJob, UpdateJob
 from .recipe import Recipe
 from .ring import Slot
-from .twin import new_state
 
 
 class Pieces(NamedTuple):
@@ -27,38 +27,38 @@ class Pieces(NamedTuple):
     firsts: list[int] | None = None
 
 
-def add_squares(chunk: Chunk) -> None:
+def add_squares(bundle: Bundle) -> None:
     """Put the sums of squares of the gradients in their places."""
-    jobs = [piece.job for piece in chunk.pieces if isinstance(piece.job, SumJob)]
-    grads = [piece.of(chunk.slot.grads) for piece in chunk.pieces]
+    jobs = [piece.job for piece in bundle.pieces if isinstance(piece.job, SumJob)]
+    grads = [piece.of(bundle.slot.grads) for piece in bundle.pieces]
     found = sums_of_squares(EXCHANGE, grads, jobs[0].num_threads)
     at = 0
-    for piece, job in zip(chunk.pieces, jobs, strict=True):
+    for piece, job in zip(bundle.pieces, jobs, strict=True):
         first, count = piece.begin // CHUNK, -(-(piece.end - piece.begin) // CHUNK)
         job.sums[first : first + count] = found[at : at + count]
         at += count
 
 
-def update(chunk: Chunk) -> None:
-    """Update the parameters where they are, in the slot, and their twins."""
+def update(bundle: Bundle) -> None:
+    """Update the parameters where they are, in the slot, and their state."""
     pieces, firsts = Pieces([], [], [], [], [], {}), list[int]()
-    for piece in chunk.pieces:
+    for piece in bundle.pieces:
         job = _update_of(piece)
-        params = piece.of(chunk.slot.params)
+        params = piece.of(bundle.slot.params)
         if job.fresh:
-            job.twin.start_part(params, piece.begin, piece.end, job.fresh)
+            job.host_state.start_part(params, piece.begin, piece.end, job.fresh)
         pieces.params.append(params)
-        pieces.grads.append(piece.of(chunk.slot.grads))
+        pieces.grads.append(piece.of(bundle.slot.grads))
         pieces.steps.append(job.t)
-        pieces.indices.append(job.twin.index)
+        pieces.indices.append(job.host_state.index)
         pieces.offsets.append(piece.begin)
-        firsts.append(job.twin.first)
-        for role in state_names(*job.twin.kind):
-            part = job.twin.part(role, piece.begin, piece.end)
+        firsts.append(job.host_state.first)
+        for role in state_names(*job.host_state.kind):
+            part = job.host_state.part(role, piece.begin, piece.end)
             pieces.state.setdefault(role, []).append(part)
-    job = _update_of(chunk.pieces[0])
+    job = _update_of(bundle.pieces[0])
     if not step_pieces(EXCHANGE, pieces._replace(firsts=firsts), job.recipe, job.clip):
-        raise RuntimeError(f"the kernels do not support a chunk of parameters {pieces.indices}")
+        raise RuntimeError(f"the kernels do not support the pieces of parameters {pieces.indices}")
 
 
 def copies_to_host(pieces: list[Piece], slot: Slot) -> list[tuple[Tensor, Tensor]]:
@@ -69,12 +69,12 @@ def copies_to_host(pieces: list[Piece], slot: Slot) -> list[tuple[Tensor, Tensor
     return pairs
 
 
-def copies_to_device(chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
-    return [(piece.params(), piece.of(chunk.slot.params)) for piece in chunk.pieces]
+def copies_to_device(bundle: Bundle) -> list[tuple[Tensor, Tensor]]:
+    return [(piece.params(), piece.of(bundle.slot.params)) for piece in bundle.pieces]
 
 
-def is_update(chunk: Chunk) -> bool:
-    return isinstance(chunk.pieces[0].job, UpdateJob)
+def is_update(bundle: Bundle) -> bool:
+    return isinstance(bundle.pieces[0].job, UpdateJob)
 
 
 @lru_cache(maxsize=64)

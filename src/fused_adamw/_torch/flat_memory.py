@@ -38,8 +38,8 @@ def flat_view(tensor: Tensor) -> Tensor:
     return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
-def order_of(tensor: Tensor) -> Order:
-    """The order of the dimensions in memory. Those of one element have no place of their own: they
+def dims_in_memory(tensor: Tensor) -> Order:
+    """The dimensions as they are in memory. Those of one element have no place of their own: they
     come last."""
     strides, shape = tensor.stride(), tensor.shape
     dims = [d for d in range(tensor.dim()) if shape[d] != 1]
@@ -53,7 +53,7 @@ def flat(tensor: Tensor, order: Order | None, storage: str) -> Array:
 
     Args:
         tensor: in host memory.
-        order: of ``order_of``; None: row by row.
+        order: of ``dims_in_memory``; None: row by row.
         storage: the storage type of its elements.
     """
     elements = (tensor if order is None else tensor.permute(order)).reshape(-1)

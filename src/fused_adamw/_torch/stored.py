@@ -23,7 +23,7 @@ from .._optim.state_formats import (
     state_layout,
 )
 from .dtensors import is_dtensor, local_of, placed_like
-from .flat_memory import Order, flat, order_of, shaped
+from .flat_memory import Order, dims_in_memory, flat, shaped
 from .state import State, dtype_name, is_scale, options_of, state_names, torch_dtype
 
 PIECE_ELEMENTS = 16 * CHUNK
@@ -129,12 +129,12 @@ def has_scales(format_: str) -> bool:
 def block_order(moments: Moments, like: Tensor) -> Order:
     """The order of the dimensions in which the elements were divided into blocks."""
     m = moments.arrays["m"]
-    return order_of(m) if m.shape == like.shape else new_order(like)
+    return dims_in_memory(m) if m.shape == like.shape else new_order(like)
 
 
 def new_order(like: Tensor) -> Order:
     """The order of the dimensions in new state."""
-    return order_of(torch.empty_like(like, device="meta"))
+    return dims_in_memory(torch.empty_like(like, device="meta"))
 
 
 def converted(moments: Moments, target: Target) -> State:

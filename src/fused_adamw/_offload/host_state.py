@@ -84,7 +84,7 @@ class Address(NamedTuple):
         return cls(version_of(p), local_of(p).data_ptr())
 
 
-class Twin:
+class HostState:
     """The state of a parameter in host memory.
 
     Attributes:

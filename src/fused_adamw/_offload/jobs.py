@@ -1,4 +1,4 @@
-"""The work of a step: jobs of whole parameters, cut into pieces, packed into chunks."""
+"""The work of a step: jobs of whole parameters, cut into pieces, packed into bundles."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._core import CHUNK
+from .host_state import HostState
 from .lanes import Done, Lane, Ticket
 from .recipe import Recipe
 from .ring import Slot
-from .twin import Twin
 
 ALIGNMENT = 64  # of pieces in a slot, in bytes
 
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def key(self) -> Any:
-        """Jobs with equal keys can be in one chunk."""
+        """Jobs with equal keys can be in one bundle."""
         raise NotImplementedError
 
     def finish(self, piece: "Piece", written: Ticket) -> None:
@@ -63,7 +63,7 @@ class SumJob(Job):
 
 
 class UpdateJob(Job):
-    """Update a parameter and its twin.
+    """Update a parameter and its state.
 
     Args:
         clip: a factor of the gradient, which may be NaN.
@@ -75,14 +75,14 @@ class UpdateJob(Job):
         ready: Ticket,
         grad: Tensor,
         params: Tensor,
-        twin: Twin,
+        host_state: HostState,
         recipe: Recipe,
         clip: float,
     ) -> None:
         super().__init__(lane, ready, grad, params)
-        self.twin, self.recipe, self.clip = twin, recipe, clip
-        self.t = int(twin.step.item())  # steps before
-        self.fresh = frozenset(twin.fresh)
+        self.host_state, self.recipe, self.clip = host_state, recipe, clip
+        self.t = int(host_state.step.item())  # steps before
+        self.fresh = frozenset(host_state.fresh)
 
     @property
     def key(self) -> Any:
@@ -112,7 +112,7 @@ class Piece(NamedTuple):
         return self.job.params[self.begin : self.end]
 
 
-class Chunk(NamedTuple):
+class Bundle(NamedTuple):
     """Pieces of equal keys that share a slot."""
 
     pieces: list[Piece]
