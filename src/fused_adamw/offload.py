@@ -209,8 +209,9 @@ class AdamW(HostAdamW):
             updates.sort(key=lambda update: order.sort_key(update.p))
         grads = [update.p.grad for update in updates if update.p.grad is not None]
         with DeferredSignals():
+            ready = engine.make_ready(updates, clip)
             run_all(self, dispatches)
-            engine.begin(updates, self.state, clip)
+            engine.begin(ready, self.state)
             self._finish_step(updates)
         if order is None:
             engine.synchronize()

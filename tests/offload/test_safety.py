@@ -13,14 +13,17 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import (  # noqa: E402
     SMALLEST,
+    Beside,
     Net,
     as_bytes,
     on_device,
     parameter,
+    set_gradient,
     steps,
 )
 
 from fused_adamw import offload  # noqa: E402
+from fused_adamw._offload import engine, pump, ring  # noqa: E402
 from fused_adamw.torch import AdamW as ForHost  # noqa: E402
 
 # ---- weights written by other code
@@ -272,9 +275,11 @@ def test_the_threads_end_with_the_optimizer():
 # ---- memory
 
 
-def test_pinned_memory_is_of_a_fixed_size(monkeypatch):
-    from fused_adamw._offload import ring
+def refuse(*_, **__):
+    raise MemoryError("here")
 
+
+def test_pinned_memory_is_of_a_fixed_size(monkeypatch):
     made = []
     real = torch.empty
 
@@ -295,18 +300,51 @@ def test_pinned_memory_is_of_a_fixed_size(monkeypatch):
 
 def test_no_memory_at_construction(monkeypatch):
     """Nothing has changed: neither the module nor the parameters have hooks."""
-    from fused_adamw._offload import engine
-
-    def refuse(*_):
-        raise RuntimeError("out of memory")
-
     monkeypatch.setattr(engine, "Ring", refuse)
     net = Net()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(MemoryError, match="here"):
         on_device(net.parameters(), module=net)
     assert not any(m._forward_pre_hooks for m in net.modules())
     monkeypatch.undo()
     on_device(net.parameters(), module=net)
+
+
+@pytest.mark.parametrize("refused", ["pieces", "gradient"])
+def test_no_memory_for_the_jobs_of_a_step(refused, monkeypatch):
+    """Nothing has changed, on the CPU neither; the next step is taken."""
+    params = on_host, p = [parameter(shape=(9,)), parameter()]
+    opt, other = on_device(params, lr=1e-2), Beside(params, lr=1e-2)
+    lanes, simulated = opt._engine().lanes, opt._engine().lanes.simulated
+    lanes.of = lambda x: None if x is on_host else simulated
+    steps(opt, *params, count=1)
+    other.step()
+    set_gradient(on_host, 1)
+    p.grad = torch.randn(200, 300).bfloat16().t()  # whose memory is in another order
+    place = (pump, "cut") if refused == "pieces" else (engine.torch, "empty_like")
+    monkeypatch.setattr(*place, refuse)
+    with pytest.raises(MemoryError, match="here"):
+        opt.step()
+    monkeypatch.undo()
+    assert [opt.state[x]["step"] for x in params] == [1, 1]
+    other.assert_equal(opt)
+    other.step()
+    opt.step()
+    other.assert_equal(opt)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_no_memory_for_a_job_during_backward(max_grad_norm, monkeypatch):
+    p = parameter()
+    opt = on_device([p], lr=1e-2, max_grad_norm=max_grad_norm)
+    other = Beside([p], lr=1e-2, own={"max_grad_norm": max_grad_norm})
+    monkeypatch.setattr(pump, "cut", refuse)
+    with pytest.raises(MemoryError, match="here"), opt.overlapped():
+        p.square().sum().backward()
+    monkeypatch.undo()
+    assert not opt.state
+    other.step()
+    opt.step()
+    other.assert_equal(opt)
 
 
 def test_bytes_of_state():

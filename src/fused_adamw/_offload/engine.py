@@ -17,7 +17,7 @@ from .._torch.local_shards import increment_version
 from .._torch.options import numbered
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .host_state import Address, HostState, version_of
-from .jobs import SumJob, UpdateJob
+from .jobs import Piece, SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
 from .recipe import Recipe, Recipes
@@ -36,6 +36,14 @@ class PlannedUpdate(NamedTuple):
     lane: Lane
     host_state: HostState
     recipe: Recipe
+
+
+class ReadyUpdate(NamedTuple):
+    """The same with all that could be refused, such as memory."""
+
+    p: Tensor
+    job: UpdateJob
+    pieces: list[Piece]
 
 
 class Gradient:
@@ -184,9 +192,10 @@ class Engine:
         arguments = self._job_arguments(update, update.lane.ticket())
         job = SumJob(*arguments, update.recipe.num_threads)
         pump = self._pump()
+        pieces = pump.cut(job)
         pump.start()
         self._summed[update.p] = job, Gradient(update.grad)
-        pump.put([job])
+        pump.put([pieces])
         return job
 
     def norm(self, updates: Sequence[PlannedUpdate]) -> float:
@@ -201,27 +210,36 @@ class Engine:
 
     # ---- updates
 
-    def begin(
-        self, updates: Sequence[PlannedUpdate], state: OptimizerState, clip: float = 1.0
-    ) -> None:
-        """Begin updates; from here on they count as steps."""
+    def make_ready(self, updates: Sequence[PlannedUpdate], clip: float = 1.0) -> list[ReadyUpdate]:
+        """Make the jobs of updates, and the thread that does them. Nothing changes yet.
+
+        Raises:
+            RuntimeError, MemoryError: memory or the thread is refused.
+        """
         if not updates:
-            return
+            return []
         pump = self._pump()
         lanes = {id(update.lane): update.lane for update in updates}
         tickets = {i: lane.ticket() for i, lane in lanes.items()}
-        jobs: list[UpdateJob] = []
+        ready: list[ReadyUpdate] = []
         for update in updates:
             arguments = self._job_arguments(update, tickets[id(update.lane)])
-            jobs.append(UpdateJob(*arguments, update.host_state, update.recipe, clip))
+            job = UpdateJob(*arguments, update.host_state, update.recipe, clip)
+            ready.append(ReadyUpdate(update.p, job, pump.cut(job)))
         pump.start()
-        for update, job in zip(updates, jobs, strict=True):  # from here on nothing is raised
-            update.host_state.count_step(state[update.p])
-            self.pending[update.p] = job
+        return ready
+
+    def begin(self, updates: Sequence[ReadyUpdate], state: OptimizerState) -> None:
+        """Begin updates; from here on they count as steps. Nothing is raised."""
+        if not updates:
+            return
+        for p, job, _ in updates:
+            job.host_state.count_step(state[p])
+            self.pending[p] = job
         increment_version([update.p for update in updates])
-        for update in updates:
-            update.host_state.written = Address.of(update.p)
-        pump.put(jobs)
+        for p, job, _ in updates:
+            job.host_state.written = Address.of(p)
+        self._pump().put(update.pieces for update in updates)
 
     def _job_arguments(
         self, update: PlannedUpdate, ready: Ticket

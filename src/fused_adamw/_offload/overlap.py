@@ -90,7 +90,7 @@ class Overlap:
             rehearse(*sample)
             self._rehearsed.add(sample)
         with DeferredSignals():
-            engine.begin([update], self._state)
+            engine.begin(engine.make_ready([update]), self._state)
             engine.begun[p] = Begun(update.recipe, Gradient(grad))
 
 

@@ -42,13 +42,16 @@ class Pump:
             start_thread("offload", self._run, self.stop)
             self._started = True
 
-    def put(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs; returns at once."""
-        pieces = [list(cut(job, self._ring.slot_bytes)) for job in jobs]
+    def cut(self, job: Job) -> list[Piece]:
+        """The pieces of a job that is to be put."""
+        return list(cut(job, self._ring.slot_bytes))
+
+    def put(self, jobs: Iterable[list[Piece]]) -> None:
+        """Queue jobs, each as its pieces; returns at once."""
         with self._changed:
-            for own in pieces:
-                self._unfinished += bool(own)
-                self._pieces += own
+            for pieces in jobs:
+                self._unfinished += bool(pieces)
+                self._pieces += pieces
             self._changed.notify_all()
 
     def wait(self, job: Job) -> None:
