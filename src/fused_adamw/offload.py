@@ -13,7 +13,7 @@ from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine, PlannedUpdate
-from ._offload.host_dispatch import dispatch_host
+from ._offload.host_dispatch import dispatch_host, step_compiled
 from ._offload.host_state import Address, host_target
 from ._offload.modules import UseOrder, require_waited, require_whole
 from ._offload.simulation import new_engine, simulated
@@ -62,7 +62,8 @@ class AdamW(HostAdamW):
         module: The model. ``step`` then returns before the parameters are updated: the forward of
             each module in it waits for its own, and that of the model for those that are used
             without the forward of their module. ``step`` takes the gradients: they are None
-            afterwards. Call ``synchronize`` before other code reads parameters.
+            afterwards. Call ``synchronize`` before other code reads parameters. Deep copies and
+            unpickled optimizers have no module: their ``step`` waits, and leaves the gradients.
 
     Raises:
         TypeError, ValueError: From ``step``, with nothing changed, where a parameter, a gradient
@@ -157,7 +158,8 @@ class AdamW(HostAdamW):
         """Let master weights start again from the parameters at the next step. This happens by
         itself after writes that PyTorch counts, such as ``load_state_dict`` and ``copy_``; call it
         after writes to ``p.data``."""
-        self._engine().refresh(self.param_groups, self.state)
+        with self.exclusive():
+            self._engine().refresh(self.param_groups, self.state)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -173,17 +175,11 @@ class AdamW(HostAdamW):
         overlap.require_unscaled(self._engine(), self)
         if found_inf is None or not found_inf.item():
             if torch.compiler.is_compiling():  # compiled code cannot take a lock
-                self._step_compiled()
+                step_compiled(self, self._engine().lanes)
             else:
                 with self.exclusive():
                     self._step()
         return loss
-
-    def _step_compiled(self) -> None:
-        lanes = self._engine().lanes
-        if any(lanes.of(p) is not None for group in self.param_groups for p in group["params"]):
-            raise RuntimeError("off-loading does not support torch.compile of step()")
-        run_all(self, dispatch_host(self, lanes))
 
     def _step(self) -> None:
         engine, order = self._engine(), self._order()

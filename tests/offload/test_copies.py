@@ -145,3 +145,19 @@ def test_a_thread_that_synchronizes_while_the_next_step_begins():
     for _ in range(2):
         step(net, opt)
     assert torch.equal(seen, net(torch.ones(30)))
+
+
+@pytest.mark.parametrize("name", ["step", "refresh", "synchronize", "state_dict"])
+def test_each_operation_waits(name):
+    """For a block in which another thread has the optimizer."""
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    thread = threading.Thread(target=getattr(opt, name), daemon=True)
+    with opt.exclusive():
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        getattr(opt, name)()  # the thread that has the block is not kept out
+    thread.join(60)
+    assert not thread.is_alive()

@@ -230,9 +230,13 @@ def test_changes_after_an_update_has_begun_are_refused(what):
 
 
 @pytest.mark.parametrize(
-    ("what", "changed"), [("gradients", [1, 3]), ("options such as lr", [2, 3])]
+    ("what", "changed", "instead"),
+    [
+        ("gradients", [1, 3], "Clip with max_grad_norm instead"),
+        ("options such as lr", [2, 3], "Change them after step() instead"),
+    ],
 )
-def test_what_has_changed_is_named(what, changed):
+def test_what_has_changed_is_named(what, changed, instead):
     params = [parameter(torch.float32, (9,), seed) for seed in range(4)]
     opt = on_device([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2)
     with opt.overlapped():
@@ -245,8 +249,8 @@ def test_what_has_changed_is_named(what, changed):
     with pytest.raises(RuntimeError) as raised:
         opt.step()
     assert str(raised.value) == (
-        f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got changes "
-        f"for parameters {changed}, which are updated by the old ones. The others are not updated"
+        f"{what} must be the same in overlapped() and in step(); got changes for parameters "
+        f"{changed}, which were updated with the old ones; the others are not updated. {instead}"
     )
     opt.zero_grad()
     with opt.overlapped():  # the next step

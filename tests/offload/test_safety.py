@@ -197,6 +197,24 @@ def test_copies_and_pickles_go_on_by_themselves():
         assert other.grad_norm == opt.grad_norm
 
 
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles_have_no_module(through):
+    """Their step waits, and leaves the gradients."""
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=1e-2, module=net)
+    other = through(opt)
+    with offload.simulated(offload.CpuLane(delay=1e-2), slots=1, slot_bytes=SMALLEST):
+        (q, *_) = other.param_groups[0]["params"]
+        steps(other, q, count=1)
+    assert q.grad is not None
+    assert not other._engine().pending
+    net.loss(0).backward()
+    opt.step()
+    assert all(p.grad is None for p in net.parameters())
+    assert opt._engine().pending
+    opt.synchronize()
+
+
 def test_models_with_hooks_can_be_copied_and_pickled():
     net = Net()
     opt = on_device(net.parameters(), lr=1e-2, delay=1e-2, module=net)

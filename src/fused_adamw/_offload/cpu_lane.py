@@ -89,9 +89,15 @@ class CpuLane:
             finalize(self, stop).atexit = False
 
     def ticket(self) -> Ticket:
+        """Stands for all that this thread has given to the device."""
         return Done()
 
     def copy(self, pairs: Pairs, way: Way, after: Iterable[Ticket]) -> Ticket:
+        """Copy each source to its target, after these tickets; returns at once.
+
+        Args:
+            pairs: (target, source); copies of one way keep their order.
+        """
         if self._process != os.getpid():  # a fork has no copy of the threads
             self._start()
         done = _Event()
@@ -104,6 +110,7 @@ class CpuLane:
         return done
 
     def order(self, ticket: Ticket) -> None:
+        """What this thread gives to the device from now on runs after the ticket."""
         ticket.synchronize()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CpuLane":

@@ -2,7 +2,7 @@
 
 import torch
 
-from .._torch.dispatch import GroupDispatch, dispatch
+from .._torch.dispatch import GroupDispatch, dispatch, run_all
 from .._torch.options import numbered
 from .._torch.paths import note_paths
 from .lanes import Lanes
@@ -22,3 +22,17 @@ def dispatch_host(
         dispatches.append(dispatch(optimizer, own, first) if has_any else [])
     note_paths(optimizer, dispatches)
     return [part for parts in dispatches for part in parts]
+
+
+def step_compiled(optimizer: torch.optim.AdamW, lanes: Lanes) -> None:
+    """The step in code that PyTorch compiles.
+
+    Raises:
+        RuntimeError: a parameter is off-loaded.
+    """
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    if any(lanes.of(p) is not None for p in params):
+        raise RuntimeError(
+            "off-loaded parameters must be stepped outside of torch.compile; got a compiled step()"
+        )
+    run_all(optimizer, dispatch_host(optimizer, lanes))

@@ -39,8 +39,11 @@ class Lane(Protocol):
     def copy(
         self, pairs: Sequence[tuple[Tensor, Tensor]], way: Way, after: Iterable[Ticket]
     ) -> Ticket:
-        """Copy, without waiting, each source to its target: pairs (target, source). Copies of one
-        way keep their order."""
+        """Copy each source to its target, after these tickets; returns at once.
+
+        Args:
+            pairs: (target, source); copies of one way keep their order.
+        """
 
     def order(self, ticket: Ticket) -> None:
         """What this thread gives to the device from now on runs after the ticket."""

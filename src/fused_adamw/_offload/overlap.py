@@ -145,11 +145,14 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
                 changed.append(index)
             if recipes.of(p) != recipe:
                 rated.append(index)
-    for indices, what in ((changed, "gradients"), (rated, "options such as lr")):
+    for indices, what, instead in (
+        (changed, "gradients", "Clip with max_grad_norm instead"),
+        (rated, "options such as lr", "Change them after step() instead"),
+    ):
         if indices:
             engine.begun.clear()
             raise RuntimeError(
-                f"{what} must be the same in overlapped() and step(); clip with max_grad_norm; got "
-                f"changes for parameters {indices}, which are updated by the old ones. The "
-                "others are not updated"
+                f"{what} must be the same in overlapped() and in step(); got changes for "
+                f"parameters {indices}, which were updated with the old ones; the others are not "
+                f"updated. {instead}"
             )
