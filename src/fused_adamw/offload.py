@@ -57,8 +57,8 @@ class AdamW(HostAdamW):
             their defaults, or ``fused=True``.
         state_dtype: As there; None for moments in the dtype of the parameters.
         master_weights: As there.
-        max_grad_norm: Clip the gradients to this norm, of all of them, as ``fused_adamw.AdamW``
-            does; ``grad_norm`` is that of the last step. Do not clip otherwise too.
+        max_grad_norm: Clip the gradients to this global norm, as ``fused_adamw.AdamW`` does;
+            ``grad_norm`` is the norm in the last step. Do not clip them elsewhere as well.
         module: The model. ``step`` then returns before the parameters are updated: the forward of
             each module in it waits for its own, and that of the model for those that are used
             without the forward of their module. ``step`` takes the gradients: they are None
@@ -125,7 +125,7 @@ class AdamW(HostAdamW):
         """A block around the last backward of a step, in which each update begins when its gradient
         is final. ``step`` then does what is left. The bits are the same.
 
-        With ``max_grad_norm`` only the norm is computed meanwhile.
+        With ``max_grad_norm`` only the norm is computed during backward.
 
         Raises:
             RuntimeError: a parameter gets a second gradient in the block, with reentrant
@@ -155,9 +155,9 @@ class AdamW(HostAdamW):
         return self._engine().ring_nbytes
 
     def refresh(self) -> None:
-        """Let master weights start again from the parameters at the next step. This happens by
-        itself after writes that PyTorch counts, such as ``load_state_dict`` and ``copy_``; call it
-        after writes to ``p.data``."""
+        """Restart the master weights from the parameters at the next step. This happens
+        automatically after writes that PyTorch counts, such as ``load_state_dict`` and ``copy_``;
+        call it after writes to ``p.data``."""
         with self.exclusive():
             self._engine().refresh(self.param_groups, self.state)
 
@@ -166,7 +166,7 @@ class AdamW(HostAdamW):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is done."""
+        """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is updated."""
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():

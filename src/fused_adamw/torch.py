@@ -39,19 +39,20 @@ class AdamW(Inspected, torch.optim.AdamW):
     The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
     Parameters of 16 bits are computed in float32, and rounded to the nearest; their gradients may
-    be float32 (``grad_dtype``), which PyTorch's class does not support.
-    Gradients and state must have the memory layout of their parameter, which can be any permutation
-    of its dimensions, such as channels_last.
+    be float32 (``grad_dtype``), which PyTorch's class does not support. Gradients and state must
+    have the memory layout of their parameter, which can be any permutation of its dimensions, such
+    as channels_last.
 
-    Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its part in this way.
-    Their state is DTensors, which PyTorch's distributed checkpoints load on any number of ranks.
+    Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its shard in the same
+    way. Their state consists of DTensors, which PyTorch's distributed checkpoints load on any
+    number of ranks.
 
     Everything else falls back to PyTorch's own update, or is rejected as PyTorch rejects it:
     ``foreach=True``, ``fused=False``, ``capturable`` and ``differentiable``; groups whose weight
     decay is not decoupled; other dtypes, layouts and devices; tensors with gaps or shared memory;
     and subclasses of ``Parameter``. PyTorch's fused update ignores strides on the CPU, so tensors
     that differ in strides from their state or gradient, or have gaps, use PyTorch's loop instead.
-    ``last_path`` tells which groups fell back, and why; one UserWarning per optimizer says so the
+    ``last_path`` reports which groups fell back, and why; one UserWarning per optimizer says so the
     first time, unless the user asked for it: by an option, or by parameters on another device than
     the CPU.
 
@@ -86,18 +87,17 @@ class AdamW(Inspected, torch.optim.AdamW):
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or
             in float32 for 16-bit parameters. It starts as the parameter before its first step.
 
-    In code that ``torch.compile`` compiles a step ends one graph, runs as it is, and a new graph
-    begins; with ``fullgraph=True`` it is refused. Profilers see the kernels, with their
+    In code that ``torch.compile`` compiles, a step is a graph break: it runs uncompiled between two
+    graphs. With ``fullgraph=True`` it is an error. Profilers see the kernels, with their
     preparation, as ``fused_adamw::adamw``.
 
     Threads may share an optimizer: ``step``, ``state_dict``, ``load_state_dict``,
     ``add_param_group`` and ``copy.deepcopy`` wait for one another, and see whole steps. State dicts
-    and pickles refer to tensors that later steps change: ``exclusive`` keeps these off while they
-    are written. ``copy.copy`` shares everything, as in PyTorch.
+    and pickles refer to tensors that later steps change: use ``exclusive`` to keep steps from
+    running while they are written. ``copy.copy`` shares everything, as in PyTorch.
 
     With ``state_dtype``, ``master_weights`` or the decay rate of an average nothing falls back to
-    PyTorch: ``step`` raises TypeError, with nothing changed, for a parameter that the kernels do
-    not support.
+    PyTorch: ``step`` raises TypeError, with nothing changed, for what the kernels do not support.
 
     Raises:
         TypeError, ValueError: As ``torch.optim.AdamW``; and from ``step``, with nothing in the

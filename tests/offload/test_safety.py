@@ -273,7 +273,7 @@ def test_a_fork_that_is_made_during_updates_cannot_step():
 
     found = written_by_fork(step)
     opt.synchronize()
-    assert found == b"step() cannot be called in a fork that was made during updates"
+    assert found == b"step() must not be called in a process that was forked during updates"
 
 
 def test_the_threads_end_with_the_optimizer():

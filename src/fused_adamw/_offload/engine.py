@@ -47,7 +47,7 @@ class ReadyUpdate(NamedTuple):
 
 
 class Gradient:
-    """Which gradient was used, to notice another one or a change."""
+    """The gradient that was used, to detect a replacement or a change."""
 
     def __init__(self, grad: Tensor) -> None:
         self._grad, self._version = TensorWeakRef(grad), version_of(grad)
@@ -103,7 +103,9 @@ class Engine:
         pump = self._own_pump
         if pump is not None and pump.process != os.getpid():  # a fork has no copy of the thread
             if pump.is_busy():
-                raise RuntimeError("step() cannot be called in a fork that was made during updates")
+                raise RuntimeError(
+                    "step() must not be called in a process that was forked during updates"
+                )
             pump = None
         if pump is None:
             fitting = max(1 << (nbytes - 1).bit_length(), SMALLEST_SLOT)

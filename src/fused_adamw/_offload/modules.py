@@ -60,7 +60,7 @@ class UseOrder:
         if others:
             raise RuntimeError(
                 f"module must have the parameters that it had before; got {len(others)} others, as "
-                "by load_state_dict(assign=True). Make a new optimizer"
+                "by load_state_dict(assign=True). Construct a new optimizer"
             )
 
     def sort_key(self, p: Tensor) -> int:
@@ -94,11 +94,11 @@ class UseOrder:
 def require_whole(
     groups: Sequence[Mapping[str, Any]], max_grad_norm: float | None, module: Any
 ) -> None:
-    """Raise for what does not go with parameters or gradients that are divided over processes."""
+    """Raise for arguments that do not support parameters or gradients divided over processes."""
     if not (module is None or isinstance(module, Module)):
-        raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
+        raise TypeError(f"module must be None or a torch.nn.Module; got {type(module).__name__}")
     if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
-        raise ValueError("module must be without gradient_as_bucket_view; got True")
+        raise ValueError("gradient_as_bucket_view of module must be False; got True")
     sharded = any(has_dtensors(group["params"]) for group in groups)
     if sharded and module is not None:
         raise ValueError(

@@ -75,7 +75,8 @@ class Overlap:
         if p in engine.begun:
             raise RuntimeError(
                 f"parameter {index} must have one gradient in overlapped(); got a second one after "
-                "its update had begun, as by checkpoints with use_reentrant=True or two backwards"
+                "its update had begun, as from checkpointing with use_reentrant=True or from two "
+                "backward passes"
             )
         grad, update = p.grad, engine.plan_one(p, index, recipes, self._state.get(p, {}))
         assert grad is not None
@@ -126,7 +127,7 @@ def require_unscaled(engine: Engine, optimizer: Any) -> None:
 
 
 def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
-    """Raise RuntimeError where what an update has begun with is not what ``step`` finds."""
+    """Raise RuntimeError if gradients or options have changed since an update began with them."""
     if clips and engine.begun:
         raise RuntimeError(
             "max_grad_norm must be set before overlapped(); got a number after "

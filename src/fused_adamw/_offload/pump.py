@@ -15,8 +15,8 @@ from .threads import start_thread
 
 
 class Pump:
-    """Does jobs in the order in which they are put. One thread; it waits
-    for copies and steps bundles without the GIL, and holds nobody up who puts a job.
+    """Does jobs in the order in which they are put, in one thread. It waits for copies and steps
+    bundles without the GIL; putting a job does not block.
 
     Args:
         ring: the slots that bundles pass through.
@@ -55,7 +55,7 @@ class Pump:
             self._changed.notify_all()
 
     def wait(self, job: Job) -> None:
-        """Until a job is done, but for its last copy to the device, ``job.written``."""
+        """Wait until a job is done, but for its last copy to the device, ``job.written``."""
         with self._changed:
             while job.left:
                 self._raise_failure()

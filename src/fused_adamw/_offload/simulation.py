@@ -21,10 +21,10 @@ def new_engine() -> Engine:
 def simulated(
     lane: CpuLane | None = None, *, slots: int | None = None, slot_bytes: int = 1 << 20
 ) -> Iterator[CpuLane]:
-    """A block in which optimizers are made that treat the CPU as a device.
+    """A block in which new optimizers treat the CPU as a device.
 
-    To test a training loop where there is none: parameters are copied late, and NaN shows where
-    something does not wait.
+    This tests a training loop on a machine without one: parameters are copied late, and NaN shows
+    where code does not wait.
 
     Args:
         lane: performs the copies. None: a new ``CpuLane()``.

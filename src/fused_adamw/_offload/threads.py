@@ -1,10 +1,10 @@
-"""Threads that end with the interpreter: one that is inside of PyTorch then would abort it."""
+"""Threads that end before the interpreter does: one that is inside PyTorch then would abort it."""
 
 import atexit
 import threading
 from collections.abc import Callable
 
-PATIENCE = 30.0  # seconds, with a device that no longer answers
+PATIENCE = 30.0  # seconds to wait for a thread whose device no longer responds
 
 _stops: dict[threading.Thread, Callable[[], None] | None] = {}
 

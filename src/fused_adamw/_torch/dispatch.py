@@ -236,7 +236,7 @@ def _missing_states(
 
 
 def _arguments(optimizer: torch.optim.AdamW, group: Group, rates: Rates) -> dict[str, Any]:
-    """Of ``PreparedStep.prepare``."""
+    """The arguments of ``PreparedStep.prepare``."""
     return {
         "hyper": hyperparams_of(group, rates),
         "maximize": group["maximize"],

@@ -38,7 +38,7 @@ class LocalGroup(NamedTuple):
     whole: dict[Tensor, Tensor]  # the DTensors of the shards
 
     def increment_versions(self, params: list[Tensor]) -> None:
-        """Of the parameters of the user, after these were updated."""
+        """Increment the versions of the user's parameters, after these shards were updated."""
         increment_version([self.whole.get(p, p) for p in params])
 
 

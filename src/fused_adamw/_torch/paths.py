@@ -94,7 +94,7 @@ def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: Noted) ->
     warn_user(
         f"PyTorch, not fused_adamw, updates {len(params)} of {count} tensors of "
         f"param_groups[{index}]: {_reasons(optimizer, group, params)}. `last_path` of the "
-        "optimizer tells of each step; fused=False selects PyTorch without this warning",
+        "optimizer reports each step; fused=False selects PyTorch without this warning",
         through=[PYTORCH],
     )
     return True
