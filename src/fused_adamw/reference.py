@@ -69,8 +69,8 @@ def adamw_update(
     v = beta2 * v + (1 - beta2) * (gradient * gradient)
 
     # 2. Bias correction.
-    m_hat = m / _one_minus_power(beta1, t)
-    v_hat = v / _one_minus_power(beta2, t)
+    m_hat = m / bias_correction(beta1, t)
+    v_hat = v / bias_correction(beta2, t)
 
     # 3. Decoupled weight decay.
     theta = theta * (1 - lr * wd)
@@ -134,9 +134,11 @@ def adamw_update_list(
     return new_theta, new_m, new_v
 
 
-def _one_minus_power(beta: float, t: int) -> float:
-    # 1 - beta**t would cancel where beta is close to 1: at beta = 1 - 1e-9 and t = 2 half of its
-    # digits are lost.
+def bias_correction(beta: float, t: int) -> float:
+    """Return 1 - beta^t, without cancellation near beta = 1.
+
+    Evaluated as written it would lose half of its digits at beta = 1 - 1e-9 and t = 2.
+    """
     return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
 
 

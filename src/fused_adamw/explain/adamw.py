@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import fused_adamw
 from ..optimizer import AdamW
-from ..reference import _one_minus_power, adamw_update, sgd_update
+from ..reference import adamw_update, bias_correction, sgd_update
 from ..tiny.model import TARGETS, TOKENS, TinyTransformer
 
 THETA, GRADIENT = 0.024634, -0.352893
@@ -133,7 +133,7 @@ def explain_adamw(
         kernel,
         uncorrected_ratio(updates[0], h),
         [
-            BiasCorrection(t, *(1 / _one_minus_power(b, t) for b in h.betas))
+            BiasCorrection(t, *(1 / bias_correction(b, t) for b in h.betas))
             for t in BIAS_CORRECTION_STEPS
         ],
         model_updates,
@@ -151,8 +151,8 @@ def update_of(
     new_theta, new_m, new_v = adamw_update(
         theta, gradient, m, v, t, h.lr, *h.betas, h.eps, h.weight_decay
     )
-    m_hat = new_m / _one_minus_power(h.betas[0], t)
-    v_hat = new_v / _one_minus_power(h.betas[1], t)
+    m_hat = new_m / bias_correction(h.betas[0], t)
+    v_hat = new_v / bias_correction(h.betas[1], t)
     decayed = theta * (1 - h.lr * h.weight_decay)
     denominator = math.sqrt(v_hat) + h.eps
     return Update(

@@ -1,4 +1,4 @@
-"""Effective learning rates: lr / (sqrt(v_hat) + eps), a rate for each parameter of its own."""
+"""Effective learning rates: lr / (sqrt(v_hat) + eps), a separate rate for each parameter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from ..reference import _one_minus_power
+from ..reference import bias_correction
 from ..tiny.layers import FloatArray
 from ..tiny.model import TARGETS, TOKENS, TinyTransformer
 from .adamw import Hyperparameters, adamw_of, check_positive_eps, update_of
@@ -69,7 +69,7 @@ def explain_rates(hyperparameters: Hyperparameters | None = None) -> Rates:
             optimizer.step(grads)
             if step in TRAINING_STEPS:
                 losses[step] = model.loss(TOKENS, TARGETS)
-                correction = _one_minus_power(h.betas[1], step)
+                correction = bias_correction(h.betas[1], step)
                 moments = cast("Mapping[str, FloatArray]", optimizer.v)
                 by_tensor += [
                     _tensor_rates(step, name, v / correction, h.eps) for name, v in moments.items()

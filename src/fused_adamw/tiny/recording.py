@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from ..optimizer import AdamW
-from ..reference import _one_minus_power
+from ..reference import bias_correction
 from .layers import FloatArray
 from .model import Parameters, TinyTransformer
 from .text_data import Task
@@ -126,7 +126,7 @@ class Recorder:
     def _effective_rates(self, step: int) -> dict[str, float | None]:
         if step == 0:
             return {}
-        correction = _one_minus_power(self._beta2, step)
+        correction = bias_correction(self._beta2, step)
         lr, eps = self._rate_at(step), self._eps
         rates: dict[str, float | None] = {}
         for name, v in _by_name(self._optimizer.v).items():
