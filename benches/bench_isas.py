@@ -103,7 +103,7 @@ def main():
     try:
         for title, case in CASES.items():
             seconds = compare(workers, case, options.rounds)
-            columns = ("", "time a step", "relative time", "quartiles")
+            columns = ("", "time per step", "relative time", "quartiles")
             print(f"\n### {title}\n", *table(columns, rows(seconds)), sep="\n")
     finally:
         for worker in workers.values():

@@ -420,7 +420,7 @@ SHAPES = [  # one of these, with the argument or the file first
     r"\b(?:unknown|unexpected|unsupported|requires?|needs?|mixes|differ\w*|overlaps?|missing)\b",
     r"\b(?:already exists|stores|mismatch|has an?|has no|never ends|became|failed)\b",
     r"\b(?:was|were)(?: not)? saved\b|\bthe checkpoint has\b|\bthis (?:optimizer|release)\b",
-    r"\bno such\b|\bnot found\b|\bnot implemented\b",
+    r"\bno such\b|\bnot found\b|\bnot implemented\b|\bnot enough\b",
 ]
 OLD_FORMS = r"; expected|\bis of type\b|\bthere is no(?:ne)?\b|\bit is no\b"
 # In `FILE is corrupt or not a fused-adamw checkpoint (DETAIL)` the detail has any shape.

@@ -188,7 +188,11 @@ def _opened(path: FilePath) -> Iterator[tuple[FileIO, Header]]:
 def _checked(optimizer: object) -> BaseOptimizer:
     if isinstance(optimizer, BaseOptimizer):
         return optimizer
-    message = f"optimizer must be an AdamW or a ShardedAdamW; got {type(optimizer).__name__}"
-    if any(base.__module__.split(".")[0] == "torch" for base in type(optimizer).__mro__):
+    kind = type(optimizer)
+    message = (
+        "optimizer must be a fused_adamw.AdamW or a ShardedAdamW; got "
+        f"{kind.__module__}.{kind.__qualname__}"
+    )
+    if any(base.__module__.split(".")[0] == "torch" for base in kind.__mro__):
         message += "; for PyTorch use torch.save(optimizer.state_dict(), path)"
     raise TypeError(message)

@@ -1,6 +1,7 @@
 """Files of other models, and of optimizers with other options, change nothing."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,7 +127,8 @@ def test_other_optimizers_are_refused(path, call, of_torch):
     """Without importing torch: the name of the module of a base class decides."""
     base = type("Optimizer", (), {"__module__": "torch.optim.optimizer" if of_torch else "other"})
     optimizer = type("SGD", (base,), {"comm": None})()
-    with pytest.raises(TypeError, match="must be an AdamW or a ShardedAdamW; got SGD") as caught:
+    must = r"^optimizer must be a fused_adamw\.AdamW or a ShardedAdamW; got "
+    with pytest.raises(TypeError, match=rf"{must}{re.escape(__name__)}\.SGD") as caught:
         call(path, optimizer)
     hint = "; for PyTorch use torch.save(optimizer.state_dict(), path)"
     assert str(caught.value).endswith(hint) == of_torch
@@ -138,5 +140,5 @@ def test_the_class_for_pytorch_is_refused(path):
     torch = pytest.importorskip("torch")
     from fused_adamw.torch import AdamW as TorchAdamW
 
-    with pytest.raises(TypeError, match=r"got AdamW; for PyTorch use torch\.save"):
+    with pytest.raises(TypeError, match=r"got fused_adamw\.torch\.AdamW; for PyTorch use"):
         save_checkpoint(path, TorchAdamW([torch.ones(3, requires_grad=True)]))

@@ -165,14 +165,14 @@ def test_it_says_over_which_rates_each_works():
     narrow = {0.001: 1.5, 0.01: 1.5, 0.1: 0.1, 1.0: 1.5}
     *_, ranges, conclusion = said(wide, narrow)
     assert "AdamW's from 0.001 to 1, 3.0 decades; SGD's 0.1 only." in ranges
-    assert conclusion == "SGD is the more sensitive one to its rate here."
-    assert said(narrow, wide)[-1] == "AdamW is the more sensitive one to its rate here."
+    assert conclusion == "SGD is more sensitive to its rate here."
+    assert said(narrow, wide)[-1] == "AdamW is more sensitive to its rate here."
     assert said(wide, wide)[-1].startswith("Both work over 3 decades of rates or more: neither")
     assert said(narrow, narrow)[-1].startswith("Neither is much more sensitive")
     poor = dict.fromkeys(wide, 1.5)
     assert said(wide, poor)[-1].endswith("none of SGD's.")
     high = dict.fromkeys(wide, 1.9)
-    assert said(high, high)[-1] == "Neither learns more than to guess in so few steps."
+    assert said(high, high)[-1] == "Neither does better than guessing in so few steps."
 
 
 def test_it_says_what_it_can_where_all_diverge():

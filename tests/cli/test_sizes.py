@@ -40,7 +40,7 @@ def test_less_memory_than_a_step_needs(run, text, monkeypatch):
     monkeypatch.setattr(memory, "memory_bound", lambda: 100_000)
     status, out, err = run("train", "--text", text, *SMALL, "--batch-size", 100)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert re.search(r"needs at least 0\.\d GB; got 0\.0 GB of memory", err)
+    assert re.search(r"needs at least 0\.\d GB of memory; got 0\.0 GB$", err)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The extension refuses whatever it is called with in a wrong way; nothing crashes."""
 
 import ctypes
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,12 @@ BOUND = {
     "8bit v_max": lambda: bound_8bit(v_max=np.zeros(300, np.uint8)),
     "scales too short": lambda: bound_8bit(m_scale=np.zeros(1, np.float32)),
     "master of float32": lambda: bound([300], state=[state_of(300, master=grads()[0])]),
+    "m that is read-only": lambda: bound([300], state=[state_of(300, m=FIXED)]),
+    "m with gaps": lambda: bound([300], state=[state_of(300, m=GAPS)]),
+    "m too short": lambda: bound([300], state=[state_of(300, m=MOMENTS["m"][1:])]),
+    "empty master of float32": lambda: bound(
+        [300], state=[state_of(300, master=np.zeros(0, np.float32))]
+    ),
     "average without its role": lambda: bound([300], state=[state_of(300, ema=grads()[0])]),
     "role without average": lambda: bound([300], roles=("ema",)),
     "slices of no tensor": lambda: bound(slices=[(0, 0, 256), (7, 0, 256)]),
@@ -103,12 +110,14 @@ BOUND = {
 MOMENTS = {"m": np.zeros(300, np.float32), "v": np.zeros(300, np.float32)}
 FIXED = np.zeros(300, np.float32)
 FIXED.flags.writeable = False
+GAPS = np.zeros(600, np.float32)[::2]
 OTHERS = {
     "decode without v": lambda: _core.decode_state("float32", {"m": MOMENTS["m"]}, 300),
     "decode without scales": lambda: _core.decode_state("8bit", state_of(300, "8bit").arrays, 300),
     "decode of a list": lambda: _core.decode_state("float32", [], 300),
     "decode of objects": lambda: _core.decode_state("float32", {"m": 1, "v": 2}, 300),
     "decode of other sizes": lambda: _core.decode_state("float32", MOMENTS, 299),
+    "decode of gaps": lambda: _core.decode_state("float32", MOMENTS | {"m": GAPS}, 300),
     "decode of a negative size": lambda: _core.decode_state("float32", MOMENTS, -1),
     "decode of another format": lambda: _core.decode_state(None, MOMENTS, 300),
     "encode into read-only": lambda: _core.encode_state(
@@ -145,6 +154,24 @@ OTHERS = {
 def test_wrong_calls(call):
     with pytest.raises((TypeError, ValueError)):
         call()
+
+
+MUST = "m[0] must be a writable array of 1200 contiguous bytes (float32); got "
+MESSAGES = {
+    "m that is read-only": f"{MUST}1200 bytes (read-only)",
+    "m with gaps": f"{MUST}1200 bytes (not contiguous)",
+    "m too short": f"{MUST}1196 bytes",
+    "8bit v_max": "state in format '8bit' must have no 'v_max'; got one",
+    "empty master of float32": "state of float32 must have no 'master'; got one",
+    "decode of gaps": "m must have 1200 contiguous bytes; got 1200 bytes (not contiguous)",
+    "decode of other sizes": "m must have 1196 contiguous bytes; got 1200 bytes",
+}
+
+
+@pytest.mark.parametrize("call", MESSAGES)
+def test_messages_on_state(call):
+    with pytest.raises(ValueError, match=f"^{re.escape(MESSAGES[call])}$"):
+        (BOUND | OTHERS)[call]()
 
 
 def test_right_calls():

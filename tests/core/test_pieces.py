@@ -84,5 +84,6 @@ def test_sums_of_squares():
     params = [np.zeros_like(g) for g in grads]
     assert norm_of_chunks(sums, 1.0) == AdamW(params, max_grad_norm=1.0).step(grads)
     for bad in (torch.zeros(4, 4)[:, ::2], torch.zeros(2, device="meta"), np.zeros(3)):
-        with pytest.raises(TypeError, match=r"grads\[0\] must be flat"):
+        must = r"^grads\[0\] must be flat and on the CPU; got "
+        with pytest.raises(TypeError, match=f"{must}{type(bad).__name__}$"):
             sums_of_squares(EXCHANGE, [bad], 1)

@@ -102,11 +102,15 @@ READ_ONLY.flags.writeable = False
         (lambda size, dtype: np.zeros((size, 1)), ValueError, r"got .* shape \(3, 1\)"),
         (lambda size, dtype: np.zeros(size, "f4"), ValueError, "dtype float64; got .* float32"),
         (lambda size, dtype: np.zeros(size, ">f8"), ValueError, "dtype float64; got .* >f8"),
-        (lambda size, dtype: np.zeros(2 * size)[::2], ValueError, "contiguous, writable"),
-        (lambda size, dtype: READ_ONLY, ValueError, "contiguous, writable"),
+        (
+            lambda size, dtype: np.zeros(2 * size)[::2],
+            ValueError,
+            "contiguous, writable array; got one with contiguous=False, writeable=True$",
+        ),
+        (lambda size, dtype: READ_ONLY, ValueError, "got .* contiguous=True, writeable=False$"),
         (lambda size, dtype: np.full(size, 1e-300), ValueError, "zeros; got other values"),
         (lambda size, dtype: np.full(size, np.nan), ValueError, "zeros; got other values"),
-        (7, TypeError, "must be None or a function as np.zeros; got 7"),
+        (7, TypeError, "must be None or a function like np.zeros; got 7"),
     ],
 )
 def test_what_it_must_return(allocate, error, message):

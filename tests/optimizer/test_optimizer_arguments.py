@@ -168,8 +168,13 @@ BAD_ARGUMENTS = [
     ([vector, 1.0], {}, TypeError, ["params[1]", "float"]),
     ([vector, np.ones(2, int)], {}, TypeError, ["params[1]", "int64"]),
     ([vector[::2]], {}, ValueError, ["params[0] must be contiguous", "strides (16,)"]),
-    ([{"params": vector}, matrix], {}, TypeError, ["mixes parameter groups and arrays"]),
-    ([{"params": vector}, {"lr": 1.0}], {}, TypeError, ["mixes parameter groups"]),
+    (
+        [{"params": vector}, matrix],
+        {},
+        TypeError,
+        ["params must be all parameter groups or all arrays; got both"],
+    ),
+    ([{"params": vector}, {"lr": 1.0}], {}, TypeError, ["all parameter groups", "got both"]),
     ([{"lr": 1.0}], {}, TypeError, ["params[0]['lr'] must be", "got float"]),
     (
         [{"params": vector, "momentum": 0.9}],

@@ -94,7 +94,7 @@ def _raise_difference(comm: Any, fingerprint: Mapping[str, Any]) -> None:
                     f"{name} must be the same on all ranks; got {_shortened(ours)} on rank 0 and "
                     f"{_shortened(theirs)} on rank {rank}"
                 )
-    raise RuntimeError("the ranks were called with different arguments")
+    raise RuntimeError("the arguments must be the same on all ranks; got different ones")
 
 
 def _shortened(text: str) -> str:

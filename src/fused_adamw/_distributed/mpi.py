@@ -16,7 +16,7 @@ try:
     from mpi4py import MPI
 except ImportError as error:  # also where no MPI library is found
     raise ImportError(
-        f'sharding requires mpi4py and an MPI: pip install "fused-adamw[mpi]" ({error})'
+        f'sharding requires mpi4py and an MPI library: pip install "fused-adamw[mpi]" ({error})'
     ) from None
 
 from .._core import default_num_threads

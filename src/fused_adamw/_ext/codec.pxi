@@ -25,7 +25,10 @@ cdef int point_to(
         array = np.asarray(array)  # of a subclass: its memory as NumPy knows it
         expected = storage_nbytes(tensor, role)
         if not (array.flags.c_contiguous and array.nbytes == expected):
-            raise ValueError(f"{name} must have {expected} contiguous bytes; got {array.nbytes}")
+            why = "" if array.flags.c_contiguous else " (not contiguous)"
+            raise ValueError(
+                f"{name} must have {expected} contiguous bytes; got {array.nbytes} bytes{why}"
+            )
         if written and not array.flags.writeable:
             raise ValueError(f"{name} must be writable; got a read-only array")
         role_pointer(tensor, role)[0] = <void *><size_t>array.ctypes.data

@@ -123,7 +123,9 @@ def sums_of_squares(DLPackExchange exchange not None, list grads not None, num_t
     try:
         for i in range(count):
             if not exchange.view(grads[i], &view) or view.element_type < 0 or not is_flat(&view):
-                raise TypeError(f"grads[{i}] must be flat and on the CPU; got {type(grads[i])}")
+                raise TypeError(
+                    f"grads[{i}] must be flat and on the CPU; got {type(grads[i]).__name__}"
+                )
             memset(&space.tensors[i], 0, sizeof(fused_adamw_tensor))
             space.tensors[i].grads = view.data
             space.tensors[i].size = view.shape[0]

@@ -236,10 +236,10 @@ cdef int require_roles(int element_type, int state_format, unsigned int found) e
     for role in range(<int>OPTIONAL, <int>ROLES):
         if found >> role & 1 and is_like_v(role) and not row.amsgrad:
             raise ValueError(
-                f"state in format {text(row.name)!r} must have no array {ROLE_NAMES[role]!r}"
+                f"state in format {text(row.name)!r} must have no {ROLE_NAMES[role]!r}; got one"
             )
     if found >> MASTER & 1 and fused_adamw_element_types[element_type].master_type == NULL:
-        raise ValueError(f"state of {ELEMENT_TYPES[element_type]} must have no array 'master'")
+        raise ValueError(f"state of {ELEMENT_TYPES[element_type]} must have no 'master'; got one")
     return 0
 
 

@@ -132,9 +132,14 @@ cdef int require_state_array(
     cdef bint ordered = PyBuffer_IsContiguous(buffer, order if buffer.ndim > 1 else <char>b"C")
     if buffer.len == nbytes and ordered and not buffer.readonly:
         return 0
+    why = ""
+    if buffer.readonly:
+        why = " (read-only)"
+    elif not ordered:
+        why = " (not contiguous)"
     raise ValueError(
         f"{spec.name(ROLE_NAMES[role], i)} must be a writable array of {nbytes} contiguous bytes "
-        f"({text(dtype)}); got {buffer.len} bytes"
+        f"({text(dtype)}); got {buffer.len} bytes{why}"
     )
 
 

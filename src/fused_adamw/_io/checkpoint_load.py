@@ -161,7 +161,7 @@ def _partial_load_reported(path: str) -> Iterator[None]:
         yield
     except MemoryError as error:  # another thread took the memory that was free a moment ago
         raise MemoryError(
-            f"memory is missing ({error}); parameters and state are only partly loaded"
+            f"not enough memory ({error}); parameters and state are only partly loaded"
         ) from error
     except (OSError, EOFError) as error:
         number, reason = (

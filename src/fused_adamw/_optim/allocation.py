@@ -48,7 +48,7 @@ def zeros(
         skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
         return np.zeros(skipped + size, dtype)[skipped:]
     if not callable(allocate):
-        raise TypeError(f"allocate must be None or a function as np.zeros; got {allocate!r}")
+        raise TypeError(f"allocate must be None or a function like np.zeros; got {allocate!r}")
     array = allocate(size, dtype)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"allocate must return an array; got {type(array).__name__}")
@@ -58,7 +58,10 @@ def zeros(
             f"{array.shape} and dtype {array.dtype}"
         )
     if not (array.flags.c_contiguous and array.flags.writeable):
-        raise ValueError("allocate must return a contiguous, writable array; got another one")
+        raise ValueError(
+            "allocate must return a contiguous, writable array; got one with contiguous="
+            f"{array.flags.c_contiguous}, writeable={array.flags.writeable}"
+        )
     if array.any():
         raise ValueError("allocate must return an array of zeros; got other values")
     return np.asarray(array)

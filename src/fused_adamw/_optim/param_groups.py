@@ -101,7 +101,7 @@ def _is_grouped(params: Any) -> bool:
         return False
     groups = [isinstance(item, Mapping) and "params" in item for item in params]
     if any(groups) and not all(groups):
-        raise TypeError("params mixes parameter groups and arrays; give each group as a dict")
+        raise TypeError("params must be all parameter groups or all arrays; got both")
     return any(groups)
 
 

@@ -59,7 +59,9 @@ def describe(
         f"{environment['compiler'] or 'no C compiler'}",
     ]
     if background_load is not None:
-        lines.append(f"other processes used {background_load:.0%} of the processors meanwhile")
+        lines.append(
+            f"other processes used {background_load:.0%} of the processors during the benchmark"
+        )
     return [*lines, ", ".join(f"{package} {number}" for package, number in versions.items())]
 
 

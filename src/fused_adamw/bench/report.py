@@ -38,7 +38,7 @@ class Table(NamedTuple):
 Part: TypeAlias = Heading | Paragraph | Table
 
 COLUMNS = (
-    *("", "time a\nstep", "ns per\nparameter"),
+    *("", "time per\nstep", "ns per\nparameter"),
     *("GB/s", "share of\nbound", "relative\ntime", "quartiles"),
 )
 EXPLANATION = (

@@ -30,7 +30,7 @@ def info(options: InfoOptions) -> None:
         "version": found["version"],
         "instruction set": found["isa"],
         "available": ", ".join(found["available_isas"]),
-        "threads": f"{found['num_threads']}, {found['threading'] or 'no others than the caller'}",
+        "threads": f"{found['num_threads']}, {found['threading'] or 'none besides the caller'}",
         "Python": around["python"],
         "NumPy": around["numpy"],
         "system": around["system"],

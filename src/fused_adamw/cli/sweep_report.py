@@ -101,7 +101,7 @@ def _at_one_rate(adamw: Sweep, sgd: Sweep) -> str:
 def _sensitivity(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
     best = min(adamw.best_loss, sgd.best_loss)
     if best >= adamw.chance:
-        yield "Neither learns more than to guess in so few steps."
+        yield "Neither does better than guessing in so few steps."
         return
     enough = working_loss(adamw.chance, best)
     ranges = [_range(sweep, best) for sweep in (adamw, sgd)]
@@ -115,7 +115,7 @@ def _sensitivity(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
     least = math.floor(min(width, other))
     if abs(width - other) >= SIMILAR_DECADES:
         name = sgd.optimizer if width > other else adamw.optimizer
-        yield f"{name} is the more sensitive one to its rate here."
+        yield f"{name} is more sensitive to its rate here."
     elif least >= 1:
         number = "a decade" if least == 1 else f"{least} decades"
         yield (

@@ -217,7 +217,7 @@ class TrainOptions:
         Path | None,
         typer.Option(
             rich_help_panel=OUTPUT_PANEL,
-            help="Write a page to look into the training (.html), which needs no network: losses, "
+            help="Write an HTML report of the training (.html), which needs no network: losses, "
             "attention, predictions, rates, updates and moments over the steps.",
             **OUTPUT_FILE,
         ),
@@ -245,7 +245,7 @@ class TrainOptions:
             min=1,
             rich_help_panel=OUTPUT_PANEL,
             show_default="300 characters, or up to <EOS>",
-            help="Tokens that the trained model is to generate at most.",
+            help="Maximum number of tokens that the trained model generates.",
             metavar="N",
         ),
     ] = None

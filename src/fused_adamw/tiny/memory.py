@@ -39,8 +39,8 @@ def require_memory(options: str, nbytes: int) -> None:
     available = memory_bound()
     if nbytes > available:
         raise ValueError(
-            f"{options} must be smaller: a step needs at least {_gigabytes(nbytes)}; got "
-            f"{_gigabytes(available)} of memory"
+            f"{options} must be smaller: a step needs at least {_gigabytes(nbytes)} of memory; got "
+            f"{_gigabytes(available)}"
         )
 
 

@@ -22,7 +22,7 @@ def scale_text(found: Scale) -> Iterator[RenderableType]:
         f"This process can have {found.memory_bytes / 1e9:,.1f} GB of memory."
     )
     yield costs_table(found, lambda cost: gigabytes(cost.state_bytes))
-    yield heading(f"Seconds a step on this machine, on {threads(found.num_threads)}")
+    yield heading(f"Seconds per step on this machine, on {threads(found.num_threads)}")
     yield costs_table(found, seconds)
     yield paragraph(
         "≈: computed, from the bytes that the step reads and writes and the bandwidth that was "
