@@ -40,7 +40,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def torch(session: nox.Session) -> None:
-    """The tests beside PyTorch: TORCH is a requirement, else ``torch``; arguments go to pytest."""
+    """The tests with PyTorch, as the requirement TORCH or ``torch``; arguments go to pytest."""
     session.install(".[dev]", os.environ.get("TORCH", "torch"))
     session.run("python", "-m", "pytest", *session.posargs)
 

@@ -1,4 +1,4 @@
-"""Builds the one extension module; everything else is said in pyproject.toml."""
+"""Builds the one extension module; everything else is in pyproject.toml."""
 
 import gzip
 import os
@@ -44,10 +44,10 @@ Install a C compiler with OpenMP:
 or build for one thread:  FUSED_ADAMW_THREADS=none pip install .
 """
 
-# Whose threads a build has, by FUSED_ADAMW_THREADS.
+# Which library provides the threads of a build: the values of FUSED_ADAMW_THREADS.
 THREADS = ("openmp", "dispatch", "none")
 
-# These take back what CFLAGS and LDFLAGS may say. At the link, too: -ffast-math, -Ofast and
+# These override what CFLAGS and LDFLAGS may set. At the link, too: -ffast-math, -Ofast and
 # -funsafe-math-optimizations add an object there that makes every process which loads the module
 # flush subnormal numbers to zero.
 EXACT_FLAGS = ("-fno-fast-math", "-fno-unsafe-math-optimizations", "-O3")
@@ -80,7 +80,7 @@ def c_flags(compiler_type: str) -> list[str]:
 
 
 def with_own_flags(compile_files: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """What compiles files as this does, each with its own flags too."""
+    """A function that compiles files as this one does, each with its own flags as well."""
 
     def compile_each(
         sources: list[str], *arguments: Any, extra_postargs: list[str] | None = None, **options: Any

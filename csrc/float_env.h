@@ -1,8 +1,8 @@
 /* The floating-point environment of a thread: its rounding mode, whether it flushes subnormal
  * numbers to zero, whether exceptions trap. Programs and libraries change it (-ffast-math does,
- * when a library is loaded), and threads inherit it, so that results would depend on who created
- * which.
- * Everything that computes runs in the default environment and then returns to that of its caller.
+ * when a library is loaded), and threads inherit it, so results would depend on which thread
+ * created which. Everything that computes runs in the default environment and then returns to that
+ * of its caller.
  *
  * The exceptions that are raised meanwhile stay in the status flags, as those of any arithmetic do.
  *
@@ -97,8 +97,9 @@ static inline void restore_float_control(float_control before)
         set_float_control(before);
 }
 
-/* Compilers do not know that arithmetic depends on the environment. They keep what goes through
- * memory, or through this, on its side of the functions above. */
+/* Compilers do not know that arithmetic depends on the environment, and may move it across the
+ * functions above. They do not move accesses to memory or uses of this function: operands and
+ * results that pass through either keep an operation in its place. */
 static inline double pinned(double value)
 {
     const volatile double memory = value;

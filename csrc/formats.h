@@ -10,7 +10,7 @@
 /* Each row: identifier, name, C type, format of Python's buffer protocol (0: none), type code and
  * bits of DLPack (kDLFloat is 2, kDLBfloat is 4). */
 
-/* Types that the arithmetic is done in: a block each in kernels/instantiate.inc. */
+/* The compute types, in which the formula is evaluated: a block each in kernels/instantiate.inc. */
 #define FUSED_ADAMW_COMPUTE_TYPES(ROW)                                                             \
     ROW(FLOAT32, float32, float, 'f', 2, 32)                                                       \
     ROW(FLOAT64, float64, double, 'd', 2, 64)
@@ -38,9 +38,9 @@ enum {
 };
 
 /* What a tensor may have besides its moments, each for an option of the step. Each row: identifier,
- * name, the option; 1 if it is stored as the state format stores v, 0 if in the type of the
- * arithmetic; 1 if it starts as the parameters, 0 if as zeros; 1 if the option is a decay rate (its
- * d and 1 - d are NAME_decay and NAME_complement in kernels/adamw.inc), 0 if a flag. */
+ * name, the option; 1 if it is stored as the state format stores v, 0 if in the compute type; 1 if
+ * it starts as the parameters, 0 if as zeros; 1 if the option is a decay rate (its d and 1 - d are
+ * NAME_decay and NAME_complement in kernels/adamw.inc), 0 if a flag. */
 #define FUSED_ADAMW_OPTIONAL_BUFFERS(ROW)                                                          \
     ROW(V_MAX, v_max, "amsgrad", 1, 0, 0) /* the largest v so far */                               \
     ROW(EMA, ema, "ema_decay", 0, 1, 1)   /* a moving average of the weights */

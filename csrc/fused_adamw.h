@@ -6,7 +6,8 @@
  * the caller guarantees every pointer and length. No function prints, allocates memory, or writes
  * outside the buffers that it is given. All of them compute in the default floating-point
  * environment, whatever that of the caller is: round to the nearest, keep subnormal numbers, no
- * traps. */
+ * traps. On processors other than x86 with SSE2, and ARM64 with GCC or Clang, only the rounding
+ * mode is set. */
 #ifndef FUSED_ADAMW_H
 #define FUSED_ADAMW_H
 
@@ -28,7 +29,7 @@ enum {
     FUSED_ADAMW_CHUNK = 16384,
     /* The fewest elements that are worth another thread: benches/bench_threads.py. */
     FUSED_ADAMW_MIN_ELEMENTS_PER_THREAD = 32768,
-    /* More threads are likelier a mistake than a machine. */
+    /* A larger number is more likely a mistake than a machine. */
     FUSED_ADAMW_MAX_THREADS = 1024
 };
 
@@ -46,7 +47,8 @@ typedef struct {
     int size;           /* in bytes */
     char buffer_format; /* in Python's buffer protocol; 0 where it has none */
     int dlpack_code, dlpack_bits;
-    int compute; /* the element type of the arithmetic: FUSED_ADAMW_FLOAT32 or _FLOAT64 */
+    int compute; /* the compute type, in which the formula is evaluated: FUSED_ADAMW_FLOAT32 or
+                    _FLOAT64 */
     const char *master_type; /* what master weights are stored in; NULL where there are none */
     int master_size;         /* in bytes */
 } fused_adamw_element_type;
@@ -61,8 +63,8 @@ typedef struct {
     int m_bits, v_bits;          /* per element: one unit of the storage type, or a part of it */
     int block;                   /* elements that share a scale; 1 where there are no scales */
     const char *m_scale_type, *v_scale_type; /* NULL where there are no scales */
-    int amsgrad; /* whether it can store more buffers in the way that it stores v, such as v_max */
-    int own;     /* whether it is for parameters of its own type only */
+    int amsgrad; /* whether it can store optional buffers, such as v_max, as it stores v */
+    int own;     /* whether only parameters of the same type can use it */
 } fused_adamw_state_format;
 
 /* Indexed by FUSED_ADAMW_STATE_FLOAT32, _STATE_FLOAT64, _STATE_BFLOAT16, _STATE_8BIT, _STATE_FLOAT16;
@@ -74,7 +76,7 @@ FUSED_ADAMW_API extern const fused_adamw_state_format fused_adamw_state_formats[
 /* A buffer that a tensor may have, and the option of the step that it is for. */
 typedef struct {
     const char *name, *option;
-    int like_v;      /* stored as the state format stores v; else in the type of the arithmetic */
+    int like_v;      /* stored as the state format stores v; else in the compute type */
     int from_params; /* starts as the parameters; else as zeros */
     int has_decay;   /* the option is a decay rate; else a flag */
 } fused_adamw_optional_buffer;
@@ -85,7 +87,7 @@ FUSED_ADAMW_API extern const fused_adamw_optional_buffer
 
 /* ---- hyper-parameters */
 
-/* The least learning rate: a negative one that is no more than a rounding error of 0. */
+/* The smallest accepted learning rate: below 0 by no more than a rounding error. */
 #define FUSED_ADAMW_LEAST_LR (-1e-12)
 
 typedef struct {
@@ -97,7 +99,7 @@ typedef struct {
 /* What a step multiplies and divides by, the same for every element of a tensor. Opaque: made by
  * the two functions below, and defined here only so that callers can allocate it. */
 typedef struct {
-    /* Rounded to the type of the arithmetic, so that converting them to it changes nothing. */
+    /* Rounded to the compute type, so that converting them to it changes nothing. */
     double b1, b2;    /* the betas */
     double c1, c2;    /* 1 - beta */
     double step;      /* lr / (1 - b1^t) */
@@ -108,14 +110,14 @@ typedef struct {
     double buffer_complements[FUSED_ADAMW_NUM_BUFFERS]; /* 1 - d */
     double scale;       /* of the gradient: loss scaling, clipping, -1 to maximize */
     int64_t t;          /* the number of the step: 1, 2, 3, ... */
-    int compute;        /* the element type of the arithmetic */
+    int compute;        /* the compute type */
     int stochastic;     /* rounding to low precision; else to the nearest */
     uint32_t dither[3]; /* of this step, for v, m and params */
 } fused_adamw_scalars;
 
 /* A status is 0, or the hyper-parameter that cannot be used; with FUSED_ADAMW_NOT_REPRESENTABLE
- * added where it, or what is derived from it, overflows in the type of the arithmetic, or where a
- * beta or a decay rate rounds to 1 there. */
+ * added where it, or what is derived from it, overflows in the compute type, or where a beta or a
+ * decay rate rounds to 1 there. */
 enum {
     FUSED_ADAMW_OK,
     FUSED_ADAMW_BAD_LR,           /* not finite, or below FUSED_ADAMW_LEAST_LR */
@@ -158,13 +160,13 @@ typedef struct {
     void *m, *v;             /* updated: the moments, as the state format stores them */
     void *m_scale, *v_scale; /* updated: one per block of the state format; or NULL */
     void *master; /* updated: what gives, with params, the float32 that params is rounded from
-                     (kernels/element_types.h); or NULL. Not for element types that the
-                     arithmetic is done in */
+                     (kernels/element_types.h); or NULL. Not for element types that are
+                     compute types */
     void *buffers[FUSED_ADAMW_NUM_BUFFERS]; /* updated: the optional buffers; or NULL */
     ptrdiff_t size;
     int element_type;   /* of params, and of grads unless has_wide_grads */
     int state_format;   /* of m and v */
-    int has_wide_grads; /* grads are in the type that the arithmetic is done in */
+    int has_wide_grads; /* grads are in the compute type */
     uint32_t rng_key;
     ptrdiff_t element_offset; /* RNG index of element 0; a multiple of FUSED_ADAMW_BLOCK where the
                                  state format has scales */
@@ -194,13 +196,14 @@ FUSED_ADAMW_API const fused_adamw_isa *fused_adamw_find_isa(const char *name);
  * once, before the first step. */
 FUSED_ADAMW_API void fused_adamw_init(void);
 
-/* What the threads are of: "OpenMP", "Grand Central Dispatch", or NULL where every call runs on the
- * calling thread. */
+/* Which library provides the threads: "OpenMP", "Grand Central Dispatch", or NULL if every call
+ * runs on the calling thread. */
 FUSED_ADAMW_API const char *fused_adamw_threading(void);
 
-/* The threads to use where the user has not said: OMP_NUM_THREADS where that is from 1 to
- * FUSED_ADAMW_MAX_THREADS, else the processors that the affinity mask allows; at most `quota` where
- * that is above 0. `asked` is the number in OMP_NUM_THREADS, or 0: OpenMP has read it itself. */
+/* The default number of threads: OMP_NUM_THREADS if that is from 1 to FUSED_ADAMW_MAX_THREADS, else
+ * the number of processors (with OpenMP, of those in the affinity mask); at most `quota` if that is
+ * above 0. `asked` is the value of OMP_NUM_THREADS, or 0; builds with OpenMP ignore it, since
+ * OpenMP has read the variable itself. */
 FUSED_ADAMW_API int fused_adamw_default_threads(int asked, int quota);
 
 /* How many of `num_threads` threads are worth using on these tensors: at least 1. */
@@ -221,8 +224,8 @@ FUSED_ADAMW_API ptrdiff_t fused_adamw_num_chunks(const fused_adamw_tensor *tenso
                                                  ptrdiff_t count);
 
 /* The sums of the squares of all gradients as they are, before any scale, in float64: one per
- * chunk, fused_adamw_num_chunks of them. Only grads, size and element_type of the tensors are read.
- * The result does not depend on `isa` or `num_threads`. */
+ * chunk, fused_adamw_num_chunks of them. Only grads, size, element_type, has_wide_grads and
+ * element_offset of the tensors are read. The result does not depend on `isa` or `num_threads`. */
 FUSED_ADAMW_API void fused_adamw_sum_squares(const fused_adamw_isa *isa,
                                              const fused_adamw_tensor *tensors, ptrdiff_t count,
                                              int num_threads, double *partial_sums);
@@ -235,8 +238,9 @@ FUSED_ADAMW_API double fused_adamw_norm(const double *partial_sums, ptrdiff_t co
 /* ---- state, read and written from outside
  *
  * On the calling thread, for every state format but float64. Only m, v, their scales, the optional
- * buffers that are stored like v, size and state_format of the tensor are used. The m, v and buffers
- * of `moments` are arrays of float32, and the buffers NULL where those of the tensor are. */
+ * buffers that are stored like v, size, state_format and element_offset of the tensor are used. The
+ * m, v and buffers of `moments` are arrays of float32, and the buffers NULL where those of the
+ * tensor are. */
 
 /* Reads the moments as float32. */
 FUSED_ADAMW_API void fused_adamw_decode_state(const fused_adamw_isa *isa,

@@ -27,8 +27,8 @@ typedef struct {
                         double *sum); /* of the gradient as it is, before any scale */
 } fused_adamw_kernel;
 
-/* A kernel is indexed by the element type where that is the type of the arithmetic and everything
- * is stored in it (for sum_squares: the gradient), else by LOW_PRECISION. */
+/* A kernel is indexed by the element type where that is the compute type and everything is stored
+ * in it (for sum_squares: the gradient), else by LOW_PRECISION. */
 enum {
 #define ROW(id, name, type, buffer_format, dlpack_code, dlpack_bits) COMPUTE_TYPE_##id,
     FUSED_ADAMW_COMPUTE_TYPES(ROW)

@@ -59,7 +59,8 @@ static ptrdiff_t end_of_block(const fused_adamw_tensor *tensor, ptrdiff_t end)
     return end < tensor->size ? end : tensor->size;
 }
 
-/* In the first step in chunks, which are still in the cache after their pages were filled with 0. */
+/* The first step proceeds chunk by chunk: a chunk is still in the cache after its pages were
+ * zeroed. */
 static void step_part(const struct job *job, const fused_adamw_tensor *tensor, ptrdiff_t begin,
                       ptrdiff_t end)
 {
@@ -126,7 +127,7 @@ static void run_part(const struct job *job, ptrdiff_t begin, ptrdiff_t end)
 
 #if HAS_THREADS
 
-/* What is left over is divided, too: chunks may be but two for each thread. */
+/* The remainder is spread over the parts, too: there may be as few as two chunks per thread. */
 static ptrdiff_t part_begin(const struct job *job, int part, int parts)
 {
     const ptrdiff_t begin = job->total / parts * part + job->total % parts * part / parts;

@@ -1,12 +1,13 @@
-/* From hyper-parameters to the scalars of a step; what stochastic rounding draws from. */
+/* Derives the scalars of a step from hyper-parameters; the keys and the dither of stochastic
+ * rounding. */
 #include "float_env.h"
 #include "internal.h"
 #include "rng.h"
 
 #include <math.h>
 
-/* The nearest value of the type of the arithmetic. The float is volatile because GCC 12 at -O3
- * vectorizes a select between a value and its rounding, and then always takes the value. */
+/* The nearest value of the compute type. The float is volatile because GCC 12 at -O3 vectorizes a
+ * select between a value and its rounding, and then always takes the value. */
 static double rounded(int compute, double value)
 {
     if (compute == FUSED_ADAMW_FLOAT32) {
@@ -17,8 +18,8 @@ static double rounded(int compute, double value)
 }
 
 /* A schedule that ends at 0 may miss it by rounding: torch.optim.lr_scheduler.LinearLR from 1e-3
- * ends at up to -5e-20. PyTorch takes such steps, and so does the formula, which gives the twin's
- * bits for them. A rate that is meant to be negative is far larger. */
+ * ends at up to -5e-20. PyTorch accepts such rates, and the formula is valid for them. A rate that
+ * is negative by mistake has a far larger magnitude. */
 static int is_usable_lr(double lr)
 {
     return lr >= FUSED_ADAMW_LEAST_LR && isfinite(lr);

@@ -1,5 +1,5 @@
-/* Whose threads these are, and when not to ask for them: the runtimes of OpenMP end the process
- * where a thread cannot be created, and a forked child has only one of its parent's threads. */
+/* Which library provides the threads, and when they must not be used: OpenMP runtimes end the
+ * process if a thread cannot be created, and a forked child has only one of its parent's threads. */
 #include "threads.h"
 #include "internal.h"
 
@@ -53,8 +53,8 @@ static void *wait_at_gate(void *gate)
     return NULL;
 }
 
-/* How many threads of up to `wanted` can be created at the same time. They end again: the runtime
- * takes their places, unless something else is faster. */
+/* How many threads of up to `wanted` can be created at the same time. They end before this returns;
+ * the runtime then creates as many, unless other code creates threads in between. */
 static int count_creatable(int wanted)
 {
     pthread_t threads[FUSED_ADAMW_MAX_THREADS];

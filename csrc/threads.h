@@ -1,8 +1,8 @@
-/* Whose threads these are, and when not to ask for them. */
+/* Which library provides the threads, and when they must not be used. */
 #ifndef FUSED_ADAMW_THREADS_H
 #define FUSED_ADAMW_THREADS_H
 
-/* A build has the threads of OpenMP, of Grand Central Dispatch, or none but the callers'. */
+/* A build uses the threads of OpenMP or of Grand Central Dispatch, or none besides the caller's. */
 #if !defined(FUSED_ADAMW_DISPATCH)
 #define FUSED_ADAMW_DISPATCH 0
 #endif

@@ -1,9 +1,9 @@
-/* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row named
- * x, load_x and store_x; and how master weights are stored: param_x and rest_x are the two parts of
- * one, and join_x is the float32 that they are of. The types that pairs.inc takes have the same for
- * two neighbours, the pair i: first_x and second_x load, pair_x stores what operations gave, and
- * join_pair_x and split_pair_x are for master weights. Integers and exact float operations alone, so
- * that every instruction set gives the same bits. */
+/* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row
+ * named x, load_x and store_x; and how master weights are stored: param_x and rest_x give the two
+ * parts of one, and join_x restores the float32 from them. The types that pairs.inc takes have the
+ * same for two neighbours, the pair i: first_x and second_x load, pair_x stores what operations
+ * gave, and join_pair_x and split_pair_x are for master weights. Integers and exact float
+ * operations alone, so that every instruction set gives the same bits. */
 #ifndef FUSED_ADAMW_ELEMENT_TYPES_H
 #define FUSED_ADAMW_ELEMENT_TYPES_H
 
@@ -140,8 +140,8 @@ static inline uint32_t split_pair_bfloat16(struct pair_of_floats masters, void *
 
 /* ---- float16 */
 
-/* Of bits of which the sign and the 10 bits of the significand are where those of a float32 are, and
- * the exponent is between them; the others are disregarded. */
+/* From bits that have the sign and the 10-bit significand where a float32 has them, and the
+ * exponent between them; other bits are ignored. */
 static inline float widen_float16(uint32_t bits)
 {
     const uint32_t exponent = 0x1fu << 23, used = bits & 0x8fffe000;

@@ -154,7 +154,7 @@ static double sum_of(const problem *p, ptrdiff_t begin, ptrdiff_t end)
     return lanes[0];
 }
 
-/* A chunk is 16384 elements: summed as a whole where the arithmetic is done in its type, else 256
+/* A chunk is 16384 elements: summed as a whole where its element type is the compute type, else 256
  * at a time. */
 void oracle_sums(const problem *p, double *partial_sums)
 {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cpu_quota(root: str = "/") -> int | None:
-    """The smallest CPU quota on the way from this process's cgroup to the top, rounded up to whole
+    """The smallest CPU quota of this process's cgroup and its ancestors, rounded up to whole
     processors; None where nothing is limited, or on a system without cgroups.
 
     Reads version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``), see cgroups(7). ``root`` is

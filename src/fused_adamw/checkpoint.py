@@ -83,7 +83,7 @@ def save_checkpoint(
             the file they are tensors ``extra/NAME``.
 
     Raises:
-        TypeError: ``optimizer`` is no ``AdamW`` or ``ShardedAdamW``.
+        TypeError: ``optimizer`` is neither an ``AdamW`` nor a ``ShardedAdamW``.
         TypeError, ValueError: ``extra``, ``arrays`` or a name cannot be written.
         OSError: the file cannot be written.
 
@@ -128,7 +128,7 @@ def load_checkpoint(
             be read again, as the message says.
 
     With ``ShardedAdamW`` every rank raises the same. Memory: at most 5 MiB beyond the state;
-    MemoryError, with nothing changed, where 7 MiB are not free.
+    MemoryError, with nothing changed, if 7 MiB cannot be allocated.
     """
     return load(path, _checked(optimizer), convert)
 

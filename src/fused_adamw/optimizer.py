@@ -44,8 +44,8 @@ class AdamW(DecodedState):
             float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
             writable, with memory of their own. They are updated in place. The optimizer keeps
             references to them and their containers; a step refuses arrays that were replaced.
-        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ... (The
-            rounding errors of schedules that end at 0, down to -1e-12, are no error.)
+        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ... Values
+            down to -1e-12 are accepted, as rounding errors of schedules that end at 0.
         betas: decay rates of the moments, each in [0, 1).
         eps: added to the denominator, at least 0; or a function of the step. With
             ``lambda t: e / sqrt(1 - b2**t)`` a step is that of libraries which add e to the root of
@@ -53,7 +53,7 @@ class AdamW(DecodedState):
         weight_decay: coefficient of decoupled weight decay, at least 0.
         amsgrad: divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018,
             "On the Convergence of Adam and Beyond").
-        maximize: ascend.
+        maximize: maximize the objective instead of minimizing it.
         max_grad_norm: scale the gradients of a step by min(1, max_grad_norm / (norm + 1e-6)) where
             norm is their global Euclidean norm (Pascanu, Mikolov & Bengio 2013), as
             ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed. A NaN
@@ -61,9 +61,9 @@ class AdamW(DecodedState):
         skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
             float64, changes nothing.
         state_dtype: storage format of the moments. None: the dtype of the parameters (float32 for
-            float16 parameters). "float32": 8 bytes a parameter. "bfloat16": 4. "8bit": 2, and 8 a
-            block of 256; not with amsgrad. docs/state-formats.md describes them. The arithmetic is
-            float32 all the same. Not for float64 parameters.
+            float16 parameters). "float32": 8 bytes per parameter. "bfloat16": 4. "8bit": 2, plus 8
+            per block of 256; not with amsgrad. docs/state-formats.md describes them. The arithmetic
+            is float32 all the same. Not for float64 parameters.
         num_threads: the largest number of threads. None: the first steps, and a few in each
             thousand, are timed with one and with all threads, and the faster setting is kept.
             (NumPy's own threads spin after a matrix product and can delay others.)
@@ -72,12 +72,12 @@ class AdamW(DecodedState):
         master_weights: keep 16-bit parameters in float32 too, as part of the state, and update
             those; the parameters are their values, rounded to the nearest. ``master`` reads them.
             bfloat16: 2 bytes a parameter, the low 16 bits, which the parameter completes; ties
-            round away from zero. A step starts from a parameter that others have written, to
-            within half a unit in its last place, as the low bits remain.
-            float16: 4 bytes; the next step overwrites parameters that others have written.
-        seed: 0 to 2^32 - 1, of the stochastic rounding of 8-bit and 16-bit moments, and of bfloat16
-            parameters without master weights: a number rounds up with probability equal to the
-            discarded fraction, so that updates below one quantum accumulate. The random numbers
+            round away from zero. If other code has written a parameter, the next step starts from
+            that value, to within half a unit in its last place, since the low bits remain.
+            float16: 4 bytes; the next step overwrites parameters that other code has written.
+        seed: 0 to 2^32 - 1, the seed of the stochastic rounding of 8-bit and 16-bit moments, and of
+            bfloat16 parameters without master weights: a number rounds up with probability equal to
+            the discarded fraction, so that updates below one quantum accumulate. The random numbers
             depend on the seed, the tensor's index, the element's index and the step alone, not on
             threads or machine. None: round to the nearest; small updates are lost, and v stalls.
         ema_decay: keep an exponential moving average of the weights, ``ema``, updated in the same
@@ -94,9 +94,9 @@ class AdamW(DecodedState):
             changed between steps.
         amsgrad: whether AMSGrad is used. ``maximize``, ``max_grad_norm``, ``skip_nonfinite``,
             ``state_dtype``, ``num_threads``, ``master_weights``, ``seed`` and ``ema_decay`` are
-            attributes, too. They may be changed between steps, but for ``amsgrad``,
-            ``state_dtype``, ``master_weights`` and ``seed``; an ``ema_decay`` of None, which has no
-            average, stays None.
+            attributes, too. All but ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``
+            may be changed between steps; an ``ema_decay`` of None, which keeps no average, must
+            stay None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.

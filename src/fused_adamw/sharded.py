@@ -65,8 +65,9 @@ class ShardedAdamW(BaseOptimizer):
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
             duplicate, on which an error of MPI ends the job.
         bucket_bytes: twice the most bytes that one collective moves, by default 16 MiB; at least
-            262,144, and what exceeds 4 GiB has no effect. A rank has two buffers of this size, half
-            of each for what is sent and half for what is received; docs/scaling.md lists the rest.
+            262,144; values above 4 GiB have no further effect. A rank has two buffers of this size,
+            half of each for what is sent and half for what is received; docs/scaling.md lists the
+            rest.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* was converted:UserWarning"),
 ]
 SHAPES = [[(2, 3), (1,)], [(5,), (), (0, 2)]]
-# Of a rounding, in the type of the arithmetic, some hundred times.
+# Some hundred times the rounding error of the compute type.
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 COARSE = {None: 0.0, "float32": 0.0, "bfloat16": 2.0**-7, "8bit": 0.04}
 

@@ -15,7 +15,7 @@ class TensorModel:
 
     def step(self, gradient, lr, betas, eps, weight_decay, options):
         self.t += 1
-        b1, b2 = (float(self.dtype(b)) for b in betas)  # what the type of the arithmetic has
+        b1, b2 = (float(self.dtype(b)) for b in betas)  # as the compute type has them
         self.m = b1 * self.m + (1 - b1) * gradient
         self.v = b2 * self.v + (1 - b2) * gradient**2
         self.v_max = np.maximum(self.v_max, self.v)

@@ -48,12 +48,12 @@ class BucketCommunicator:
 
     A bucket within one tensor is sent from, and gathered in, the user's arrays; others are packed
     in one of two staging buffers. Each has the size of the largest bucket and of this rank's
-    largest part of one. Through these buffers two collectives are under way at a time; without
-    them, any number until ``finish``.
+    largest part of one. At most two collectives that use these buffers are in flight at a time; of
+    the others, any number until ``finish``.
 
     Args:
-        comm: a communicator of our own.
-        buckets: all that there are.
+        comm: a private communicator.
+        buckets: all buckets of the partition.
     """
 
     def __init__(self, comm: Comm, buckets: Sequence[Bucket]) -> None:

@@ -79,7 +79,7 @@ def default_threads(comm: Comm) -> int | None:
 
 
 def replace_by_maximum(comm: Comm, numbers: NDArray[np.int64]) -> None:
-    """Let all ranks have the largest of each of their numbers, in place."""
+    """Replace each number by its maximum over the ranks, in place."""
     comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
 
 

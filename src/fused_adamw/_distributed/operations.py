@@ -10,7 +10,7 @@ THREADS = "the optimizers of a communicator must be used by one thread at a time
 
 
 class CollectiveOperations:
-    """Those of one communicator of our own.
+    """The collective operations on one private communicator.
 
     Attributes:
         num_optimizers: how many were constructed over the communicator, here as on other ranks.

@@ -57,7 +57,7 @@ class Bucket:
 
     @property
     def sum_dtype(self) -> np.dtype[Any]:
-        """The dtype that gradients are added up in: that of the arithmetic."""
+        """The dtype that gradients are added up in: the compute type."""
         return np.dtype(ELEMENT_TYPES[self.dtype].compute)
 
     @cached_property

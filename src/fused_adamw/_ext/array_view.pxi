@@ -11,7 +11,7 @@ cdef struct ArrayView:
     int element_type            # an index of fused_adamw_element_types, or -1 for another dtype
     int ndim
     const Py_ssize_t *shape
-    const Py_ssize_t *strides   # in units of `unit` bytes; NULL for C order
+    const Py_ssize_t *strides   # in units of `unit` bytes; NULL only where ndim is 0
     Py_ssize_t unit
     bint readonly
     int dlpack_code             # of views of DLPack, where the dtype may be one of a state format

@@ -22,7 +22,7 @@ cdef class BoundArrays:
     cdef tuple kept            # those buffers, where the garbage collector sees them
     cdef IntervalSet written   # the memory of all of them
     cdef bint stochastic
-    cdef bint plain            # only dtypes that are their own arithmetic's
+    cdef bint plain            # only dtypes that are compute types
     cdef bint has_state
     cdef bint[FUSED_ADAMW_NUM_BUFFERS] has_rate
 

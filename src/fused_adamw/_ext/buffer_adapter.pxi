@@ -85,7 +85,8 @@ cdef struct BufferHead:
 
 
 cdef KeptBuffer keep(Py_buffer *buffer):
-    """Take over a buffer, which stays where its shape is read, but is not released there."""
+    """Take ownership of a buffer. Its shape is still read from the original struct, which no longer
+    releases it."""
     cdef KeptBuffer kept = KeptBuffer.__new__(KeptBuffer)
     kept.buffer = buffer[0]
     (<BufferHead *>buffer).obj = NULL

@@ -20,9 +20,9 @@ cdef bint has_masters(int element_type) noexcept:
 
 @cython.no_gc
 cdef class CheckedTensors:
-    """Tensors that the kernels serve. Between steps it keeps its memory, and the order of the
-    addresses, but nothing that is true of the tensors: what is stepped is what the optimizer has at
-    that moment, even if it was loaded, moved or replaced."""
+    """Tensors that the kernels support. Between steps it keeps its memory and the order of the
+    addresses, but nothing about the tensors: each step uses what the optimizer has at that moment,
+    even if it was loaded, moved or replaced."""
 
     cdef DLPackExchange exchange
     cdef list names            # of the counter and of the state, in the dicts of an optimizer
@@ -131,7 +131,7 @@ cdef class CheckedTensors:
     cdef bint find_gradient(
         self, grad, fused_adamw_tensor *tensor, const ArrayView *params
     ) except -1:
-        """Of the type of the parameter, or, exact, of the one that the arithmetic is done in."""
+        """Of the type of the parameter, or, exact, of the compute type."""
         cdef ArrayView view
         cdef int compute = fused_adamw_element_types[tensor.element_type].compute
         if not self.exchange.view(grad, &view) or not same_layout(&view, params):

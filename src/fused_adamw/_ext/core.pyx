@@ -5,30 +5,32 @@
 
 One module in several files, in the order of their dependencies:
 
-    tables.pxi          element types, state formats, the roles of state arrays
-    hyperparams.pxi     numbers: checked, and turned into the scalars of a step
-    runtime.pxi         instruction sets and threads
-    lists.pxi           lists that grow by append
-    pytree.pxi          how the arrays of an argument are arranged
-    array_view.pxi      the memory of one array, whatever exports it
-    intervals.pxi       arrays that overlap
-    buffer_adapter.pxi  array views of the buffer protocol
-    dlpack_adapter.pxi  array views of DLPack
-    sources.pxi         arrays that are replaced or become read-only after they were passed
-    validate.pxi        what parameters, gradients and state must be
-    workspace.pxi       what one step needs: tensors with gradients, their scalars
-    autotune.pxi        whether several threads pay
-    slots.pxi           what is kept of each array
-    lock.pxi            one thread at a time
-    bound_arrays.pxi    parameters and state, bound for an optimizer's life
-    bound_tensors.pxi   steps over them
-    gather.pxi          the tensors of a step, in the state of an optimizer for PyTorch
-    checked_tensors.pxi these tensors, described for one step
-    prepared_step.pxi   a step of a group of them
-    step_plan.pxi       steps of all groups at once, while their options stay the same
-    codec.pxi           state formats to and from float32
-    functional.pxi      the function fused_adamw
-    signals.pxi         deferral of signal handlers
+    tables.pxi            element types, state formats, the roles of state arrays
+    hyperparams.pxi       numbers: checked, and turned into the scalars of a step
+    runtime.pxi           instruction sets and threads
+    lists.pxi             lists that grow by append
+    pytree.pxi            how the arrays of an argument are arranged
+    array_view.pxi        the memory of one array, whatever exports it
+    intervals.pxi         arrays that overlap
+    buffer_adapter.pxi    array views of the buffer protocol
+    tensor_functions.pxi  array views of PyTorch's C interface
+    dlpack_adapter.pxi    array views of DLPack
+    sources.pxi           arrays that are replaced or become read-only after they were passed
+    validate.pxi          what parameters, gradients and state must be
+    workspace.pxi         what one step needs: tensors with gradients, their scalars
+    autotune.pxi          whether several threads pay
+    slots.pxi             what is kept of each array
+    lock.pxi              one thread at a time
+    bound_arrays.pxi      parameters and state, bound for an optimizer's life
+    bound_tensors.pxi     steps over them
+    gather.pxi            the tensors of a step, in the state of an optimizer for PyTorch
+    checked_tensors.pxi   these tensors, described for one step
+    prepared_step.pxi     a step of a group of them
+    step_plan.pxi         steps of all groups at once, while their options stay the same
+    pieces.pxi            steps and norms of ranges of PyTorch's parameters
+    codec.pxi             state formats to and from float32
+    functional.pxi        the function fused_adamw
+    signals.pxi           deferral of signal handlers
 
 Nothing is written before everything has been checked; after an error all arrays are as they were.
 A TypeError is about what an argument is (its kind, its dtype), a ValueError about its value.

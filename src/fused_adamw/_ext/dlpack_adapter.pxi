@@ -61,12 +61,12 @@ cdef int raise_pending() except -1:
 @cython.final
 @cython.no_gc
 cdef class DLPackExchange:
-    """The types whose objects are described as the first of them does: ``torch.Tensor``, for one.
-    An object of any other type, even a derived one, has no view: its memory may have a different
-    meaning. ``is_negated``: whether a tensor's memory has the values with the other sign, which
-    DLPack does not tell. ``functions``: addresses of the ``TensorFunctions`` that do the same at
-    less cost, by name; none where it is empty. ``offset``: of what they take in an object;
-    ``examples``: a strided tensor in host memory of each dtype."""
+    """Types whose objects the exchange API of the first of them describes, such as
+    ``torch.Tensor``. An object of any other type, even a derived one, has no view: its memory may
+    have a different meaning. ``is_negated``: whether a tensor's memory has the values with the
+    opposite sign, which DLPack does not report. ``functions``: addresses of the ``TensorFunctions``
+    that do the same at less cost, by name; none where it is empty. ``offset``: of what they take in
+    an object; ``examples``: a strided tensor in host memory of each dtype."""
 
     cdef const ExchangeAPI *api
     cdef PyObject *tensor_type  # the first two of `types`, which almost all objects are of

@@ -16,7 +16,7 @@ def fused_adamw(
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    1 - b^t is evaluated as -expm1(t log b), which is exact where b is close to 1.
+    1 - b^t is evaluated as -expm1(t log b), which stays accurate where b is close to 1.
 
     Args:
         params: one array, or nested sequences and mappings of arrays; float32 or float64, in native
@@ -24,12 +24,12 @@ def fused_adamw(
             must be writable, contiguous, in the same memory order (C or Fortran), and share no
             memory with any other array of the call.
         grads: the gradients, in the structure of ``params``, of the same shapes and dtypes; only
-            read. One in another memory order than its parameter is copied first.
+            read. A gradient whose memory order differs from its parameter's is copied first.
         m: the first moments, as ``grads``; zeros before the first step.
         v: the second moments, as ``m``.
         t: the number of this step, 1 at the first.
-        lr: learning rate, 0 or more. (The rounding errors of schedules, down to -1e-12, are no
-            error.)
+        lr: learning rate, 0 or more. Values down to -1e-12 are accepted, as rounding errors of
+            schedules that end at 0.
         betas: decay rates of the two moments, each at least 0 and less than 1. They are rounded to
             the arrays' dtype, and everything derived from them follows from the rounded values.
         eps: added to the root of the second moment, 0 or more.

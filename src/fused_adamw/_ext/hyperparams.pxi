@@ -137,7 +137,7 @@ cdef struct Derived:
     Py_ssize_t group
     long long t
     bint decays
-    int compute  # the element type of the arithmetic
+    int compute  # the compute type
     fused_adamw_scalars scalars
 
 

@@ -125,8 +125,8 @@ cdef const Interval *first_that_ends_after(const IntervalSet *found, const char 
 
 
 cdef void sort_intervals(Interval *intervals, Interval *scratch, Py_ssize_t count) noexcept:
-    """Merge sort by begin, with as many elements in ``scratch``. libc's qsort, with a call for each
-    comparison, would take a tenth of the time that a tiny model's step has."""
+    """Merge sort by begin, with as many elements in ``scratch``. libc's qsort, with a function call
+    per comparison, would take a tenth of the step of a tiny model."""
     cdef Py_ssize_t width = 1, left, middle, right, end, i, k
     cdef Interval *source = intervals
     cdef Interval *target = scratch

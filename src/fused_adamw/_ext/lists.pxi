@@ -1,7 +1,7 @@
 """Lists, built with append here and everywhere in the module.
 
-Of a list comprehension, the code that Cython 3.3 generates releases an item twice where there is no
-memory for the list to grow."""
+The code that Cython 3.3 generates for a list comprehension releases an item twice if memory runs
+out while the list grows."""
 
 
 cdef list items_at(arrays, keys):

@@ -43,7 +43,7 @@ def selected_isa():
 
 
 def threading_library():
-    """What the threads of this build are of; None where there are none but the callers'."""
+    """Which library provides the threads of this build; None where there are only the callers'."""
     cdef const char *name = fused_adamw_threading()
     return None if name == NULL else text(name)
 

@@ -1,7 +1,7 @@
 """Deferral of Python's signal handlers.
 
-Python runs them in the main thread, between any two of its instructions; one that raises, as that
-of Ctrl-C does, leaves what it interrupts half done."""
+Python runs them in the main thread, between any two of its instructions; a handler that raises,
+such as that of Ctrl-C, leaves what it interrupts half done."""
 
 import threading
 
@@ -38,8 +38,8 @@ cdef size_t INTERPRETER = 0  # its function that the system calls for Python's h
 
 @cython.final
 cdef class DeferredSignals:
-    """A block in which no signal handler of Python runs; at its end those run whose signals have
-    arrived, once each, and what they raise is raised.
+    """A block in which no Python signal handler runs. At its end the handlers of the signals that
+    arrived run, once each; their exceptions propagate.
 
     Nested blocks defer to the end of the outermost. In threads other than the main thread, where no
     handler runs, nothing changes; nor do signals that are ignored, or handled outside of Python,

@@ -16,7 +16,7 @@ class ElementType(NamedTuple):
 
     name: str
     itemsize: int
-    compute: str  # the element type of the arithmetic
+    compute: str  # the compute type, float32 or float64
     master: str   # storage type of master weights; "" where there are none
 
 
@@ -40,7 +40,7 @@ class OptionalBuffer(NamedTuple):
 
     name: str            # its role
     option: str
-    like_v: bool         # stored as the state format stores v; else in the type of the arithmetic
+    like_v: bool         # stored as the state format stores v; else in the compute type
     from_params: bool    # starts as the parameters; else as zeros
     has_decay: bool      # the option is a decay rate; else a flag
 
@@ -243,8 +243,8 @@ cdef int require_roles(int element_type, int state_format, unsigned int found) e
     return 0
 
 
-# The storage types of the roles of state by state format, which the type of the arithmetic follows
-# from. No bits: the format has no such array. Master weights go by element type instead.
+# The storage types of the roles of state by state format, which determines the compute type. No
+# bits: the format has no such array. Master weights go by element type instead.
 cdef StorageType[FUSED_ADAMW_NUM_STATE_FORMATS][ROLES] STATE_STORAGE
 cdef StorageType[FUSED_ADAMW_NUM_ELEMENT_TYPES] MASTER_STORAGE
 

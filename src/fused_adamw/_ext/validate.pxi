@@ -2,7 +2,7 @@
 
 
 cdef str names_of_types(bint plain):
-    """The dtypes that parameters may have; ``plain``: those that are their own arithmetic's."""
+    """The dtypes that parameters may have; ``plain``: those that are compute types."""
     names = []
     for i, name in enumerate(ELEMENT_TYPES):
         if not plain or plain_format(<int>i) >= 0:

@@ -57,7 +57,8 @@ cdef const fused_adamw_scalars *scalars_of(
 cdef int finish_scalars(
     Workspace *space, double grad_scale, double factor, bint stochastic
 ) except -1:
-    """``factor``: of the user's ``grad_scale``; NaN where the norm that it clips by is."""
+    """``factor`` multiplies the user's ``grad_scale``; it is NaN if the norm used for
+    clipping is."""
     cdef Py_ssize_t k
     for k in range(space.num_scalars):
         if fused_adamw_finish_scalars(

@@ -44,7 +44,7 @@ from .ranks import Ranks
 from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 
 SCRATCH_ARRAYS = 14  # of PIECE_ELEMENTS with 8 bytes each
-"""At most what reading allocates, and 2 MiB for the allocators' own pages."""
+"""An upper bound of what reading allocates, plus 2 MiB for the allocators' own pages."""
 
 Target: TypeAlias = tuple[ShardSlice, Array]
 """A shard of this rank, and memory for its elements, in memory order."""

@@ -111,7 +111,7 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 
 
 def read_header(file: FileIO) -> RawHeader:
-    """Read the header and nothing else. Raises ValueError where it is not one."""
+    """Read the header and nothing else. Raises ValueError if it is invalid."""
     file_bytes = os.fstat(file.fileno()).st_size
     prefix = bytearray(8)
     read_bytes(file, 0, memoryview(prefix))

@@ -31,7 +31,7 @@ def stagger(nbytes: int, position: int) -> int:
 def zeros(
     size: int, dtype: np.dtype[Any], position: int, allocate: Allocate | None = None
 ) -> Array:
-    """Zeros in one dimension, which are not written to before they are used.
+    """A one-dimensional array of zeros, whose memory this function does not write.
 
     Args:
         size: number of elements.

@@ -188,7 +188,8 @@ class BaseOptimizer(Options):
         self._sources.check(self.param_groups, True)
 
     def check_numbers(self, saved: Mapping[str, Any]) -> None:
-        """Raise what ``load_state_dict`` would raise of all but the arrays and their memory order.
+        """Raise what ``load_state_dict`` would raise for everything but the arrays and their memory
+        order.
 
         Args:
             saved: as in ``state_numbers``, or a whole state dict.
@@ -200,7 +201,7 @@ class BaseOptimizer(Options):
         self.check_values(saved)
 
     def check_values(self, saved: Mapping[str, Any]) -> None:
-        """``check_numbers``, whatever has become of the parameters."""
+        """``check_numbers`` without the check of the parameters."""
         steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, rates)
@@ -270,7 +271,7 @@ class BaseOptimizer(Options):
         return values
 
     def _contents_repr(self) -> str:
-        """How much it optimizes, and how far it is."""
+        """The numbers of tensors and parameters, and t."""
         count, size = len(self._arrays), sum(array.size for array in self._arrays)
         return f"{count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}"
 

@@ -16,7 +16,7 @@ ArrayTypes: TypeAlias = dict[str, tuple[np.dtype[Any], Shape]]
 
 
 def _widened(params: Array) -> Array:
-    """Parameters in the type of the arithmetic."""
+    """Parameters in the compute type."""
     if params.dtype.name == "bfloat16":
         params = params.view(np.uint16)
     if params.dtype == np.uint16:  # bfloat16

@@ -16,7 +16,7 @@ from .._core import as_number, check_decay, check_num_threads, check_seed
 from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
-"""The options that each parameter group has values of its own for."""
+"""The options of which each parameter group has its own values."""
 
 SCHEDULED = ("lr", "eps")
 """Those that may be functions of the step."""

@@ -91,7 +91,7 @@ def _like_v(options: StateOptions) -> list[OptionalBuffer]:
 
 def format_of(param_dtype: str, state_dtype: str | None) -> str:
     """The format of the moments: ``state_dtype``, else the parameters' own type where that can be
-    one, else the type of the arithmetic (float16 lacks the range for v)."""
+    one, else the compute type (float16 lacks the range for v)."""
     if state_dtype is not None:
         return state_dtype
     return param_dtype if param_dtype in STATE_DTYPES else ELEMENT_TYPES[param_dtype].compute
@@ -109,8 +109,8 @@ def has_param_layout(param_dtype: str, format_: str) -> bool:
 
 
 def supported_dtypes(options: StateOptions) -> str:
-    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, those of
-    the arithmetic, and all with master weights."""
+    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, the
+    compute types, and all with master weights."""
     state_dtype, roles = options
     return either(
         name

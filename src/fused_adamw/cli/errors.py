@@ -65,7 +65,7 @@ def interrupts_reported() -> Iterator[None]:
 def print_in_handler(text: str) -> None:
     """Print a line on standard error, in the handler of a signal.
 
-    It may have come amid a `print`, so that the buffer of `sys.stderr` cannot be used.
+    The signal may have interrupted a `print`, so the buffer of `sys.stderr` cannot be used.
     """
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), f"{text}\n".encode())

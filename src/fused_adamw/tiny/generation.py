@@ -47,8 +47,8 @@ def generate(
 ) -> str:
     """Return a text that begins with `start`.
 
-    Of `length` more tokens, each drawn from the model's prediction. A sentence ends at <EOS>, or
-    where the positions of the model do.
+    `length` more tokens follow it, each drawn from the model's prediction. A sentence ends at
+    <EOS>, or where the positions of the model do.
     """
     if task.corpus is not None:
         length = DEFAULT_LENGTH if length is None else length

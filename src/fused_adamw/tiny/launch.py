@@ -1,4 +1,4 @@
-"""How a training runs: in a single process, or on all ranks of an mpiexec.
+"""How training runs: in a single process, or on all ranks of an mpiexec job.
 
 The code that trains need not know which of the two: it is given `Processes`, or `MPIProcesses`.
 """

@@ -29,7 +29,7 @@ class Sweep:
             infinite where it became non-finite.
         best: the training with the lowest loss; None before the first has ended.
         is_given: whether the user has chosen the only rate.
-        interrupted: the training that a signal has ended, if one has.
+        interrupted: the training run that a signal has ended, if any.
     """
 
     optimizer: OptimizerName

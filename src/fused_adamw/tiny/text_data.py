@@ -95,7 +95,8 @@ def random_windows(
 ) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield random windows of the text and, as targets, the same windows one token later.
 
-    Both arrays have the shape (batch_size, context). The batches never end and follow the seed.
+    Both arrays have the shape (batch_size, context). The batches never end, and are determined by
+    the seed.
     """
     generator = np.random.default_rng(seed)
     offsets = np.arange(context + 1)
@@ -115,8 +116,8 @@ def shuffled_windows(
 ) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield the windows of the text that do not overlap, epoch after epoch.
 
-    They are shuffled for each epoch. Those that do not fill a batch are left out, which are
-    different ones each time. Shapes and targets are those of `random_windows`.
+    They are shuffled for each epoch. Those that do not fill a batch are left out; they differ from
+    epoch to epoch. Shapes and targets are those of `random_windows`.
     """
     generator = np.random.default_rng(seed)
     offsets = np.arange(context + 1)

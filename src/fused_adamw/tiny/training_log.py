@@ -43,12 +43,12 @@ def check_log_path(path: Path) -> None:
 
 
 class TrainingLog:
-    """The steps of one training or several, written as they are made.
+    """The steps of one or more training runs, written as they are taken.
 
     The row of step t has the loss after t updates, and the learning rate and the norm of the
     gradient of update t; step 0 is before the first one.
 
-    A file that can no longer be written does not end the training: `error` says so at its end.
+    If the file can no longer be written, the training continues, and `error` has the reason.
 
     Args:
         path: the file, which is replaced; its suffix tells the format.

@@ -43,7 +43,7 @@ class Implementation:
         install_hint: how to install it; by default with pip.
         setup: a context that surrounds loading and all steps, such as a number of threads that is
             set for the whole process.
-        min_parameters, max_parameters: the sizes at which it says something in bearable time.
+        min_parameters, max_parameters: the sizes at which its time is meaningful and not too long.
         too_small: why there is a minimum.
         peak_arrays: how many arrays of the parameters' size have to fit into memory, including the
             four that are shared.
