@@ -261,12 +261,12 @@ def test_bad_arguments():
     for bad, error in ((0.0, ValueError), (-1.0, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="max_grad_norm must be"):
             on_device(net.parameters(), max_grad_norm=bad)
-    with pytest.raises(TypeError, match="module must be"):
+    with pytest.raises(TypeError, match="module must be None or"):
         on_device(net.parameters(), module="net")
     averaged = DistributedDataParallel.__new__(DistributedDataParallel)  # needs no processes
     torch.nn.Module.__init__(averaged)
     averaged.module, averaged.gradient_as_bucket_view = net, True
-    with pytest.raises(ValueError, match="module must be without gradient_as_bucket_view"):
+    with pytest.raises(ValueError, match="gradient_as_bucket_view of module must be False"):
         on_device(net.parameters(), module=averaged)
     averaged.gradient_as_bucket_view = False
     on_device(net.parameters(), module=averaged)

@@ -102,6 +102,36 @@ def test_a_thread_that_cannot_be_started(max_grad_norm, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("waits_for", ["the update", "the last copy"])
+def test_ctrl_c_amid_the_wait_of_a_condition(waits_for):
+    """Where its lock is released, and would be released again."""
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=0.05, module=net)
+    net.loss(0).backward()
+    opt.step()
+    (job, *_) = opt._engine().pending.values()
+    if waits_for == "the update":
+        condition = opt._engine()._pump()._changed
+    else:
+        opt._engine()._pump().wait(job)
+        condition = job.written._done._cond
+    release, calls = condition._release_save, []
+
+    def release_with_signal():
+        state = release()
+        if threading.current_thread() is threading.main_thread() and not calls:
+            calls.append(None)
+            signal.raise_signal(signal.SIGINT)
+        return state
+
+    condition._release_save = release_with_signal
+    with pytest.raises(KeyboardInterrupt):
+        opt.synchronize()
+    assert calls
+    opt.synchronize()
+    assert not opt._engine().pending
+
+
 def test_a_process_that_ends_during_updates():
     """It waits for them, and does not abort."""
     program = """

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 
 import pytest
 
@@ -258,22 +259,40 @@ def test_a_fork_steps_by_itself():
     assert written_by_fork(step) == step()
 
 
-@needs_fork
-def test_a_fork_that_is_made_during_updates_cannot_step():
-    """Instead of waiting for a thread that only the parent has."""
-    net = Net()
-    opt = on_device(net.parameters(), lr=1e-2, delay=5e-2, module=net)
-    net.loss(0).backward()
+def step(opt, net):
     opt.step()
 
-    def step():
+
+def forward(opt, net):
+    net.loss(0)
+
+
+def synchronize(opt, net):
+    opt.synchronize()
+
+
+@needs_fork
+@pytest.mark.parametrize("copies_only", [False, True])
+@pytest.mark.parametrize("use", [step, forward, synchronize])
+def test_a_fork_that_is_made_during_updates_is_not_used(use, copies_only):
+    """Instead of waiting for threads that only the parent has."""
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2, delay=0.1, module=net)
+    net.loss(0).backward()
+    opt.step()
+    while copies_only and opt._engine()._pump().is_busy():
+        time.sleep(1e-3)
+
+    def message():
         with pytest.raises(RuntimeError) as raised:
-            opt.step()
+            use(opt, net)
         return str(raised.value).encode()
 
-    found = written_by_fork(step)
+    found = written_by_fork(message)
     opt.synchronize()
-    assert found == b"step() must not be called in a process that was forked during updates"
+    assert found == (
+        b"an optimizer must not be used in a process that was forked during its updates"
+    )
 
 
 def test_the_threads_end_with_the_optimizer():

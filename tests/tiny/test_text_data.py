@@ -136,9 +136,7 @@ def test_samples_that_cannot_be_drawn():
     with pytest.raises(ValueError, match=r"^start must contain at least one token; got none$"):
         sample(model, [], 3, seed=0)
     model.parameters["W_lm"][2] = np.nan
-    with pytest.raises(
-        ValueError, match=r"^scores of the model must be finite; got NaN"
-    ):
+    with pytest.raises(ValueError, match=r"^scores of the model must be finite; got NaN"):
         sample(model, [1], 3, seed=0)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._core import as_number
 from .lanes import Done, Ticket, Way
-from .threads import start_thread
+from .threads import start_thread, wait_between_signals
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -32,7 +32,8 @@ class _Event:
         self._done.set()
 
     def synchronize(self) -> None:
-        self._done.wait()
+        if not self._done.is_set():
+            wait_between_signals(self._done.wait)
         if self._error is not None:
             raise RuntimeError("a copy failed") from self._error
 

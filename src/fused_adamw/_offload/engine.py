@@ -102,9 +102,9 @@ class Engine:
     def _pump(self, nbytes: int = SLOT_BYTES) -> Pump:
         pump = self._own_pump
         if pump is not None and pump.process != os.getpid():  # a fork has no copy of the thread
-            if pump.is_busy():
+            if pump.is_busy() or not all(job.written.query() for job in self.pending.values()):
                 raise RuntimeError(
-                    "step() must not be called in a process that was forked during updates"
+                    "an optimizer must not be used in a process that was forked during its updates"
                 )
             pump = None
         if pump is None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 import torch
 
+from .._core import DeferredSignals
 from . import stepper
 from .jobs import Bundle, Job, Piece, cut, pack
 from .lanes import Done, Way
 from .ring import Ring
-from .threads import start_thread
+from .threads import start_thread, wait_between_signals
 
 
 class Pump:
@@ -39,8 +40,9 @@ class Pump:
         """
         self._raise_failure()
         if not self._started:
-            start_thread("offload", self._run, self.stop)
-            self._started = True
+            with DeferredSignals():
+                start_thread("offload", self._run, self.stop)
+                self._started = True
 
     def cut(self, job: Job) -> list[Piece]:
         """The pieces of a job that is to be put."""
@@ -56,10 +58,17 @@ class Pump:
 
     def wait(self, job: Job) -> None:
         """Wait until a job is done, but for its last copy to the device, ``job.written``."""
-        with self._changed:
-            while job.left:
-                self._raise_failure()
-                self._changed.wait()
+
+        def is_done(seconds: float) -> bool:
+            with self._changed:
+                if job.left and self._failure is None:
+                    self._changed.wait(seconds)
+                if job.left:
+                    self._raise_failure()
+                return not job.left
+
+        if job.left:
+            wait_between_signals(is_done)
 
     def is_busy(self) -> bool:
         """Whether there are jobs that are not done."""

@@ -4,6 +4,9 @@ import atexit
 import threading
 from collections.abc import Callable
 
+from .._core import DeferredSignals
+
+SIGNALS_AFTER = 0.05  # seconds that a waiting thread leaves signals unhandled
 PATIENCE = 30.0  # seconds to wait for a thread whose device no longer responds
 
 _stops: dict[threading.Thread, Callable[[], None] | None] = {}
@@ -20,12 +23,24 @@ def start_thread(name: str, run: Callable[[], None], stop: Callable[[], None]) -
 
     _forget_ended()
     thread = threading.Thread(target=run_until_stopped, name=name, daemon=True)
-    _stops[thread] = stop
-    try:
-        thread.start()
-    except BaseException:
-        del _stops[thread]
-        raise
+    with DeferredSignals():  # or one that has started could be forgotten
+        _stops[thread] = stop
+        try:
+            thread.start()
+        except BaseException:
+            del _stops[thread]
+            raise
+
+
+def wait_between_signals(wait: Callable[[float], bool]) -> None:
+    """Call ``wait``, which waits for a number of seconds at most, until it returns True. Signal
+    handlers of Python run between the calls: the locks of ``threading`` are Python code, which an
+    exception of a handler would leave acquired.
+    """
+    done = False
+    while not done:
+        with DeferredSignals():
+            done = wait(SIGNALS_AFTER)
 
 
 def _forget_ended() -> None:
