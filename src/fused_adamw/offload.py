@@ -9,18 +9,17 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import ParamsT
 
-from ._core import DeferredSignals, clip_factor
+from ._core import clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
-from ._offload.engine import Engine, PlannedUpdate
-from ._offload.host_dispatch import dispatch_host, step_compiled
+from ._offload.engine import Engine
 from ._offload.host_state import Address, host_target
-from ._offload.modules import UseOrder, require_waited, require_whole
+from ._offload.modules import UseOrder, require_whole
 from ._offload.simulation import new_engine, simulated
+from ._offload.step import require_used_in_order, take_step, take_step_uncompiled
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
-from ._torch.dispatch import run_all
-from ._torch.fallback import unscale
+from ._torch.hooks import hook_step
 from ._torch.paths import GroupPath
 from ._torch.stored import Target
 from .torch import AdamW as HostAdamW
@@ -140,7 +139,11 @@ class AdamW(HostAdamW):
             engine.synchronize()
         sums_only = self.max_grad_norm is not None
         hooks = overlap.Overlap(
-            engine, self.param_groups, self.state, sums_only, lambda update: self._check([update])
+            engine,
+            self.param_groups,
+            self.state,
+            sums_only,
+            lambda update: require_used_in_order(self, [update]),
         )
         return hooks.hooks()
 
@@ -171,65 +174,18 @@ class AdamW(HostAdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        overlap.require_unscaled(self._engine(), self)
-        if found_inf is None or not found_inf.item():
-            if torch.compiler.is_compiling():  # compiled code cannot take a lock
-                step_compiled(self, self._engine().lanes)
-            else:
-                with self.exclusive():
-                    self._step()
+        if torch.compiler.is_compiling():
+            take_step_uncompiled(self)
+        else:
+            take_step(self)
         return loss
 
-    def _step(self) -> None:
-        engine, order = self._engine(), self._order()
-        if order is not None:
-            order.require_same_params()
-        scale = getattr(self, "grad_scale", None)
-        clips = self.max_grad_norm is not None
-        updates = engine.plan(
-            self.param_groups,
-            self.state,
-            with_host=clips,
-            grad_scale=1.0 if scale is None else 1 / scale.item(),
-        )
-        self._check(updates)
-        engine.wait_for([p for p in engine.pending if p not in engine.begun])
-        dispatches = dispatch_host(self, engine.lanes, none=clips)
-        overlap.require_unchanged(engine, self.param_groups, clips)
-        clip = 1.0
-        if clips:
-            self.grad_norm = engine.norm(updates)
-            clip = clip_factor(self.grad_norm, self.max_grad_norm)
-        if order is not None:
-            updates.sort(key=lambda update: order.sort_key(update.p))
-        grads = [update.p.grad for update in updates if update.p.grad is not None]
-        with DeferredSignals():
-            ready = engine.make_ready(updates, clip)
-            run_all(self, dispatches)
-            engine.begin(ready, self.state)
-            self._finish_step(updates)
-        if order is None:
-            engine.synchronize()
-        else:
-            engine.wait_for([p for p in engine.pending if p not in order.params])
-        unscale(self, [] if order else grads)
-
-    def _finish_step(self, updates: list[PlannedUpdate]) -> None:
-        engine, order = self._engine(), self._order()
-        used = [*engine.begun, *(update.p for update in updates)]
-        if order is not None:
-            order.start(used)
-            for p in used:
-                p.grad = None
-        engine.begun.clear()
-        engine.updated = set(used)
-
-    def _check(self, updates: list[PlannedUpdate]) -> None:
-        """Raise where parameters have been used before their update."""
-        if self._order() is not None and updates:
-            indices = {update.p: update.host_state.index for update in updates}
-            require_waited(list(indices), self._engine().pending, indices)
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """As in ``fused_adamw.torch.AdamW``."""
+        if func is AdamW.step:
+            return hook_step(func, take_step)
+        return HostAdamW.profile_hook_step(func)
 
     @property
     def last_path(self) -> list[GroupPath]:

@@ -13,8 +13,6 @@ from offloading import (  # noqa: E402
     steps,
 )
 
-from fused_adamw import offload  # noqa: E402
-
 
 def assert_refused(opt, good, error, match):
     """A step raises, and neither the good parameter nor the state is changed."""
@@ -235,22 +233,6 @@ def test_state_in_another_order_than_its_parameter_is_refused():
         with pytest.raises(TypeError, match="the m of parameter 0 must be float32 of 12 elements"):
             opt.step()
         assert torch.equal(p, before)
-
-
-def test_compiled_steps_are_refused(monkeypatch):
-    """But for parameters on the CPU."""
-    p, on_host = parameter(shape=(9,)), parameter(shape=(9,))
-    opt, other = on_device([p], lr=1e-2), offload.AdamW([on_host], lr=1e-2)
-    before = p.detach().clone()
-    for q in (p, on_host):
-        set_gradient(q, 0)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with pytest.raises(RuntimeError, match=r"outside of torch.compile; got a compiled step\(\)"):
-        opt.step()
-    assert torch.equal(p, before)
-    assert not opt.state
-    other.step()
-    assert not torch.equal(on_host, before)
 
 
 def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):

@@ -23,7 +23,6 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_what_has_no_kernel": "other messages",
     "test_state_dtype_errors": "other messages",
     "test_masters_of_a_wrong_dtype": "other messages",
-    "test_a_compiled_step": "other messages",
     "test_without_masters_nothing_changes": "16-bit parameters are not PyTorch's without options",
     "test_counters": "counters of new state are float32",
     "test_an_average_that_shares_memory": "with a parameter: not possible",

@@ -1,0 +1,66 @@
+"""Steps in what ``torch.compile`` compiles: they run as they are, between two graphs."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import Net, on_device  # noqa: E402
+from torch_state import assert_equal_tensors  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+
+@pytest.fixture(autouse=True)
+def reset():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled_method(opt):
+    return torch.compile(opt.step, backend="eager")
+
+
+def compiled_function(opt):
+    return torch.compile(lambda: opt.step(), backend="eager")
+
+
+def contents(opt):
+    params = [p for group in opt.param_groups for p in group["params"]]
+    return [x for p in params for x in (p.detach(), *opt.state[p].values())]
+
+
+@pytest.mark.parametrize("compiled", [compiled_method, compiled_function])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.05}, {"state_dtype": "8bit"}], ids=str)
+@pytest.mark.parametrize("with_module", [False, True])
+def test_the_bits_of_a_step_that_is_not_compiled(compiled, options, with_module):
+    def trained(made):
+        torch.manual_seed(0)
+        net = Net()
+        modules = {"module": net} if with_module else {}
+        opt = on_device(net.parameters(), lr=1e-2, **options, **modules)
+        step = made(opt)
+        for seed in range(3):
+            net.loss(seed).backward()
+            step()
+            opt.zero_grad()
+        opt.synchronize()
+        return contents(opt)
+
+    assert_equal_tensors(trained(compiled), trained(lambda opt: opt.step))
+
+
+def test_a_whole_graph_is_refused_with_nothing_changed():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2)
+    net.loss(0).backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    step = torch.compile(opt.step, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="compile without fullgraph=True"):
+        step()
+    assert_equal_tensors([p.detach() for p in net.parameters()], before)
+    assert not opt.state
