@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
-from .._optim.options import OPTIONS, RATE_OPTIONS, roles_of
+from .._optim.options import HYPERPARAMETERS, OPTIONS, RATE_OPTIONS, roles_of
 from .._optim.state_formats import StateOptions, check_roles
 
 Group = dict[str, Any]  # of param_groups
@@ -18,6 +18,9 @@ KERNEL_ONLY = tuple(name for name, x in DEFAULTS.items() if x is None or name in
 OF_STORAGE = tuple(name for name in DEFAULTS if not OPTIONS[name].saved)
 """The options that decide how state is stored, which loading does not change."""
 
+
+ADAMW = {"decoupled_weight_decay": True}
+"""What PyTorch's AdamW sets in the groups that it loads, those of Adam too."""
 
 UPDATES = ("foreach", "fused", "capturable", "differentiable")
 """PyTorch's options that choose one of its updates."""
@@ -71,13 +74,24 @@ def check(group: Group) -> None:
     check_roles(StateOptions(group.get("state_dtype"), roles_of(group)))
 
 
+def require_hyperparams(saved: dict[str, Any]) -> None:
+    """Raise ValueError for a state dict of an optimizer that lacks one of AdamW's numbers."""
+    for i, group in enumerate(saved["param_groups"]):
+        missing = [name for name in HYPERPARAMETERS if name not in group]
+        if missing:
+            raise ValueError(
+                f"state_dict['param_groups'][{i}] must have {', '.join(HYPERPARAMETERS)}; got none "
+                f"of {missing}"
+            )
+
+
 def complete(saved: dict[str, Any], groups: list[Group]) -> list[Group]:
     """The groups of a state dict, with the options of the same one of ``groups``: those that decide
     how state is stored; those that a saved group lacks; decay rates that are None there, as an
     average that silently ended would be noticed too late; and, where only the kernels can update a
     group, those that choose among PyTorch's updates."""
     pairs = zip(saved["param_groups"], chain(groups, repeat(DEFAULTS)), strict=False)
-    return [group | _own(group, other) | _chosen_update(other) for group, other in pairs]
+    return [group | _own(group, other) | _chosen_update(other) | ADAMW for group, other in pairs]
 
 
 def _chosen_update(own: Group) -> Group:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._core import abbreviated
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS
 from .dtensors import local_of
-from .options import DEFAULTS, Group, check, check_group, complete
+from .options import DEFAULTS, Group, check, check_group, complete, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
 from .state import State, dtype_name, is_scale, state_names
@@ -74,6 +75,7 @@ def to_load(
         TypeError, ValueError: an option is not valid, or the state cannot be converted, or has to
             be where ``convert`` is False.
     """
+    require_hyperparams(saved)
     completed = complete(saved, groups)
     for group in (*saved["param_groups"], *completed):
         check(group)
@@ -82,11 +84,14 @@ def to_load(
     state, own, differences = dict(state_to_load(groups, saved)["state"]), {}, []
     for p, i, group in _params_of(groups, completed):
         entry, target = state.get(i), target_of(p, group)
-        if target is None or not (isinstance(entry, dict) and "step" in entry):
+        if target is None or not entry or not isinstance(entry, dict):
             continue  # for PyTorch to load, or to refuse
         where = f"state_dict['state'][{i!r}]"
+        if "step" not in entry:
+            raise ValueError(f"{where} must have 'step'; got {abbreviated(map(str, entry))}")
         loaded = _loaded(where, entry, target)
         if loaded is None:
+            state[i] = entry | {"step": _own_step(entry["step"])}
             continue
         check_difference(where, loaded.difference, convert)
         differences.append(loaded.difference)
@@ -96,7 +101,7 @@ def to_load(
             del state[i]
         else:
             own[p] = loaded.tensors
-            state[i] = _with_own_step(rest)
+            state[i] = rest | {"step": _own_step(rest["step"])}
     warn_of_conversion("state_dict", differences, through=[PYTORCH])
     return Loaded({**saved, "state": state, "param_groups": completed}, own)
 
@@ -106,10 +111,12 @@ def _step(count: Any) -> Tensor:
     return torch.tensor(float(number), dtype=torch.float32, device="cpu")
 
 
-def _with_own_step(entry: State) -> State:
-    """Tensors that are copies have a count of steps that is one, too."""
-    step = entry["step"]
-    return entry | {"step": step.clone() if isinstance(step, Tensor) else step}
+def _own_step(step: Any) -> Any:
+    """A count of steps that is a copy, as the tensors beside it are, of a dtype that PyTorch uses
+    for it; numbers are left for PyTorch."""
+    if not isinstance(step, Tensor):
+        return step
+    return step.clone() if step.dtype in (torch.float32, torch.float64) else _step(step)
 
 
 def _params_of(groups: list[Group], completed: list[Group]) -> Iterator[tuple[Tensor, Any, Group]]:
@@ -278,5 +285,6 @@ def _entry_of_pytorch(entry: State, target: Target) -> State:
         theirs = in_compute_type(found, target)
         if found.format not in (theirs.storage.format, dtype_name(target.like.dtype)):
             others = {name: x for name, x in entry.items() if name not in STATE_NAMES}
-            return _with_own_step(others) | converted(found, theirs)
+            step = {"step": _own_step(others["step"])}
+            return others | step | converted(found, theirs)
     return {name: x for name, x in entry.items() if name not in FROM_PARAMS}
