@@ -15,6 +15,7 @@ OTHER_CLASS = {  # what differs, by test
     "test_profilers_see_a_step": "counts what PyTorch's class does in a step",
     "test_a_group_goes_down_in_one_call": "counts calls of the kernels",
     "test_groups_are_found_in_one_walk": "counts look-ups",
+    "test_a_list_of_parameters_that_changes": "steps a copy of the list",
 }
 ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_fallback_": "nothing falls back to PyTorch",
