@@ -10,6 +10,7 @@ from .._core import as_pair
 from .._optim.options import rates_of
 from .._optim.param_groups import Hyperparams
 from .._torch.arguments import hyperparams_of, num_threads, seed_of
+from .._torch.dtensors import is_dtensor
 from .._torch.options import require_kernels
 from .._torch.state import Kind
 from .host_state import kind_on_host
@@ -27,7 +28,7 @@ class Recipe(NamedTuple):
 
 
 class Recipes:
-    """Those of a group as it is now, by dtype of the parameters.
+    """Those of a group as it is now, by what the kind of state depends on.
 
     Args:
         grad_scale: a factor of the gradients.
@@ -40,13 +41,14 @@ class Recipes:
         require_kernels(group, "off-loading")
         self.group = group
         self._grad_scale = grad_scale
-        self._recipes: dict[torch.dtype, Recipe] = {}
+        self._recipes: dict[tuple[torch.dtype, bool], Recipe] = {}
 
     def of(self, p: Tensor) -> Recipe:
         """For a parameter of a dtype that the kernels support."""
-        recipe = self._recipes.get(p.dtype)
+        key = p.dtype, is_dtensor(p)
+        recipe = self._recipes.get(key)
         if recipe is None:
-            recipe = self._recipes[p.dtype] = self._new(kind_on_host(p, self.group))
+            recipe = self._recipes[key] = self._new(kind_on_host(p, self.group))
         return recipe
 
     def _new(self, kind: Kind) -> Recipe:
