@@ -127,10 +127,10 @@ class ShardedAdamW(BaseOptimizer):
                 self._finish(decay_mask)
                 names = self._spec.argument_names("params")
                 fingerprint |= of_construction(self, names, self._decays, self._flat)
-                fingerprint |= {"bucket_bytes": bucket_bytes}
+                fingerprint |= {"bucket_bytes": int(bucket_bytes)}
             self._operations.num_optimizers = self._number
-            if num_threads is None:
-                self.num_threads = default_threads(self.comm)
+            threads = default_threads(self.comm)  # on all ranks, as some may have been given others
+            self.num_threads = threads if num_threads is None else self.num_threads
 
     def step(self, local_grads: GradientTree, grad_scale: float = 1.0) -> float | None:
         """Update all parameters, in place, by the mean over the ranks of their gradients.

@@ -1,15 +1,19 @@
 """What must be the same on all ranks, by the names that messages use."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .._optim.arrays import Array, order_of
 from .._optim.base import BaseOptimizer
-from .._optim.options import HYPERPARAMETERS
+from .._optim.options import HYPERPARAMETERS, RATE_OPTIONS, Option
 from .._optim.param_groups import Hyperparams
+
+NUMBERS = {"max_grad_norm", *RATE_OPTIONS}
+"""The options that are real numbers, or None."""
 
 
 def of_construction(
@@ -23,7 +27,7 @@ def of_construction(
         decays: by tensor, whether weight decay applies to it.
         flat: the elements of each parameter.
     """
-    fingerprint = optimizer.get_options(lambda option: option.saved or option.fixed)
+    fingerprint = _options(optimizer, lambda option: option.saved or option.fixed)
     fingerprint["the parameter names"] = optimizer.names
     arrays = optimizer.param_arrays()
     for name, array, applies in zip(params, arrays, decays, strict=True):
@@ -33,7 +37,8 @@ def of_construction(
     for g, group in enumerate(optimizer.param_groups):
         for name in HYPERPARAMETERS:
             value = group[name]
-            fingerprint[f"{name} of group {g}"] = "a schedule" if callable(value) else value
+            shown = "a schedule" if callable(value) else _plain(value)
+            fingerprint[f"{name} of group {g}"] = shown
     for name, elements in zip(params, flat, strict=True):
         fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(elements.view(np.uint8).data)
     return fingerprint
@@ -43,10 +48,22 @@ def of_step(
     optimizer: BaseOptimizer, grads: Sequence[Any], grad_scale: float, hypers: list[Hyperparams]
 ) -> dict[str, Any]:
     """Of a step by these gradients; None for a tensor without one."""
-    fingerprint = optimizer.get_options(lambda option: option.saved)
+    fingerprint = _options(optimizer, lambda option: option.saved)
     if any(grad is None for grad in grads):
         names = zip(optimizer.names, grads, strict=True)
         fingerprint["the list of tensors without a gradient"] = [
             name for name, grad in names if grad is None
         ]
-    return fingerprint | {"grad_scale": float(grad_scale), "param_groups": hypers}
+    return fingerprint | {"grad_scale": float(grad_scale), "param_groups": _plain(hypers)}
+
+
+def _options(optimizer: BaseOptimizer, choose: Callable[[Option], bool]) -> dict[str, Any]:
+    options = optimizer.get_options(choose)
+    return {k: _plain(x) if k in NUMBERS else x for k, x in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as floats: equal ones may be of different types."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return float(value) if isinstance(value, (Real, np.generic)) else value

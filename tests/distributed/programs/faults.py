@@ -66,6 +66,27 @@ def gradients():
     step_raises(ValueError, on_rank("grad_scale must be"), right, grad_scale=on_last(np.nan, 1.0))
 
 
+def what_may_differ_between_ranks():
+    """Numbers of threads; and types of equal numbers."""
+    for last in (None, 1):
+        opt = ShardedAdamW(params(), num_threads=on_last(last, 2), bucket_bytes=SMALL_BUCKETS)
+        opt.step(params())
+        assert opt.num_threads != 2 or RANK != LAST
+    opt = ShardedAdamW(
+        params(),
+        lr=on_last(1, 1.0),
+        betas=on_last((0, np.float64(0.5)), (0.0, 0.5)),
+        weight_decay=on_last(np.float32(0), 0.0),
+        max_grad_norm=on_last(1, 1.0),
+        ema_decay=on_last(0, 0.0),
+        bucket_bytes=on_last(np.int64(SMALL_BUCKETS), SMALL_BUCKETS),
+    )
+    opt.step(params())
+    opt.param_groups[0]["lr"] = on_last(2, 2.0)
+    opt.step(params())
+    assert opt.t == 2
+
+
 def gradients_to_be_overwritten():
     right, frozen = params(), params()
     frozen["b"].flags.writeable = False
@@ -261,6 +282,7 @@ PROGRAMS = (
     communicators,
     copies,
     gradients,
+    what_may_differ_between_ranks,
     gradients_to_be_overwritten,
     gradients_in_the_memory_of_parameters,
     numbers_that_differ,
