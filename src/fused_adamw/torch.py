@@ -182,7 +182,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         loaded: list[Loaded] = []
 
         def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:  # after the user's hooks
-            loaded.append(to_load(self.param_groups, state_dict, convert, self._target))
+            loaded.append(to_load(self, state_dict, convert, self._target))
             return loaded[0].state_dict
 
         def after(_: Any) -> None:
@@ -219,7 +219,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         with self.exclusive():
             state: dict[str, Any] = super().state_dict()
             if format is None:
-                return portable_state(self.param_groups, state)
+                return portable_state(self, state)
             return as_of_pytorch(self.param_groups, state, self._target)
 
     def _target(self, p: Tensor, group: dict[str, Any]) -> Target | None:

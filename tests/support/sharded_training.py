@@ -149,9 +149,9 @@ class Model(torch.nn.Module):
         return self.last(self.conv(x[:, None]).flatten(1)).square().mean()
 
 
-def sharded_model(mesh, **options):
+def sharded_model(mesh, dtype=torch.float32, **options):
     torch.manual_seed(0)
-    model = Model()
+    model = Model().to(dtype)
     for layer in model.children():
         fully_shard(layer, mesh=mesh, **options)
     return fully_shard(model, mesh=mesh, **options)
@@ -160,7 +160,8 @@ def sharded_model(mesh, **options):
 def losses_of(model, opt, first, last):
     losses = []
     for step in range(first, last):
-        loss = model(draw((BATCH, 256), step % 2))
+        dtype = next(model.parameters()).dtype
+        loss = model(draw((BATCH, 256), step % 2, dtype))
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -202,8 +203,8 @@ def reshard(mesh, kinds, folder, load, save, steps):
     """Load a checkpoint, take steps, and save another; the state, whole."""
     found = {}
     for kind in kinds:
-        _, options = OPTIONS[kind]
-        model = sharded_model(mesh)
+        dtype, options = OPTIONS[kind]
+        model = sharded_model(mesh, dtype)
         opt = AdamW(model.parameters(), lr=1e-2, **options)
         if load is not None:
             _load(model, opt, folder / f"{kind}-{load}")
@@ -230,13 +231,13 @@ def continue_training(mesh, kinds):
     of them, after it had loaded the state dict of the first on each rank."""
     found = {}
     for kind in kinds:
-        _, options = OPTIONS[kind]
-        model = sharded_model(mesh)
+        dtype, options = OPTIONS[kind]
+        model = sharded_model(mesh, dtype)
         opt = AdamW(model.parameters(), lr=1e-2, **options)
         losses_of(model, opt, 0, 2)
         saved = copy.deepcopy([model.state_dict(), opt.state_dict()])
         losses_of(model, opt, 2, 4)
-        other = sharded_model(mesh)
+        other = sharded_model(mesh, dtype)
         again = AdamW(other.parameters(), lr=1e-2, **options)
         other.load_state_dict(saved[0])
         again.load_state_dict(saved[1])
@@ -267,15 +268,15 @@ def exchange_with_plain(mesh, kinds):
     loaded it, and after another one has loaded it from them."""
     found = {}
     for kind in kinds:
-        _, options = OPTIONS[kind]
+        dtype, options = OPTIONS[kind]
         states = []
         torch.manual_seed(0)
-        model = Model()
+        model = Model().to(dtype)
         opt = AdamW(model.parameters(), lr=1e-2, **options)
         losses_of(model, opt, 0, 3)
         states.append(full_state(model, opt))
         for broadcast in (False, True):
-            sharded = sharded_model(mesh)
+            sharded = sharded_model(mesh, dtype)
             other = AdamW(sharded.parameters(), lr=1e-2, **options)
             set_optimizer_state_dict(
                 sharded,
@@ -284,7 +285,7 @@ def exchange_with_plain(mesh, kinds):
                 options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast),
             )
             states.append(full_state(sharded, other))
-            back = AdamW(Model().parameters(), lr=1e-2, **options)
+            back = AdamW(Model().to(dtype).parameters(), lr=1e-2, **options)
             back.load_state_dict(by_index(full_state(sharded, other)))
             states.append(back.state_dict())
         found[kind] = states

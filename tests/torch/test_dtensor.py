@@ -235,7 +235,7 @@ def test_moments_without_the_parameter_s_placement_are_refused(mesh):
     _, opt = trained(mesh, state_dtype="8bit")
     saved = opt.state_dict()
     state = saved["state"][0]
-    saved["state"][0] = {**state, "exp_avg_code": state["exp_avg_code"].to_local()}
+    saved["state"][0] = {**state, "exp_avg_code": state["exp_avg_code"].to_local()[:1]}
     with pytest.raises(ValueError, match="exp_avg_code must be placed like its parameter; got"):
         opt.load_state_dict(saved)
 

@@ -13,10 +13,10 @@ from torch.utils.weak import TensorWeakRef
 from .._core import DeferredSignals, norm_of_chunks
 from .._torch.dtensors import local_of, redistributed
 from .._torch.flat_memory import flat_view, same_strides
-from .._torch.local_shards import increment_version
+from .._torch.local_shards import increment_version, version_of
 from .._torch.options import numbered
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
-from .host_state import Address, HostState, version_of
+from .host_state import Address, HostState
 from .jobs import Piece, SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump

@@ -19,6 +19,7 @@ from .._torch.dtensors import (
 )
 from .._torch.fallback import require_step_tensor
 from .._torch.flat_memory import flat_view, same_strides
+from .._torch.local_shards import version_of
 from .._torch.state import (
     Kind,
     State,
@@ -66,11 +67,6 @@ def new_state(p: Tensor, kind: Kind) -> State:
         else:
             state[name] = flat.view(shape)
     return state
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often it was changed in place; unknown for a tensor made in inference mode."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 class Address(NamedTuple):

@@ -10,12 +10,22 @@ from functools import lru_cache
 from math import gcd, prod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Size, Tensor, no_grad
 
 
 def dtensor_type() -> Any:
     """PyTorch's class; None before it is imported."""
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
+def is_in_group() -> bool:
+    """Whether this process has joined a process group of PyTorch, even if it is alone there."""
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+def has_other_ranks() -> bool:
+    return is_in_group() and torch.distributed.get_world_size() > 1
 
 
 def is_dtensor(tensor: object) -> bool:

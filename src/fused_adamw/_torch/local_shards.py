@@ -25,6 +25,11 @@ from .state import State
 increment_version = torch._C._increment_version
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often it was changed in place; unknown for a tensor made in inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class LocalGroup(NamedTuple):
     """The parameters of a group that have a gradient, with the memory of this rank.
 

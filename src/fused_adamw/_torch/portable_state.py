@@ -1,4 +1,4 @@
-"""State dicts of optimizers with DTensors, which can be loaded on any number of ranks.
+"""State dicts of optimizers in process groups, which can be loaded on any number of ranks.
 
 An optimizer keeps one scale per block of the local shard. PyTorch's checkpoints divide each DTensor
 between the ranks that load it, and a block there may be of parts of two. A state dict has the
@@ -21,6 +21,7 @@ from .dtensors import (
     grid_of,
     has_dtensors,
     is_dtensor,
+    is_in_group,
     is_part_of_same,
     is_placed_like,
     local_of,
@@ -28,25 +29,29 @@ from .dtensors import (
     placed_like,
     placements_of,
 )
+from .fill_ins import note_versions
 from .flat_memory import flat_view
 from .merged_blocks import merge_blocks
 from .options import Group
-from .state import State, state_names
+from .state import State, is_scale, state_names
 
 MOMENTS = ("m", "v")
 
 
-def portable_state(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
+def portable_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """A state dict of an optimizer, as others can load it."""
-    if not has_dtensors(chain.from_iterable(group["params"] for group in groups)):
+    groups: list[Group] = optimizer.param_groups
+    note_versions(optimizer)
+    if not (
+        is_in_group() or has_dtensors(chain.from_iterable(group["params"] for group in groups))
+    ):
         return saved
     state = dict(saved["state"])
     for p, i, state_format in _saved(groups, saved):
-        if is_dtensor(p):
-            integers = {k: x for k, x in state[i].items() if getattr(x, "dtype", 0) == torch.int16}
-            state[i] = state[i] | {name: _as_bytes(p, x) for name, x in integers.items()}
-            if state_format and state[i].keys() >= set(_names(state_format, True).values()):
-                state[i] |= _global_scales(p, state[i], state_format)
+        integers = {k: x for k, x in state[i].items() if getattr(x, "dtype", 0) == torch.int16}
+        state[i] = state[i] | {name: _as_bytes(p, x) for name, x in integers.items()}
+        if state_format and is_dtensor(p) and _has_scales(state[i], state_format):
+            state[i] |= _global_scales(p, state[i], state_format)
     return {**saved, "state": state}
 
 
@@ -61,9 +66,26 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         master = state[i].get("master")
         if isinstance(master, Tensor) and master.dtype == torch.int8:
             state[i] = state[i] | {"master": _from_bytes(master)}
+        if is_dtensor(p):
+            state[i] = _divided(p, state[i])
         if state_format:
             state[i] = _with_own_scales(p, state[i], state_format)
     return {**saved, "state": state}
+
+
+def _divided(p: Any, entry: State) -> State:
+    """The state with this rank's part of arrays that were gathered."""
+    return {
+        name: new_dtensor(p, _part_of(p, x), tuple(p.shape), tuple(p.stride()))
+        if _is_whole(p, name, x)
+        else x
+        for name, x in entry.items()
+    }
+
+
+def _is_whole(p: Any, name: str, x: Any) -> bool:
+    has_elements = isinstance(x, Tensor) and not is_dtensor(x) and x.shape == p.shape
+    return has_elements and name != "step" and not is_scale(name)
 
 
 def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
@@ -80,6 +102,8 @@ def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, An
 def _as_bytes(p: Any, master: Any) -> Any:
     """The same memory, with one more dimension."""
     pairs = local_of(master).unsqueeze(-1).view(torch.int8)
+    if not is_dtensor(p):
+        return pairs
     return new_dtensor(p, pairs, (*p.shape, pairs.shape[-1]))
 
 
@@ -92,6 +116,10 @@ def _names(state_format: str, sharded: bool) -> dict[str, str]:
     """The names of the scales of the moments."""
     names = state_names(state_format, (), sharded)
     return {role: names[f"{role}_scale"] for role in MOMENTS}
+
+
+def _has_scales(entry: State, state_format: str) -> bool:
+    return entry.keys() >= set(_names(state_format, True).values())
 
 
 def _global_scales(p: Any, entry: State, state_format: str) -> State:

@@ -10,6 +10,7 @@ from .._core import abbreviated
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS
 from .dtensors import local_of
+from .fill_ins import OwnState
 from .options import DEFAULTS, Group, check, check_group, complete, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
@@ -55,15 +56,15 @@ class Entry(NamedTuple):
 
 
 def to_load(
-    groups: list[Group],
+    optimizer: torch.optim.Optimizer,
     saved: dict[str, Any],
     convert: bool,
     target_of: Callable[[Tensor, Group], Target | None],
 ) -> Loaded:
-    """What is to be loaded into an optimizer with these groups.
+    """What is to be loaded into an optimizer.
 
     Args:
-        groups: of the optimizer.
+        optimizer: with its groups, and the state that it has.
         saved: a state dict.
         convert: whether state may be stored otherwise than in the optimizer.
         target_of: how the optimizer keeps the state of a parameter.
@@ -75,6 +76,7 @@ def to_load(
         TypeError, ValueError: an option is not valid, or the state cannot be converted, or has to
             be where ``convert`` is False.
     """
+    groups, current = optimizer.param_groups, OwnState(optimizer)
     require_hyperparams(saved)
     completed = complete(saved, groups)
     for group in (*saved["param_groups"], *completed):
@@ -89,7 +91,10 @@ def to_load(
         where = f"state_dict['state'][{i!r}]"
         if "step" not in entry:
             raise ValueError(f"{where} must have 'step'; got {abbreviated(map(str, entry))}")
-        loaded = _loaded(where, entry, target)
+        entry = current.without_fill_ins(p, entry)
+        found = _chosen(recognized(entry, target), target.storage)
+        current.require_saved(where, p, entry, {} if found is None else found.arrays)
+        loaded = _loaded(where, entry, target, found)
         if loaded is None:
             state[i] = entry | {"step": _own_step(entry["step"])}
             continue
@@ -129,10 +134,9 @@ def _params_of(groups: list[Group], completed: list[Group]) -> Iterator[tuple[Te
                 yield p, i, group
 
 
-def _loaded(where: str, entry: State, target: Target) -> Entry | None:
-    """None where PyTorch loads it as it has to be."""
+def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> Entry | None:
+    """None where PyTorch loads it as it has to be. ``found``: the moments in the entry."""
     own = target.storage
-    found = _chosen(recognized(entry, target), own)
     if found is None:
         return _unrecognized(where, entry, target)
     rest = _rest(entry, target)
@@ -265,7 +269,8 @@ def as_of_pytorch(
     the compute type, or of the parameter's dtype where they are stored so, and nothing else.
 
     Args:
-        groups, target_of: as in ``to_load``.
+        groups: of the optimizer.
+        target_of: as in ``to_load``.
         saved: state as the optimizer keeps it.
     """
     state = dict(saved["state"])
