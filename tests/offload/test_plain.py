@@ -175,3 +175,15 @@ def test_training_with_accumulation_clipping_and_a_schedule():
     other.assert_equal(opt)
     assert net.frozen.weight not in opt.state
     assert net.unused not in opt.state
+
+
+def test_lazy_modules():
+    """Whose parameters have no size before the first forward."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.Linear(5, 2))
+    opt = on_device(net.parameters(), lr=1e-2)
+    net(torch.ones(3, 4)).sum().backward()
+    other = Beside(list(net.parameters()), lr=1e-2)
+    opt.step()
+    other.step()
+    other.assert_equal(opt)

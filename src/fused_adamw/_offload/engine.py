@@ -8,6 +8,7 @@ from weakref import finalize
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import TensorWeakRef
 
 from .._core import DeferredSignals, norm_of_chunks
@@ -89,7 +90,12 @@ class Engine:
 
     def prepare(self, groups: Groups) -> None:
         """Allocate the pinned memory, once there is a parameter on a device."""
-        params = [p for _, group in numbered(groups) for p in group["params"]]
+        params = [
+            p
+            for _, group in numbered(groups)
+            for p in group["params"]
+            if not isinstance(p, UninitializedParameter)  # of a lazy module
+        ]
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
             # Not nbytes, which sparse tensors lack: a step refuses these.
             self._pump(sum(local_of(p).numel() * p.element_size() for p in params))
