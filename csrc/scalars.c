@@ -139,8 +139,7 @@ int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale, 
         return FUSED_ADAMW_BAD_GRAD_SCALE | FUSED_ADAMW_NOT_REPRESENTABLE;
     scalars->stochastic = stochastic;
     for (int role = 0; role < NUM_DITHERS; role++)
-        scalars->dither[role] =
-            stochastic ? (uint32_t)scalars->t * WEYL[role] : DITHER_TO_NEAREST;
+        scalars->dither[role] = (uint32_t)scalars->t * WEYL[role]; /* not read unless stochastic */
     return FUSED_ADAMW_OK;
 }
 

@@ -12,6 +12,9 @@ Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 MemoryOrder: TypeAlias = Literal["C", "F"]
 
+ArrayTypes: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
+"""By role, the dtype and shape of arrays."""
+
 ArrayTree: TypeAlias = Array | Sequence["ArrayTree"] | Mapping[Any, "ArrayTree"]
 """One array, or lists, tuples and mappings of arrays, nested in one another to any depth."""
 

@@ -4,15 +4,12 @@ For bfloat16 state keeps the rest, an int16: the master minus the parameter, bot
 of 32 bits. For float16 it keeps the master itself. docs/state-formats.md describes both.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Array, Shape
-
-ArrayTypes: TypeAlias = dict[str, tuple[np.dtype[Any], Shape]]
-"""By role, the dtype and shape of arrays."""
+from .arrays import Array, ArrayTypes
 
 
 def _widened(params: Array) -> Array:
@@ -38,7 +35,7 @@ def with_whole_master(arrays: ArrayTypes) -> ArrayTypes:
     """The same with float32 in the place of the rest of master weights."""
     if "master" not in arrays:
         return arrays
-    return arrays | {"master": (np.dtype(np.float32), arrays["master"][1])}
+    return {**arrays, "master": (np.dtype(np.float32), arrays["master"][1])}
 
 
 def read_master(stored: Array, params: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .._core import abbreviated
-from .arrays import Array, MemoryOrder, Shape, order_of
+from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
     BUFFERS,
@@ -24,9 +24,6 @@ MAX_STEPS = 2**63 - 2**32  # leaves a count of 64 bits far from its end
 
 Layout: TypeAlias = Mapping[str, tuple[str, Shape]]
 """By role, the storage type and shape of the arrays of a tensor's state."""
-
-ArrayTypes: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
-"""By role, the dtype and shape of arrays."""
 
 
 class Difference(NamedTuple):

@@ -65,8 +65,6 @@ class Recorder:
         task: whose example attention and predictions are of.
         steps: number of updates in all.
         rate_at: the learning rate of update t = 1, 2, ...
-        beta2: decay rate of v.
-        eps: added to the root.
 
     Attributes:
         snapshots: in the order of the steps, the first and the last update among them.
@@ -80,11 +78,9 @@ class Recorder:
         task: Task,
         steps: int,
         rate_at: Callable[[int], float],
-        beta2: float = 0.999,
-        eps: float = 1e-8,
     ) -> None:
         self._model, self._optimizer, self._task = model, optimizer, task
-        self._rate_at, self._beta2, self._eps = rate_at, beta2, eps
+        self._rate_at = rate_at
         spread = np.geomspace(1.0, max(float(steps), 1.0), MAX_SNAPSHOTS - 1).round()
         self._snapshot_steps = {0, *map(int, spread), steps}
         every = np.linspace(0.0, float(steps), MAX_EVALUATIONS).round()
@@ -126,8 +122,9 @@ class Recorder:
     def _effective_rates(self, step: int) -> dict[str, float | None]:
         if step == 0:
             return {}
-        correction = bias_correction(self._beta2, step)
-        lr, eps = self._rate_at(step), self._eps
+        (group,) = self._optimizer.param_groups
+        correction = bias_correction(group["betas"][1], step)
+        lr, eps = self._rate_at(step), group["eps"]
         rates: dict[str, float | None] = {}
         for name, v in _by_name(self._optimizer.v).items():
             found = lr / (np.sqrt(v[v > 0] / correction) + eps)

@@ -3,9 +3,18 @@
 A step reads a gradient, and reads and writes a parameter and its two moments.
 """
 
+from math import prod
 from typing import TypedDict
 
 from ..._core import BLOCK
+from ..._optim.state_formats import StateOptions, state_layout, storage_dtype
+
+
+def _moment_bytes(state_format: str) -> float:
+    """The bytes of both moments, a parameter."""
+    layout = state_layout("float32", (BLOCK,), StateOptions(state_format, ()))
+    sizes = (storage_dtype(name).itemsize * prod(shape) for name, shape in layout.values())
+    return sum(sizes) / BLOCK
 
 
 class Costs(TypedDict, total=False):
@@ -22,20 +31,20 @@ class Costs(TypedDict, total=False):
 
 FLOAT32_ONLY: Costs = {"dtypes": ("float32",)}
 
-MOMENTS_8BIT: Costs = {  # two bytes, and two scales of four bytes a block
-    "bytes_per_parameter": 4 + 2 * (4 + 1 + 1 + 8 / BLOCK),
+MOMENTS_8BIT: Costs = {
+    "bytes_per_parameter": 4 + 2 * (4 + _moment_bytes("8bit")),
     "extra_arrays": 0.5,
     "peak_arrays": 4.5,
     **FLOAT32_ONLY,
 }
 MOMENTS_BFLOAT16: Costs = {
-    "bytes_per_parameter": 4 + 2 * (4 + 2 + 2),
+    "bytes_per_parameter": 4 + 2 * (4 + _moment_bytes("bfloat16")),
     "extra_arrays": 1,
     "peak_arrays": 5,
     **FLOAT32_ONLY,
 }
 EVERYTHING_BFLOAT16: Costs = {
-    "bytes_per_parameter": 2 + 2 * (2 + 2 + 2),
+    "bytes_per_parameter": 2 + 2 * (2 + _moment_bytes("bfloat16")),
     "extra_arrays": 2,
     "peak_arrays": 6.5,
     **FLOAT32_ONLY,
