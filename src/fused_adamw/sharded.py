@@ -21,7 +21,7 @@ from ._distributed.agreement import raise_on_all_ranks
 from ._distributed.bucket_comm import BucketCommunicator
 from ._distributed.collective_step import CollectiveStep, RangeOptions, needs_norm
 from ._distributed.fingerprints import of_construction, of_step
-from ._distributed.mpi import Comm, default_threads, operations_of, private_duplicate, world
+from ._distributed.mpi import Comm, operations_of, private_duplicate, threads_of_rank, world
 from ._distributed.partition import (
     BUCKET_BYTES,
     MAX_COLLECTIVE_BYTES,
@@ -129,8 +129,7 @@ class ShardedAdamW(BaseOptimizer):
                 fingerprint |= of_construction(self, names, self._decays, self._flat)
                 fingerprint |= {"bucket_bytes": int(bucket_bytes)}
             self._operations.num_optimizers = self._number
-            threads = default_threads(self.comm)  # on all ranks, as some may have been given others
-            self.num_threads = threads if num_threads is None else self.num_threads
+            self.num_threads = threads_of_rank(self.comm, self.num_threads)
 
     def step(self, local_grads: GradientTree, grad_scale: float = 1.0) -> float | None:
         """Update all parameters, in place, by the mean over the ranks of their gradients.

@@ -134,6 +134,13 @@ def started(lock, count=3):
     return threads, seen
 
 
+def took_turns(threads, seen):
+    """Whether the threads end, and one at a time was inside."""
+    for thread in threads:
+        thread.join(30)
+    return seen == [1] * 60
+
+
 @needs_fork
 def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
     lock = ReentrantLock()
@@ -152,10 +159,7 @@ def test_no_thread_of_a_child_is_taken_for_one_that_it_lacks():
     lock = ReentrantLock()
 
     def take_turns():
-        threads, seen = started(lock)
-        for thread in threads:
-            thread.join(30)
-        return 7 if seen == [1] * 60 else 2
+        return 7 if took_turns(*started(lock)) else 2
 
     with taken_by_another_thread(lock):
         assert forked(take_turns) == 7
@@ -170,9 +174,7 @@ def test_a_thread_that_forks_keeps_the_lock_in_the_child():
         threads[0].join(0.1)
         entered_too_early = bool(seen)
         lock.__exit__()
-        for thread in threads:
-            thread.join(30)
-        return 2 if entered_too_early else 7 if seen == [1] * 60 else 3
+        return 2 if entered_too_early else 7 if took_turns(threads, seen) else 3
 
     with lock:
         assert forked(keep_and_release) == 7

@@ -67,14 +67,16 @@ def abort_on_exception(comm: Comm) -> None:
     sys.excepthook = report_and_abort
 
 
-def default_threads(comm: Comm) -> int | None:
-    """The number of threads of a rank where ranks of one machine share its cores; else None."""
+def threads_of_rank(comm: Comm, given: int | None) -> int | None:
+    """The number of threads that a rank was given; without one, its part of the cores that ranks of
+    one machine share, or None where it shares none. All ranks call this, whatever they were given.
+    """
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     sharing: int = machine.allgather(affinity).count(affinity)
     machine.Free()
-    if sharing == 1 or "OMP_NUM_THREADS" in os.environ:
-        return None
+    if given is not None or sharing == 1 or "OMP_NUM_THREADS" in os.environ:
+        return given
     return max(1, default_num_threads() // sharing)
 
 

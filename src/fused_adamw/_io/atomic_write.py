@@ -47,8 +47,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def _is_of_file(error: OSError, target: Path) -> bool:
     """Whether an error is one of this file, and not of a different one that the block uses. What is
     raised by writing to an open file names none."""
-    if error.errno is None or not isinstance(error.filename, str | bytes):
-        return error.errno is not None
+    if error.errno is None:
+        return False
+    if not isinstance(error.filename, str | bytes):
+        return True
     path = Path(os.fsdecode(error.filename))
     return path in (target, target.parent) or path.name.startswith(hidden_sibling(target, "").name)
 

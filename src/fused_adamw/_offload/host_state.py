@@ -24,6 +24,7 @@ from .._torch.state import (
     Kind,
     State,
     dtype_name,
+    has_elements,
     host_zeros,
     is_scale,
     options_of,
@@ -62,7 +63,7 @@ def new_state(p: Tensor, kind: Kind) -> State:
     for position, (role, name) in enumerate(state_names(*kind).items()):
         storage, shape = layout[role]
         flat = host_zeros(prod(shape), torch_dtype(storage), position)
-        if flat.numel() == p.numel() and not is_scale(role):
+        if has_elements(role, shape, p):
             state[name] = placed_like(whole, flat.as_strided(p.shape, p.stride()))
         else:
             state[name] = flat.view(shape)

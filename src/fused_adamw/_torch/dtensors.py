@@ -25,6 +25,7 @@ def is_in_group() -> bool:
 
 
 def has_other_ranks() -> bool:
+    """Whether others have joined the process group that this process is in."""
     return is_in_group() and torch.distributed.get_world_size() > 1
 
 

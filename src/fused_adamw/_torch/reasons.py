@@ -1,7 +1,6 @@
 """Why no kernel supports a parameter, in words, as far as it can be seen from its tensors."""
 
 from collections.abc import Mapping
-from math import prod
 from typing import NoReturn
 
 import torch
@@ -23,8 +22,8 @@ from .options import Group
 from .state import (
     State,
     dtype_name,
+    has_elements,
     is_narrow,
-    is_scale,
     layout_of,
     options_of,
     state_names,
@@ -95,7 +94,7 @@ def _of_state(p: Tensor, group: Group, state: State) -> str:
         if not isinstance(x, Tensor):
             continue
         storage, shape = layout[role]
-        is_like_param = prod(shape) == local.numel() and not is_scale(role)
+        is_like_param = has_elements(role, shape, local)
         if is_like_param and not is_part_of_same(x, p):
             return f"with {name} divided between the ranks in another way"
         like = local if is_like_param else torch.empty(shape, device="meta")

@@ -82,6 +82,12 @@ def is_scale(role: str) -> bool:
     return role.endswith("_scale")
 
 
+def has_elements(role: str, shape: Shape, p: Tensor) -> bool:
+    """Whether an array of the state, of this role and shape, has an element for each of this
+    parameter; such arrays have its shape and strides."""
+    return prod(shape) == p.numel() and not is_scale(role)
+
+
 def missing_state(p: Tensor, state: State | None, group: dict[str, Any]) -> State:
     """The state that a parameter lacks: all of it before its first step; later, what an option
     needs that starts as the parameter."""
@@ -169,7 +175,7 @@ def _zeros(p: Tensor, role: str, position: int, storage: str, shape: Shape) -> T
     """A new array: flat for scales and packed elements, of those of this rank; else with the
     parameter's strides, and placed like it. ``position``: among those of the state."""
     dtype, size = torch_dtype(storage), prod(shape)
-    is_like_param = size == local_of(p).numel() and not is_scale(role)
+    is_like_param = has_elements(role, shape, local_of(p))
     if _is_plain(p) and size * dtype.itemsize >= LARGE:
         flat = host_zeros(size, dtype, position).zero_()  # pages read first are mapped twice
         strides = torch.empty_like(p, device="meta").stride()

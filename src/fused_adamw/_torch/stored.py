@@ -24,7 +24,15 @@ from .._optim.state_formats import (
 )
 from .dtensors import is_dtensor, local_of, placed_like
 from .flat_memory import Order, dims_in_memory, flat, shaped
-from .state import State, dtype_name, is_scale, options_of, state_names, torch_dtype
+from .state import (
+    State,
+    dtype_name,
+    has_elements,
+    is_scale,
+    options_of,
+    state_names,
+    torch_dtype,
+)
 
 PIECE_ELEMENTS = 16 * CHUNK
 """Elements that are converted at once: what is decoded on the way stays in the cache."""
@@ -155,7 +163,7 @@ def _new(like: Tensor, role: str, own: Storage) -> Tensor:
     """Memory of the host, not initialized, with the strides of the parameter where it has its
     shape."""
     shape, dtype = own.layout[role][1], own.dtype(role)
-    if prod(shape) == like.numel() and not is_scale(role):
+    if has_elements(role, shape, like):
         return torch.empty_like(like, dtype=dtype, device="cpu")
     return torch.empty(shape, dtype=dtype, device="cpu")
 

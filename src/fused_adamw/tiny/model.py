@@ -35,7 +35,7 @@ from .layers import (
     linear_backward,
     linear_forward,
 )
-from .token_input import Sequences, check_dtype, check_size, pad, target_rows, token_rows
+from .token_input import Sequences, check_dtype, check_integer, pad, target_rows, token_rows
 
 Parameters: TypeAlias = dict[str, FloatArray]
 
@@ -128,16 +128,16 @@ class TinyTransformer:
         max_length: int = 5,
     ) -> None:
         self.dtype = check_dtype(dtype)
-        self.vocab_size = check_size("vocab_size", vocab_size)
-        self.d_model = check_size("d_model", d_model)
-        self.n_heads = check_size("n_heads", n_heads)
-        self.d_ff = check_size("d_ff", d_ff)
-        self.max_length = check_size("max_length", max_length)
+        self.vocab_size = check_integer("vocab_size", vocab_size)
+        self.d_model = check_integer("d_model", d_model)
+        self.n_heads = check_integer("n_heads", n_heads)
+        self.d_ff = check_integer("d_ff", d_ff)
+        self.max_length = check_integer("max_length", max_length)
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model must be a multiple of n_heads ({self.n_heads}); got {self.d_model}"
             )
-        seed = check_size("seed", seed, minimum=0)
+        seed = check_integer("seed", seed, minimum=0)
         self.parameters = self._draw_parameters(random.Random(seed))
         full = np.full((self.max_length, self.max_length), -np.inf, dtype=self.dtype)
         self._causal_mask = np.triu(full, k=1)  # (max_length, max_length)

@@ -24,12 +24,12 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return checked
 
 
-def check_size(name: str, size: int, minimum: int = 1) -> int:
-    """Return the size as an int; raise TypeError or ValueError unless it is `minimum` or more."""
+def check_integer(name: str, value: int, minimum: int = 1) -> int:
+    """Return the value as an int; raise TypeError or ValueError unless it is `minimum` or more."""
     try:
-        checked = operator.index(size)
+        checked = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer; got {size!r}") from None
+        raise TypeError(f"{name} must be an integer; got {value!r}") from None
     if checked < minimum:
         raise ValueError(f"{name} must be {minimum} or more; got {checked}")
     return checked

@@ -19,7 +19,7 @@ from ..schedules import CosineDecay, LinearDecay, LinearWarmup
 from .baselines import ReferenceAdamW
 from .model import Cache, Parameters, TinyTransformer
 from .text_data import Batch, Task, mean_loss
-from .token_input import Sequences, check_size
+from .token_input import Sequences, check_integer
 
 # ---------------------------------------------------------------------------- records
 
@@ -184,7 +184,7 @@ def train(
         TypeError: `steps` is not an integer.
         ValueError: `steps` is below 0.
     """
-    steps = check_size("steps", steps, minimum=0)
+    steps = check_integer("steps", steps, minimum=0)
     history = History() if history is None else history
     # The last forward pass is repeated: the next update needs its gradients.
     del history.losses[-1:]
