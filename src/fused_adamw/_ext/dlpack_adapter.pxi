@@ -10,6 +10,7 @@ cdef extern from "Python.h":
     # Calls without a tuple of arguments, which Cython makes for the limited API.
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
     void release_object "Py_DECREF"(PyObject *)
+    void *borrowed_type "Py_TYPE"(PyObject *) noexcept
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -69,8 +70,8 @@ cdef class DLPackExchange:
     an object; ``examples``: a strided tensor in host memory of each dtype."""
 
     cdef const ExchangeAPI *api
-    cdef PyObject *tensor_type  # the first two of `types`, which almost all objects are of
-    cdef PyObject *second_type
+    cdef void *tensor_type  # the first two of `types`, which almost all objects are of
+    cdef void *second_type
     cdef tuple types
     cdef object is_negated
     cdef TensorFunctions functions
@@ -93,8 +94,8 @@ cdef class DLPackExchange:
                 f"that of {self.api.major}"
             )
         self.types, self.is_negated = types, is_negated
-        self.tensor_type = <PyObject *>types[0]
-        self.second_type = <PyObject *>types[len(types) > 1]
+        self.tensor_type = <void *>types[0]
+        self.second_type = <void *>types[len(types) > 1]
         if functions:
             find_functions(&self.functions, functions, offset)
             for tensor in examples:
@@ -102,18 +103,17 @@ cdef class DLPackExchange:
                     add_example(&self.functions, <PyObject *>tensor, &view)
             self.has_functions = True
 
-    cdef inline bint is_known(self, tensor) except -1:
+    cdef inline bint is_known(self, PyObject *tensor) except -1:
         """Whether it is of one of the types."""
-        found = type(tensor)
-        cdef PyObject *kind = <PyObject *>found
+        cdef void *found = borrowed_type(tensor)
         return (
-            kind == self.tensor_type or kind == self.second_type
-            or (len(self.types) > 2 and found in self.types)
+            found == self.tensor_type or found == self.second_type
+            or (len(self.types) > 2 and <object>found in self.types)
         )
 
     cdef bint view(self, tensor, ArrayView *view) except -1:
         """Whether the tensor has host memory, which ``view`` then describes."""
-        if not self.is_known(tensor):
+        if not self.is_known(<PyObject *>tensor):
             return False
         if self.has_functions:
             return describe(&self.functions, <PyObject *>tensor, view)
@@ -145,7 +145,7 @@ cdef class DLPackExchange:
         return True
 
     cdef inline int prefetch(self, PyObject *tensor) except -1:
-        if self.has_functions and self.is_known(<object>tensor):
+        if self.has_functions and self.is_known(tensor):
             prefetch_description(&self.functions, tensor)
         return 0
 
