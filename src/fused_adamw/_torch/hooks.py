@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import torch
 from torch.autograd import _profiler_enabled
-from torch.optim import Optimizer, optimizer
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Step = Callable[..., Any]
 
@@ -35,8 +36,8 @@ def hook_step(step: Step, unobserved: Step) -> Step:
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or optimizer._global_optimizer_pre_hooks
-            or optimizer._global_optimizer_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
             or _profiler_enabled()
         ):
             return hooked(self)

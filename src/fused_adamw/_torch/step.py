@@ -29,13 +29,14 @@ take_step_uncompiled = outside_of_graphs(take_step)
 
 def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
     """The same where no profiler runs."""
-    found_inf = getattr(optimizer, "found_inf", None)
+    attributes = optimizer.__dict__
+    found_inf = attributes.get("found_inf")
     if found_inf is not None and found_inf.item():
         return
-    plan: StepPlan | None = optimizer.__dict__.get("_plan")
+    plan: StepPlan | None = attributes.get("_plan")
     if (
         plan is not None
-        and getattr(optimizer, "grad_scale", None) is None
+        and attributes.get("grad_scale") is None
         and plan.step(optimizer.param_groups, optimizer.state)
     ):
         return
