@@ -2,16 +2,16 @@
 
     python benches/bench_threads.py
 
-MIN_ELEMENTS_PER_THREAD and MIN_ELEMENTS_AFTER_FORK keep small steps on one thread, so an installed
-package cannot show what they would take on two. This script copies the sources to a temporary
-folder, makes both constants small, builds the copy there (setup.py build_ext, with the Cython and
-setuptools of this environment), and times one thread against two, in a new process and in a child
-that this process forks.
+MIN_ELEMENTS_PER_THREAD and MIN_ELEMENTS_IN_NEW_THREAD keep small steps on one thread, so an
+installed package cannot show what they would take on two. This script copies the sources to a
+temporary folder, makes both constants small, builds the copy there (setup.py build_ext, with the
+Cython and setuptools of this environment), and times one thread against two, in a new process and
+in a child that this process forks.
 
 Two threads break even at the smallest size above which they are never slower. It should be at most
-2 * MIN_ELEMENTS_PER_THREAD in the parent, and MIN_ELEMENTS_AFTER_FORK in the child, where each step
-starts its threads again. Run it on an otherwise idle machine: a second thread that has to wait for
-a core makes both numbers too large.
+2 * MIN_ELEMENTS_PER_THREAD in the parent, and MIN_ELEMENTS_IN_NEW_THREAD in the child, where each
+step starts its threads again. Run it on an otherwise idle machine: a second thread that has to wait
+for a core makes both numbers too large.
 """
 
 import json
@@ -26,7 +26,7 @@ from statistics import median
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("csrc", "src", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-SMALL = {"MIN_ELEMENTS_PER_THREAD": 512, "MIN_ELEMENTS_AFTER_FORK": 1024}
+SMALL = {"MIN_ELEMENTS_PER_THREAD": 512, "MIN_ELEMENTS_IN_NEW_THREAD": 1024}
 SIZES = [2**k for k in range(10, 24)]
 ROUNDS = 9
 

@@ -84,11 +84,11 @@ static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
                   fused_adamw_scalars *scalars)
 {
     const int compute = fused_adamw_element_types[element_type].compute;
-    const double b1 = rounded(compute, h->beta1), b2 = rounded(compute, h->beta2);
     const double steps = (double)t;
     const int status = find_invalid(h);
     if (status != FUSED_ADAMW_OK)
-        return status;
+        return status; /* before a number is converted that float cannot represent */
+    const double b1 = rounded(compute, h->beta1), b2 = rounded(compute, h->beta2);
     *scalars = (fused_adamw_scalars){
         .b1 = b1,
         .b2 = b2,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import ParamsT
 
-from ._core import clip_factor
+from ._core import DeferredSignals, clip_factor
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine
@@ -210,8 +210,9 @@ class AdamW(HostAdamW):
         """As in ``fused_adamw.torch.AdamW``, into host memory. Discards a step that has begun."""
         with self.exclusive():
             self.synchronize()
-            super().load_state_dict(state_dict, convert)
-            self._engine().forget()
+            with DeferredSignals():
+                super().load_state_dict(state_dict, convert)
+                self._engine().forget()
 
     def _target(self, p: Tensor, group: dict[str, Any]) -> Target | None:
         on_device = self._engine().lanes.of(p) is not None

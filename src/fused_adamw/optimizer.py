@@ -219,8 +219,20 @@ class AdamW(DecodedState):
 
     # ---- checkpoints
 
-    def exclusive(self, operation: str) -> AbstractContextManager[Any]:
-        """The lock that operations of other threads wait for."""
+    def exclusive(self, operation: str = "") -> AbstractContextManager[Any]:
+        """A block in which no other thread steps, saves or loads this optimizer.
+
+        Args:
+            operation: not used here.
+
+        Returns:
+            A context manager, which the same thread may enter again.
+
+        Example::
+
+            with opt.exclusive():  # while another thread trains
+                pid = os.fork()
+        """
         return self._lock
 
     def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:

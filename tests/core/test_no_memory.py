@@ -22,18 +22,19 @@ def test_each_allocation_is_refused(call, only):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="needs _testcapi")
-def test_each_allocation_of_a_first_step_of_pytorch_is_refused():
+@pytest.mark.parametrize(("call", "at_least"), [("torch_step", 10), ("torch_next_step", 1)])
+def test_each_allocation_of_a_step_of_pytorch_is_refused(call, at_least):
     """One by one: where all are refused, CPython 3.11 does not leave a ``with`` block."""
     pytest.importorskip("torch")
-    refuse("torch_step", "one")
+    refuse(call, "one", at_least)
 
 
-def refuse(call, only):
+def refuse(call, only, at_least=10):
     command = [sys.executable, PROGRAM, call, only]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     tried, refused = map(int, result.stdout.split())
-    assert tried > refused >= 10
+    assert tried > refused >= at_least
 
 
 class TooLarge:

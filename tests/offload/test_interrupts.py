@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from copy import deepcopy
 
 import pytest
 
@@ -130,6 +131,27 @@ def test_ctrl_c_amid_the_wait_of_a_condition(waits_for):
     assert calls
     opt.synchronize()
     assert not opt._engine().pending
+
+
+def test_ctrl_c_at_the_end_of_a_load():
+    """The state has been loaded, so that the step that had begun with the old one is discarded."""
+    net = Net()
+    params = list(net.parameters())
+    opt = on_device(params, lr=1e-2)
+    net.loss(0).backward()
+    opt.step()
+    saved = deepcopy(opt.state_dict())
+    opt.zero_grad()
+    with opt.overlapped():
+        net.loss(1).backward()
+    assert opt._engine().begun
+    opt.register_load_state_dict_post_hook(lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        opt.load_state_dict(saved)
+    opt.zero_grad()
+    net.loss(2).backward()
+    opt.step()
+    assert {int(entry["step"]) for entry in opt.state_dict()["state"].values()} == {2}
 
 
 def test_a_process_that_ends_during_updates():

@@ -25,7 +25,7 @@ from torch_ranks import only_rank  # noqa: E402
 
 import fused_adamw  # noqa: E402
 from fused_adamw import AdamW as ForNumPy  # noqa: E402
-from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep  # noqa: E402
+from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep, step_all  # noqa: E402
 from fused_adamw._torch.dtensors import grid_of, local_of  # noqa: E402
 from fused_adamw._torch.local_shards import increment_version  # noqa: E402
 from fused_adamw._torch.merged_blocks import merge_blocks  # noqa: E402
@@ -153,9 +153,9 @@ def test_parts_have_the_random_numbers_of_the_whole():
         (p[part].clone(), {k: x[part].clone() if x.ndim else x.clone() for k, x in state.items()})
         for part in parts
     ]
-    prepared(p, state).step(increment_version)
+    step_all([prepared(p, state)], [increment_version])
     for part, (other, its_state) in zip(parts, others, strict=True):
-        prepared(other, its_state, offsets=[part.start]).step(increment_version)
+        step_all([prepared(other, its_state, offsets=[part.start])], [increment_version])
         for name in "mv":
             assert torch.equal(state[name][part], its_state[name])
 

@@ -79,26 +79,35 @@ cdef int threads_without_stalls(int threads) noexcept:
     return threads
 
 
-cdef double clock_of(int threads) except -1:
-    """When a step begins that is worth watching."""
-    return perf_counter() if threads > 1 else 0
+cdef double seconds_now() noexcept:
+    """Of a clock that never goes back; -1 where memory for the number is refused."""
+    try:
+        return perf_counter()
+    except MemoryError:
+        return -1
 
 
-cdef int watch_for_stall(
+cdef double clock_of(int threads) noexcept:
+    """The time at which a step begins or ends; -1 where it runs on one thread."""
+    return seconds_now() if threads > 1 else -1
+
+
+cdef void watch_for_stall(
     const fused_adamw_tensor *tensors, Py_ssize_t count, int threads, double started
-) except -1:
-    """Look at the time of a step, or of a norm, that has ended."""
+) noexcept:
+    """Look at the time of a step, or of a norm, that has ended. Once arrays have changed, nothing
+    here may raise."""
     cdef Py_ssize_t i, elements = 0
-    if threads == 1:
-        return 0
+    cdef double ended = clock_of(threads)
+    if started < 0 or ended < 0:
+        return
     for i in range(count):
         elements += tensors[i].size
-    if (perf_counter() - started) * 1e9 > SLOWEST * <double>elements:
+    if (ended - started) * 1e9 > SLOWEST * <double>elements:
         STALLS.serial_steps = STALLS.penalty
         STALLS.penalty = min(2 * STALLS.penalty, MOST_SERIAL)
     elif STALLS.penalty > FEWEST_SERIAL:
         STALLS.penalty -= 1
-    return 0
 
 
 def _forget_stalls():

@@ -24,7 +24,7 @@ cdef class BoundTensors(BoundArrays):
         cdef tuple flat = self.spec.flatten("grads", grads)
         cdef int threads = check_num_threads(num_threads)
         cdef const fused_adamw_isa *isa = find_isa()
-        cdef bint free = num_threads is None  # to use fewer
+        cdef bint may_use_fewer = num_threads is None
         cdef double scale = finite("grad_scale", grad_scale)
         cdef double max_norm = positive_or_none("max_grad_norm", max_grad_norm)
         cdef bint needs_norm = max_norm > 0 or skip_nonfinite
@@ -36,12 +36,12 @@ cdef class BoundTensors(BoundArrays):
             self.gather(&space, flat, hypers)
             threads = fused_adamw_useful_threads(space.tensors, space.num_active, threads)
             if needs_norm:
-                norm = gradient_norm(isa, &space, scale, threads, free)
+                norm = gradient_norm(isa, &space, scale, threads, may_use_fewer)
                 if skip_nonfinite and not isfinite(norm):
                     return norm
                 factor *= fused_adamw_clip_factor(norm, max_norm)
             finish_scalars(&space, scale, factor, self.stochastic)
-            self.run(isa, &space, threads, free)
+            self.run(isa, &space, threads, may_use_fewer)
             self.count_step(flat)
         finally:
             release(&space)
@@ -62,13 +62,14 @@ cdef class BoundTensors(BoundArrays):
         finally:
             lock.release()
 
-    cdef int run(
-        self, const fused_adamw_isa *isa, Workspace *space, int threads, bint free
-    ) except -1:
-        """Call the kernels; ``free``: on one thread or ``threads``, whichever has been faster."""
-        cdef bint trial = False, tuned = free and threads > 1 and not self.plain
-        cdef bint watched = free and self.plain  # the function does not live to compare
-        cdef double started = 0
+    cdef void run(
+        self, const fused_adamw_isa *isa, Workspace *space, int threads, bint may_use_fewer
+    ) noexcept:
+        """Call the kernels; ``may_use_fewer``: on one thread or ``threads``, whichever has been
+        faster."""
+        cdef bint trial = False, tuned = may_use_fewer and threads > 1 and not self.plain
+        cdef bint watched = may_use_fewer and self.plain  # the function does not live to compare
+        cdef double started = 0, ended
         if tuned:
             threads = tuner_choice(&self.tuner, threads)
             trial = is_trial(&self.tuner)
@@ -76,17 +77,18 @@ cdef class BoundTensors(BoundArrays):
             threads = threads_without_stalls(threads)
             started = clock_of(threads)
         if trial:
-            started = perf_counter()
+            started = seconds_now()
         self.threads = threads
         with nogil:
             fused_adamw_step(isa, space.tensors, space.num_active, threads)
         if trial:
-            record_trial(&self.tuner, threads, perf_counter() - started)
+            ended = seconds_now()
+            if started >= 0 and ended >= 0:
+                record_trial(&self.tuner, threads, ended - started)
         elif watched:
             watch_for_stall(space.tensors, space.num_active, threads, started)
         if tuned:
             self.tuner.steps += 1
-        return 0
 
     cdef int gather(self, Workspace *space, tuple grads, list hypers) except -1:
         """Check every gradient and number of a step."""

@@ -239,13 +239,12 @@ cdef class CheckedTensors:
 
     # ---- the step
 
-    cdef list objects(self, int which):
-        """The parameters (0) or gradients (1) that are stepped here."""
+    cdef int add_objects(self, list found, int which) except -1:
+        """Add the parameters (0) or gradients (1) that are stepped here to a list."""
         cdef Py_ssize_t k
-        cdef list found = []
         for k in range(self.space.num_active):
             found.append(<object>self.references[k * (OWN + self.num_roles) + which])
-        return found
+        return 0
 
     cdef bint pays_threads(self) noexcept:
         return fused_adamw_useful_threads(self.space.tensors, self.space.num_active, 2) > 1
@@ -257,9 +256,12 @@ cdef class CheckedTensors:
 
     def grads(self):
         """The gradients that are read."""
-        return self.objects(1)
+        cdef list found = []
+        self.add_objects(found, 1)
+        return found
 
-    cdef int run(self, increment_version) except -1:
+    cdef void run(self) noexcept:
+        """Call the kernels and count the steps. Nothing here may raise: arrays have changed."""
         cdef Py_ssize_t k, count = self.space.num_active
         cdef fused_adamw_tensor *tensors = self.space.tensors
         cdef const StepCounter *counter
@@ -268,8 +270,7 @@ cdef class CheckedTensors:
             fused_adamw_useful_threads(tensors, count, self.threads)
         )
         if count == 0:
-            return 0
-        params = self.objects(0)  # before anything changes: memory could be refused
+            return
         started = clock_of(threads)
         with nogil:
             fused_adamw_step(self.isa, tensors, count, threads)
@@ -281,5 +282,3 @@ cdef class CheckedTensors:
             else:
                 (<double *>counter.address)[0] = counter.t
         self.clear()
-        call_with(increment_version, <PyObject *>params, NULL)
-        return 0

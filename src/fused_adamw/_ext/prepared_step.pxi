@@ -231,10 +231,24 @@ cdef class PreparedStep(CheckedTensors):
             PyMem_Free(own.intervals)
             PyMem_Free(others.intervals)
 
-    def step(self, increment_version):
-        """Update in place all that is supported, and its counters of steps. To be called once.
-        ``increment_version``: called with the parameters."""
-        self.run(increment_version)
+
+def step_all(list steps not None, list increment_versions not None):
+    """Update in place all tensors that these ``PreparedStep``s support, and their counters of
+    steps: all of them, or none where memory is refused. To be called once.
+    ``increment_versions``: for each, called with its parameters once all have been updated."""
+    cdef PreparedStep prepared
+    cdef Py_ssize_t i
+    cdef list found, params = []
+    for prepared in steps:
+        found = []
+        prepared.add_objects(found, 0)
+        params.append(found)
+    for prepared in steps:
+        prepared.run()
+    for i in range(len(steps)):
+        found = params[i]
+        if found:
+            call_with(increment_versions[i], <PyObject *>found, NULL)
 
 
 cdef int raise_changed_length(Py_ssize_t before, Py_ssize_t now) except -1:

@@ -82,13 +82,19 @@ cdef class StepPlan:
         """Step all groups, without a moment at which signal handlers of Python run; or return
         False, with nothing changed, where one is no longer as planned."""
         cdef PreparedStep prepared
+        cdef list params
         self.lock.acquire()
         try:
             if type(groups) is not list or not self.prepare(groups, state):
                 return False
             self.has_stepped = True
+            params = []  # before anything changes: memory could be refused
             for prepared in self.steps:
-                prepared.run(self.increment_version)
+                prepared.add_objects(params, 0)
+            for prepared in self.steps:
+                prepared.run()
+            if params:
+                call_with(self.increment_version, <PyObject *>params, NULL)
             return True
         finally:
             for prepared in self.steps:

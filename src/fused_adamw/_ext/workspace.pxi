@@ -68,29 +68,30 @@ cdef int finish_scalars(
     return 0
 
 
-cdef int sum_squares(
-    const fused_adamw_isa *isa, Workspace *space, int threads, bint free, double *partial_sums
-) except -1:
-    """The sums of squares of the chunks; ``free``: on one thread while others stall."""
+cdef void sum_squares(
+    const fused_adamw_isa *isa, Workspace *space, int threads, bint may_use_fewer,
+    double *partial_sums,
+) noexcept:
+    """The sums of squares of the chunks; ``may_use_fewer``: on one thread while others stall."""
     cdef double started = 0
-    if free:
+    if may_use_fewer:
         threads = threads_without_stalls(threads)
         started = clock_of(threads)
     with nogil:
         fused_adamw_sum_squares(isa, space.tensors, space.num_active, threads, partial_sums)
-    if free:
+    if may_use_fewer:
         watch_for_stall(space.tensors, space.num_active, threads, started)
-    return 0
 
 
 cdef double gradient_norm(
-    const fused_adamw_isa *isa, Workspace *space, double grad_scale, int threads, bint free
+    const fused_adamw_isa *isa, Workspace *space, double grad_scale, int threads,
+    bint may_use_fewer,
 ) except? -1:
     """The Euclidean norm of all gradients of the step, times ``grad_scale``."""
     cdef Py_ssize_t count = fused_adamw_num_chunks(space.tensors, space.num_active)
     cdef double *partial_sums = <double *>allocate(count, sizeof(double))
     try:
-        sum_squares(isa, space, threads, free, partial_sums)
+        sum_squares(isa, space, threads, may_use_fewer, partial_sums)
         return fused_adamw_norm(partial_sums, count, grad_scale)
     finally:
         PyMem_Free(partial_sums)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._core import DeferredSignals
 from .._torch.dtensors import is_dtensor
+from .._torch.grad_scaler import is_scaled
 from .._torch.options import numbered
 from .checks import check_apart
 from .engine import Begun, Engine, Gradient, Groups, OptimizerState, PlannedUpdate
@@ -119,8 +120,7 @@ def require_final_gradients(groups: Groups) -> None:
 
 def require_unscaled(engine: Engine, optimizer: Any) -> None:
     """Raise RuntimeError where GradScaler takes part in a step that has begun."""
-    scaled = any(getattr(optimizer, x, None) is not None for x in ("found_inf", "grad_scale"))
-    if scaled and engine.begun:
+    if is_scaled(optimizer) and engine.begun:
         raise RuntimeError(
             "overlapped() does not support GradScaler: updates have begun with scaled gradients"
         )

@@ -7,7 +7,7 @@ import torch
 
 from .._core import DeferredSignals, clip_factor
 from .._torch.dispatch import GroupDispatch, dispatch, run_all
-from .._torch.fallback import unscale
+from .._torch.grad_scaler import found_infinity, grad_scale_of, unscale
 from .._torch.hooks import outside_of_graphs
 from .._torch.options import numbered
 from .._torch.paths import note_paths
@@ -22,9 +22,8 @@ NO_GRADIENT = torch.nn.Parameter(torch.empty(0, device="cpu"))
 
 def take_step(optimizer: AdamW) -> None:
     """Update all parameters that have a gradient, unless GradScaler found an infinity."""
-    found_inf = getattr(optimizer, "found_inf", None)
     overlap.require_unscaled(optimizer._engine(), optimizer)
-    if found_inf is None or not found_inf.item():
+    if not found_infinity(optimizer):
         with optimizer.exclusive():
             _step(optimizer)
 
@@ -37,7 +36,7 @@ def _step(optimizer: AdamW) -> None:
     engine, order = optimizer._engine(), optimizer._order()
     if order is not None:
         order.require_same_params()
-    scale = getattr(optimizer, "grad_scale", None)
+    scale = grad_scale_of(optimizer)
     clips = optimizer.max_grad_norm is not None
     updates = engine.plan(
         optimizer.param_groups,

@@ -13,12 +13,14 @@ from .._core import (
     DLPackExchange,
     PreparedStep,
     gather_tensors,
+    step_all,
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.state_formats import FORMATS
 from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
-from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch, unscale
+from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch
+from .grad_scaler import grad_scale_of, unscale
 from .local_shards import increment_version, prepare
 from .options import Group, check_group, kernel_only
 from .reasons import refuse
@@ -79,37 +81,41 @@ class GroupDispatch(NamedTuple):
     rates: Rates = NO_RATES
     increment_versions: Callable[[list[Tensor]], None] = increment_version
 
-    def is_one_call(self, optimizer: torch.optim.AdamW) -> bool:
-        """Whether a single call of the kernels changes all that the step changes."""
-        has_others = self.new_state or self.fallback.params or self.prepared is None
-        return not has_others and getattr(optimizer, "grad_scale", None) is None
-
-    def run(self, optimizer: torch.optim.AdamW) -> None:
+    def add_state(self, optimizer: torch.optim.AdamW) -> None:
         for p, entries in self.new_state.items():
             optimizer.state[p].update(entries)
+
+    def run(self, optimizer: torch.optim.AdamW) -> None:
+        self.add_state(optimizer)
         if self.fallback.params:
             step_with_torch(optimizer, self.group, self.fallback, self.fusible)
         if self.prepared is None:
             return
-        if getattr(optimizer, "grad_scale", None) is None:
-            self.prepared.step(self.increment_versions)
-            return
         grads, in_kernel = self.prepared.grads(), _unscales_in_kernel(self.group)
         if not in_kernel:
             unscale(optimizer, grads)
-        self.prepared.step(self.increment_versions)
+        step_all([self.prepared], [self.increment_versions])
         if in_kernel:
             unscale(optimizer, grads)
 
 
 def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -> None:
-    """Step all groups, or, where a signal handler raises, all or none."""
-    if len(dispatches) == 1 and dispatches[0].is_one_call(optimizer):
-        dispatches[0].run(optimizer)
-    else:
+    """Step all groups: all or none, where a signal handler raises, or where memory is refused and
+    the kernels step all of them."""
+    if grad_scale_of(optimizer) is not None or any(x.fallback.params for x in dispatches):
         with DeferredSignals():
             for group_dispatch in dispatches:
                 group_dispatch.run(optimizer)
+        return
+    steps = [x.prepared for x in dispatches if x.prepared is not None]
+    increments = [x.increment_versions for x in dispatches if x.prepared is not None]
+    if not any(x.new_state for x in dispatches):
+        step_all(steps, increments)
+        return
+    with DeferredSignals():
+        for group_dispatch in dispatches:
+            group_dispatch.add_state(optimizer)
+        step_all(steps, increments)
 
 
 def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[GroupDispatch]:
@@ -253,7 +259,7 @@ def _unscales_in_kernel(group: Group) -> bool:
 
 def _kernel_scale(optimizer: torch.optim.AdamW, group: Group) -> float:
     """The factor of the gradients in the kernels."""
-    grad_scale = getattr(optimizer, "grad_scale", None)
+    grad_scale = grad_scale_of(optimizer)
     if grad_scale is None or not _unscales_in_kernel(group):
         return 1.0
     factor: float = 1 / grad_scale.item()

@@ -10,6 +10,7 @@ from torch.optim.adam import adam
 
 from .._core import DeferredSignals
 from .flat_memory import strides_of
+from .grad_scaler import grad_scale_of, unscale
 from .options import Group
 from .state import NOTHING, GroupTensors
 
@@ -56,7 +57,7 @@ def step_with_torch(
         fused, others = tensors, NOTHING
         if not all(fusible):
             others, fused = tensors.split([i for i, x in enumerate(fusible) if x])
-    scale = getattr(optimizer, "grad_scale", None)  # divides float16 gradients in float32
+    scale = grad_scale_of(optimizer)  # divides float16 gradients in float32
     with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
         _adam(group, fused, foreach=False, fused=True, grad_scale=scale)
         unscale(optimizer, others.grads)
@@ -79,16 +80,6 @@ def require_step_tensor(count: object) -> None:
             "API has changed, `state_steps` argument must contain a list of singleton tensors; got "
             f"{type(count).__name__}"
         )
-
-
-def unscale(optimizer: torch.optim.AdamW, grads: Iterable[Tensor]) -> None:
-    """Divide by ``grad_scale`` in place, as PyTorch's fused update does."""
-    grad_scale = getattr(optimizer, "grad_scale", None)
-    if grad_scale is not None:
-        factor = grad_scale.item()
-        with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
-            for grad in grads:
-                grad.div_(factor)
 
 
 def _is_fusible(tensors: GroupTensors, i: int) -> bool:

@@ -139,8 +139,8 @@ def copies(n, only):
     return done
 
 
-def torch_step(n, only):
-    """The first step of the class for PyTorch, which makes the state, and the next one."""
+def torch_step(n, only, steps_before=0):
+    """The first step of the class for PyTorch, which makes the state: of both groups or of none."""
     import torch
 
     from fused_adamw.torch import AdamW as TorchAdamW
@@ -149,13 +149,17 @@ def torch_step(n, only):
         params = [torch.tensor(x, requires_grad=True) for x in arrays(0).values()]
         for p, grad in zip(params, arrays(1).values(), strict=True):
             p.grad = torch.from_numpy(grad)
-        return params, TorchAdamW(params, state_dtype="8bit")
+        groups = [{"params": params[:2]}, {"params": params[2:], "maximize": True}]
+        return params, TorchAdamW(groups, state_dtype="8bit")
 
     (params, opt), (expected, other) = made(), made()
-    before = params[0].detach().clone()
+    for _ in range(steps_before):
+        opt.step()
+        other.step()
+    before = [p.detach().clone() for p in params]
     done, _ = refusing(opt.step, n, only)
     # What PyTorch does after the kernels allocates, too, so that an error may follow the step.
-    taken = not torch.equal(params[0], before)
+    (taken,) = {not torch.equal(p, old) for p, old in zip(params, before, strict=True)}
     assert taken or not done
     for _ in range(2 - taken):
         opt.step()
@@ -165,7 +169,15 @@ def torch_step(n, only):
     return done
 
 
-CALLS = {found.__name__: found for found in (step, construct, function, load, copies, torch_step)}
+def torch_next_step(n, only):
+    """The second one, which is like the first."""
+    return torch_step(n, only, steps_before=1)
+
+
+CALLS = {
+    found.__name__: found
+    for found in (step, construct, function, load, copies, torch_step, torch_next_step)
+}
 
 
 def main(name, only):
