@@ -21,6 +21,7 @@ from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.hooks import hook_step
 from ._torch.paths import GroupPath
+from ._torch.state import states_of
 from ._torch.stored import Target
 from .torch import AdamW as HostAdamW
 
@@ -226,7 +227,7 @@ class AdamW(HostAdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if getattr(self, "_own_engine", None) is None:  # a copy, or one that was unpickled
-            self._copied = {p: Address.of(p) for p, x in self.state.items() if "master" in x}
+            self._copied = {p: Address.of(p) for p, x in states_of(self) if "master" in x}
 
     def __copy__(self) -> Self:
         """Shares what is being updated, too."""

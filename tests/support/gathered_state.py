@@ -81,6 +81,54 @@ def exchange(mesh, pairs, broadcast):
     return found
 
 
+def broadcast_into_cells(mesh, columns, source):
+    """Of a weight of this many columns, whose state is saved by an optimizer of the kind ``source``
+    and broadcast to one with state in 8 bits: the message of each rank, or the moments saved and
+    loaded."""
+    pairs = []
+    for kind in (source, "8bit"):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(columns, 8, bias=False)
+        fully_shard(model, mesh=mesh)
+        optimizer = torch.optim.AdamW if kind == FROM_TORCH else sharded_training.AdamW
+        pairs.append((model, optimizer(model.parameters(), lr=1e-2, **KINDS[kind][1])))
+    (model, opt), (other, new) = pairs
+    take_steps(model, opt, 0, 2)
+    saved = copy.deepcopy(full_state(model, opt))
+    wide = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # converted
+        message = refusal(
+            set_optimizer_state_dict,
+            other,
+            new,
+            saved if mesh.get_rank() == 0 else {},
+            options=wide,
+        )
+    messages = [None] * mesh.size()
+    torch.distributed.all_gather_object(messages, message)
+    return messages if any(messages) else (moments(model, opt), moments(other, new))
+
+
+def broadcast_all_into_cells(mesh, cases):
+    return {case: broadcast_into_cells(mesh, *case) for case in cases}
+
+
+def reset_counts(mesh, all_options):
+    """The count after a load of the optimizer's own state dict with counts of 0, by options."""
+    found = []
+    for options in all_options:
+        p = torch.nn.Parameter(draw((300,), 1))
+        opt = sharded_training.AdamW([p], lr=1e-2, **options)
+        set_gradients([p], 3)
+        opt.step()
+        saved = opt.state_dict()
+        saved["state"][0]["step"] = torch.tensor(0.0)
+        opt.load_state_dict(saved)
+        found.append(int(opt.state[p]["step"]))
+    return found
+
+
 def refusal(call, *arguments, **options):
     """The message of a ValueError; None where the call returns."""
     try:

@@ -7,7 +7,9 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from gathered_state import (  # noqa: E402
     FROM_TORCH,
+    broadcast_all_into_cells,
     exchange,
+    reset_counts,
     save_a_mixed_group,
     set_before_the_weights,
 )
@@ -35,6 +37,8 @@ BROADCAST = [  # those that reach all ranks, and those that do not
     ("8bit", True, "float32", True),
 ]
 STALE = ["float16_master", "ema", "master"]
+CELLS = [(columns, kind) for columns in (256, 320) for kind in ("torch", "float32", "8bit")]
+RESET = [{}, {"state_dtype": "8bit"}, {"ema_decay": 0.5}]
 
 
 @pytest.fixture(scope="module", params=[call_all, call_all_offloaded], ids=["CPU", "off-load"])
@@ -44,6 +48,8 @@ def results(request, tmp_path_factory):
         "broadcast": (exchange, BROADCAST, True),
         "stale": (set_before_the_weights, STALE),
         "mixed": (save_a_mixed_group, ["float32", "8bit", "8bit_master"]),
+        "cells": (broadcast_all_into_cells, CELLS),
+        "reset": (reset_counts, RESET),
     }
     return run_ranks(2, tmp_path_factory.mktemp("ranks"), request.param, calls)
 
@@ -74,6 +80,20 @@ def test_a_broadcast_reaches_every_rank_or_is_refused(results):
             else:
                 assert_close(found[1], found[0])
     assert refused == set(BROADCAST[-5:])
+
+
+def test_a_broadcast_into_copies_of_the_state_is_refused(results):
+    """A state dict with scales of cells smaller than blocks has copies, not what is stepped."""
+    for result in results:
+        for (columns, kind), found in result["cells"].items():
+            if kind == "8bit":
+                assert_close(found[1], found[0])
+            else:
+                assert "must be saved state on every rank" in found[1], (columns, kind)
+
+
+def test_counts_of_steps_can_be_reset(results):
+    assert all(result["reset"] == [0, 0, 0] for result in results)
 
 
 def test_what_was_not_saved_starts_from_weights_that_are_set_later(results):

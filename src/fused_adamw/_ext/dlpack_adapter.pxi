@@ -10,7 +10,7 @@ cdef extern from "Python.h":
     # Calls without a tuple of arguments, which Cython makes for the limited API.
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
     void release_object "Py_DECREF"(PyObject *)
-    void *borrowed_type "Py_TYPE"(PyObject *) noexcept
+    void *type_of_object "Py_TYPE"(PyObject *) noexcept
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -105,7 +105,7 @@ cdef class DLPackExchange:
 
     cdef inline bint is_known(self, PyObject *tensor) except -1:
         """Whether it is of one of the types."""
-        cdef void *found = borrowed_type(tensor)
+        cdef void *found = type_of_object(tensor)
         return (
             found == self.tensor_type or found == self.second_type
             or (len(self.types) > 2 and <object>found in self.types)

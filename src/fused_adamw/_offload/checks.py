@@ -84,8 +84,12 @@ def check_apart(
 
 
 def _range_of(tensor: Tensor) -> tuple[int, int]:
+    """The address and bytes from its first to its last element, with gaps or overlaps."""
     part = local_of(tensor)
-    return part.data_ptr(), part.nbytes
+    if part.numel() == 0:
+        return part.data_ptr(), 0
+    last = sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True))
+    return part.data_ptr(), (last + 1) * part.element_size()
 
 
 def check_ranges(ranges: Iterable[tuple[int, int, str]]) -> None:

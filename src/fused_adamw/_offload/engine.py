@@ -8,7 +8,6 @@ from weakref import finalize
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import TensorWeakRef
 
 from .._core import DeferredSignals, norm_of_chunks
@@ -16,6 +15,7 @@ from .._torch.dtensors import local_of, redistributed
 from .._torch.flat_memory import flat_view, same_strides
 from .._torch.local_shards import increment_version, version_of
 from .._torch.options import numbered
+from .._torch.state import is_lazy
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .host_state import Address, HostState
 from .jobs import Piece, SumJob, UpdateJob
@@ -90,12 +90,7 @@ class Engine:
 
     def prepare(self, groups: Groups) -> None:
         """Allocate the pinned memory, once there is a parameter on a device."""
-        params = [
-            p
-            for _, group in numbered(groups)
-            for p in group["params"]
-            if not isinstance(p, UninitializedParameter)  # of a lazy module
-        ]
+        params = [p for _, group in numbered(groups) for p in group["params"] if not is_lazy(p)]
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
             # Not nbytes, which sparse tensors lack: a step refuses these.
             self._pump(sum(local_of(p).numel() * p.element_size() for p in params))

@@ -1,6 +1,6 @@
 """What the host keeps of a parameter on a device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ from .._torch.dtensors import (
     placed_like,
     placements_of,
 )
-from .._torch.fallback import require_step_tensor
 from .._torch.flat_memory import flat_view, same_strides
 from .._torch.local_shards import version_of
 from .._torch.state import (
@@ -31,6 +30,7 @@ from .._torch.state import (
     state_names,
     torch_dtype,
 )
+from .._torch.step_counts import require_step_tensor
 from .._torch.stored import Target, target_of
 
 
@@ -91,6 +91,9 @@ class HostState:
         step: the count of its steps.
         added: what the optimizer's state of the parameter lacks; it is new.
         fresh: the roles that are to start as the parameter when that arrives on the host.
+        unverified: those that are to start so where they do not round to it: master weights that
+            were loaded, or not in use for a while. (The kernels do the same with those of two
+            bytes.)
         written: the parameter's address after its last update; None where nothing is known.
     """
 
@@ -107,11 +110,14 @@ class HostState:
         self._params: tuple[int, Tensor] | None = None
         self.added = {x: made[x] for x in made if not entry or x in map(names.get, missing)}
         self.fresh = {role for role in missing if role in FROM_PARAMS}
+        self.unverified = set[str]()
         self.written: Address | None = None
         self._entry = {**entry, **self.added}
         self.step = self._entry["step"]
         require_step_tensor(self.step)
         self._flat = {r: self._checked(p, r, self._entry[name]) for r, name in names.items()}
+        if "master" in self._flat and self._flat["master"].is_floating_point():
+            self.unverified.add("master")
 
     def is_like(self, p: Tensor) -> bool:
         """Whether the parameter is still as it was when it was checked, but for its values."""
@@ -143,6 +149,7 @@ class HostState:
             entry.update(self.added)
             self.added = {}
         self.fresh.clear()
+        self.unverified.clear()
         self.step += 1
 
     def memory(self) -> Iterator[tuple[int, int, str]]:
@@ -155,8 +162,13 @@ class HostState:
         at = [state_length(self._dtype, self.kind, role, i) for i in (begin, end)]
         return self._flat[role][at[0] : at[1]]
 
-    def start_part(self, params: Tensor, begin: int, end: int, fresh: frozenset[str]) -> None:
-        """Let roles of a range start as its parameters."""
+    def start_part(
+        self, params: Tensor, begin: int, end: int, fresh: Set[str], unverified: Set[str]
+    ) -> None:
+        """Let roles of a range start as its parameters, everywhere or where they differ."""
+        for role in unverified - fresh:
+            part = self.part(role, begin, end)
+            torch.where(part.to(params.dtype) == params, part, params.to(part.dtype), out=part)
         for role in fresh:
             part = self.part(role, begin, end)
             if part.is_floating_point():

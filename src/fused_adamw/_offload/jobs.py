@@ -82,7 +82,7 @@ class UpdateJob(Job):
         super().__init__(lane, ready, grad, params)
         self.host_state, self.recipe, self.clip = host_state, recipe, clip
         self.t = int(host_state.step.item())  # steps before
-        self.fresh = frozenset(host_state.fresh)
+        self.fresh, self.unverified = set(host_state.fresh), set(host_state.unverified)
 
     @property
     def key(self) -> Any:

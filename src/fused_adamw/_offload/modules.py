@@ -59,8 +59,8 @@ class UseOrder:
         others = [] if module is None else [p for p in module.parameters() if p not in self.params]
         if others:
             raise RuntimeError(
-                f"module must have the parameters that it had before; got {len(others)} others, as "
-                "by load_state_dict(assign=True). Construct a new optimizer"
+                "module must have the parameters that it had before; got others, as by "
+                f"load_state_dict(assign=True), {len(others)} in number. Construct a new optimizer"
             )
 
     def sort_key(self, p: Tensor) -> int:

@@ -12,6 +12,7 @@ from .._core import DeferredSignals
 from .._torch.dtensors import is_dtensor
 from .._torch.grad_scaler import is_scaled
 from .._torch.options import numbered
+from .._torch.state import is_lazy
 from .checks import check_apart
 from .engine import Begun, Engine, Gradient, Groups, OptimizerState, PlannedUpdate
 from .recipe import Recipes
@@ -45,7 +46,7 @@ class Overlap:
         """A block in which they are registered."""
         handles = []
         try:
-            found = list(self._on_devices())
+            found = [x for x in self._on_devices() if not is_lazy(x[1])]
             check_apart((index, p) for index, p, _ in found if p.layout is torch.strided)
             for index, p, recipes in found:
                 if p.requires_grad:
@@ -55,8 +56,9 @@ class Overlap:
         except BaseException as error:
             if self._engine.begun:
                 error.add_note(
-                    f"{len(self._engine.begun)} parameters have begun this step; the next step() "
-                    "updates the others that have gradients, and load_state_dict() discards it"
+                    "parameters that have begun this step: "
+                    f"{len(self._engine.begun)}. The next step() updates the others that have "
+                    "gradients, and load_state_dict() discards it"
                 )
             raise
         finally:
@@ -100,8 +102,8 @@ def require_whole_step(engine: Engine) -> None:
     """Raise RuntimeError where a step has begun already."""
     if engine.begun:
         raise RuntimeError(
-            f"overlapped() cannot begin: {len(engine.begun)} parameters have begun a step; "
-            "call step() to finish it, or load_state_dict()"
+            "overlapped() cannot begin: a step has begun, of this many parameters: "
+            f"{len(engine.begun)}. Call step() to finish it, or load_state_dict()"
         )
 
 
@@ -130,9 +132,8 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
     """Raise RuntimeError if gradients or options have changed since an update began with them."""
     if clips and engine.begun:
         raise RuntimeError(
-            "max_grad_norm must be set before overlapped(); got a number after "
-            f"{len(engine.begun)} parameters had begun the step without it. Set it to None for "
-            "this step"
+            "max_grad_norm must be set before overlapped(); got a number after the step had begun "
+            "without it. Set it to None for this step"
         )
     changed, rated = [], []
     for first, group in numbered(groups):

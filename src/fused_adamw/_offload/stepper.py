@@ -45,8 +45,8 @@ def update(bundle: Bundle) -> None:
     for piece in bundle.pieces:
         job = _update_of(piece)
         params = piece.of(bundle.slot.params)
-        if job.fresh:
-            job.host_state.start_part(params, piece.begin, piece.end, job.fresh)
+        if job.fresh or job.unverified:
+            job.host_state.start_part(params, piece.begin, piece.end, job.fresh, job.unverified)
         pieces.params.append(params)
         pieces.grads.append(piece.of(bundle.slot.grads))
         pieces.steps.append(job.t)

@@ -19,10 +19,11 @@ from .._optim.options import NO_RATES, Rates, rates_of, roles_of
 from .._optim.state_formats import FORMATS
 from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
-from .fallback import init_group, refuse_sparse, require_step_tensor, step_with_torch
+from .fallback import init_group, refuse_sparse, step_with_torch
 from .grad_scaler import grad_scale_of, unscale
 from .local_shards import increment_version, prepare
 from .options import Group, check_group, kernel_only
+from .portable_state import restore_masters
 from .reasons import refuse
 from .state import (
     NOTHING,
@@ -36,6 +37,7 @@ from .state import (
     missing_state,
     state_names,
 )
+from .step_counts import require_step_tensor
 from .tensor_functions import EXAMPLES, OFFSET, addresses
 
 try:
@@ -216,6 +218,8 @@ def _dispatch_to_kernels(
             f"the state of a parameter must have {', '.join(('step', *names.values()))} with "
             f"{option}={group[option]!r}"
         )
+    if prepared.unsupported and restore_masters(optimizer.state, part.params):
+        return _dispatch_to_kernels(optimizer, group, part, option)
     if prepared.unsupported:
         for p in part.params:
             require_step_tensor(optimizer.state.get(p, {}).get("step", p))

@@ -24,11 +24,6 @@ def is_in_group() -> bool:
     return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
-def has_other_ranks() -> bool:
-    """Whether others have joined the process group that this process is in."""
-    return is_in_group() and torch.distributed.get_world_size() > 1
-
-
 def is_dtensor(tensor: object) -> bool:
     return type(tensor) is dtensor_type()
 

@@ -73,15 +73,6 @@ def refuse_sparse(optimizer: torch.optim.AdamW, group: Group, grads: Iterable[Te
         optimizer._init_group(group, [], [], [], [], [], [])
 
 
-def require_step_tensor(count: object) -> None:
-    """Raise what PyTorch raises for a count of steps that is no tensor."""
-    if not isinstance(count, Tensor):
-        raise RuntimeError(
-            "API has changed, `state_steps` argument must contain a list of singleton tensors; got "
-            f"{type(count).__name__}"
-        )
-
-
 def _is_fusible(tensors: GroupTensors, i: int) -> bool:
     """Whether PyTorch's fused update is correct here: on the CPU it ignores strides."""
     p = tensors.params[i]

@@ -5,84 +5,109 @@ place where that is in DTensors. Arrays that were not saved, or with ``broadcast
 under a name that every rank has, stay the optimizer's own beside the saved count of steps.
 """
 
-from collections.abc import Mapping
-from typing import TypeAlias
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._optim.state_formats import FROM_PARAMS
-from .dtensors import has_other_ranks, is_in_group, local_of
+from .._optim.state_formats import FORMATS, FROM_PARAMS
+from .dtensors import local_of
 from .local_shards import version_of
-from .state import State
+from .options import Group
+from .state import State, state_names
 
-Versions: TypeAlias = Mapping[Tensor, Mapping[str, int]]
-
-NOTED = "_noted_versions"  # attribute of the optimizer
-
-
-class OwnState:
-    """The state that an optimizer has while another one is loaded."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._state: Mapping[Tensor, State] = optimizer.state
-        self._versions: Versions = vars(optimizer).get(NOTED, {})
-
-    def without_fill_ins(self, p: Tensor, entry: State) -> State:
-        """A saved entry without its own arrays, where these would start as the parameters."""
-        own = self._fill_ins(p, entry)
-        if not own or any(name not in FROM_PARAMS for name in own):
-            return entry
-        return {name: x for name, x in entry.items() if name not in own}
-
-    def require_saved(
-        self, where: str, p: Tensor, entry: State, loaded: Mapping[str, Tensor]
-    ) -> None:
-        """Raise ValueError where moments to be loaded are the optimizer's own, and so lost.
-
-        Args:
-            where: the entry, for the message.
-            p: the parameter.
-            entry: what was saved.
-            loaded: of this, what is to be loaded, by role.
-        """
-        if not has_other_ranks():
-            return
-        own = {local_of(entry[name]).data_ptr() for name in self._fill_ins(p, entry)}
-        if any(x.numel() and x.data_ptr() in own for x in loaded.values()):
-            raise ValueError(
-                f"{where} must be saved state on every rank; got that of this optimizer beside "
-                "a saved count of steps, as broadcast_from_rank0 leaves arrays that not all ranks "
-                "have. Give every rank the state dict, without broadcast_from_rank0"
-            )
-
-    def _fill_ins(self, p: Tensor, entry: State) -> list[str]:
-        """The names of arrays that nothing was saved in."""
-        own, versions = self._state.get(p, {}), self._versions.get(p, {})
-        if _is_same(entry["step"], own.get("step")):
-            return []
-        return [
-            name
-            for name, x in entry.items()
-            if _is_same(x, own.get(name))
-            and (name not in versions or version_of(local_of(x)) == versions[name])
-        ]
+NOTED = "_noted_tensors"  # attribute of the optimizer
+STATE_DICT_MODULE = "torch.distributed.checkpoint.state_dict"
+SETTERS = ("set_optimizer_state_dict", "set_state_dict")
+MOMENTS = {
+    frozenset(state_names(state_format, (), sharded).values())
+    for state_format in FORMATS
+    for sharded in (False, True)
+}
+"""The names of all that the moments are stored in, in each format."""
 
 
-def note_versions(optimizer: torch.optim.Optimizer) -> None:
-    """Note the versions of a state of which a state dict is made, in a process group."""
-    if is_in_group():
+class Noted(NamedTuple):
+    """A tensor of a state dict, as it was when the state dict was made."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Noted":
+        return cls(local_of(x), version_of(local_of(x)))
+
+    def is_still(self, x: object) -> bool:
+        """Whether a tensor has this memory, to which nothing has been written."""
+        if not isinstance(x, Tensor):
+            return False
+        found = local_of(x)
+        is_same = found is self.tensor or (
+            found.numel() > 0 and found.data_ptr() == self.tensor.data_ptr()
+        )
+        return is_same and version_of(found) == self.version
+
+
+def note_tensors(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Note the tensors of a state dict of the optimizer that PyTorch is about to fill."""
+    if _is_being_set():
         vars(optimizer)[NOTED] = {
-            p: {k: version_of(local_of(x)) for k, x in entry.items() if isinstance(x, Tensor)}
-            for p, entry in optimizer.state.items()
+            p: {k: Noted.of(x) for k, x in saved["state"][i].items() if isinstance(x, Tensor)}
+            for p, i, *_ in saved_entries(optimizer.param_groups, saved)
         }
 
 
-def _is_same(x: object, own: object) -> bool:
-    """Whether a tensor has the memory of the optimizer's own."""
-    if not (isinstance(x, Tensor) and isinstance(own, Tensor)):
+def without_fill_ins(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict to be loaded, without arrays in which nothing was saved: averages and master
+    weights start from the parameters then.
+
+    Raises:
+        ValueError: moments were not saved, and so are lost.
+    """
+    noted: Mapping[Tensor, Mapping[str, Noted]] = vars(optimizer).pop(NOTED, {})
+    if not noted:
+        return saved
+    state = dict(saved["state"])
+    for p, i, *_ in saved_entries(optimizer.param_groups, saved):
+        state[i] = _without(f"state_dict['state'][{i!r}]", state[i], noted.get(p, {}))
+    return {**saved, "state": state}
+
+
+def _without(where: str, entry: State, noted: Mapping[str, Noted]) -> State:
+    own = {name for name, found in noted.items() if found.is_still(entry.get(name))}
+    if "step" in own:  # nothing was saved of this parameter
+        return entry
+    saved = {name: x for name, x in entry.items() if name not in own}
+    if not own <= set(FROM_PARAMS) and not any(saved.keys() >= names for names in MOMENTS):
+        raise ValueError(
+            f"{where} must be saved state on every rank; got that of this optimizer beside a saved "
+            "count of steps, as broadcast_from_rank0 leaves arrays that not all ranks have. Give "
+            "every rank the state dict, without broadcast_from_rank0"
+        )
+    return saved
+
+
+def saved_entries(
+    groups: list[Group], saved: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, Group, Group]]:
+    """The parameters that have saved state, its key, and their group here and in the state dict."""
+    for group, of_group in zip(groups, saved["param_groups"], strict=False):
+        for p, i in zip(group["params"], of_group["params"], strict=False):
+            if isinstance(saved["state"].get(i), dict):
+                yield p, i, group, of_group
+
+
+def _is_being_set() -> bool:
+    """Whether one of SETTERS runs. Nothing else in what it loads shows it: a state dict with other
+    numbers of steps may as well be one that a program has edited."""
+    if STATE_DICT_MODULE not in sys.modules:
         return False
-    if x is own:
-        return True
-    ours, theirs = local_of(own), local_of(x)
-    return bool(theirs.numel() > 0 and theirs.data_ptr() == ours.data_ptr())
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in SETTERS and frame.f_globals.get("__name__") == STATE_DICT_MODULE:
+            return True
+        frame = frame.f_back
+    return False

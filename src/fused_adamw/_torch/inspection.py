@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .dtensors import local_of
 from .paths import GroupPath, last_paths
+from .state import states_of
 
 
 class Inspected:
@@ -18,7 +19,7 @@ class Inspected:
         """The memory of the state on this rank, in bytes, without the counts of steps."""
         return sum(
             local_of(x).nbytes
-            for entry in self.state.values()
+            for _, entry in states_of(self)
             for name, x in entry.items()
             if name != "step" and isinstance(x, Tensor)
         )

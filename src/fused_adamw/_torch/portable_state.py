@@ -9,7 +9,7 @@ the moments of others are decoded, and encoded with a new scale.
 Master weights of 16 bits are pairs of bytes there: no collective operation knows 16-bit integers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -29,7 +29,7 @@ from .dtensors import (
     placed_like,
     placements_of,
 )
-from .fill_ins import note_versions
+from .fill_ins import note_tensors, saved_entries
 from .flat_memory import flat_view
 from .merged_blocks import merge_blocks
 from .options import Group
@@ -40,8 +40,12 @@ MOMENTS = ("m", "v")
 
 def portable_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """A state dict of an optimizer, as others can load it."""
-    groups: list[Group] = optimizer.param_groups
-    note_versions(optimizer)
+    portable = _portable(optimizer.param_groups, saved)
+    note_tensors(optimizer, portable)
+    return portable
+
+
+def _portable(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     if not (
         is_in_group() or has_dtensors(chain.from_iterable(group["params"] for group in groups))
     ):
@@ -73,6 +77,19 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     return {**saved, "state": state}
 
 
+def restore_masters(state: Mapping[Tensor, State], params: Iterable[Tensor]) -> bool:
+    """Give the state of parameters the master weights as an optimizer keeps them, where other code
+    has put those of a state dict into it, as ``ZeroRedundancyOptimizer`` does. Returns whether
+    there were any."""
+    found = False
+    for p in params:
+        master = state.get(p, {}).get("master")
+        if isinstance(master, Tensor) and master.dtype == torch.int8:
+            state[p]["master"] = _from_bytes(master)
+            found = True
+    return found
+
+
 def _divided(p: Any, entry: State) -> State:
     """The state with this rank's part of arrays that were gathered."""
     return {
@@ -90,13 +107,11 @@ def _is_whole(p: Any, name: str, x: Any) -> bool:
 
 def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
     """The parameters that have saved state, its keys, and their state format if it has scales."""
-    for group, of_group in zip(groups, saved["param_groups"], strict=False):
+    for p, i, group, of_group in saved_entries(groups, saved):
         state_format = of_group.get("state_dtype", group.get("state_dtype"))
         if state_format is not None and FORMATS[state_format].block == 1:
             state_format = None
-        for p, i in zip(group["params"], of_group["params"], strict=False):
-            if i in saved["state"]:
-                yield p, i, state_format
+        yield p, i, state_format
 
 
 def _as_bytes(p: Any, master: Any) -> Any:

@@ -30,7 +30,8 @@ from .state import (
     torch_dtype,
 )
 
-OTHER = "sharing memory with other tensors, or in another way unsupported"
+OTHER = "sharing memory with other tensors, or unsupported for another reason"
+NO_STEPS = torch.zeros((), device="cpu")
 
 
 def reason_of(p: Tensor, group: Group, state: State) -> str:
@@ -50,9 +51,7 @@ def reason_of(p: Tensor, group: Group, state: State) -> str:
         return "a negated view"
     if not is_dense(local):
         return "with gaps or overlaps in memory"
-    if state and not isinstance(state.get("step"), Tensor):
-        return "with a count of steps that is no tensor"
-    return _of_gradient(p) or _of_state(p, group, state) or OTHER
+    return _of_step(state) or _of_gradient(p) or _of_state(p, group, state) or OTHER
 
 
 def refuse(
@@ -75,6 +74,17 @@ def refuse(
     )
 
 
+def _of_step(state: State) -> str:
+    step = state.get("step", NO_STEPS)
+    if not isinstance(step, Tensor):
+        return "with a count of steps that is not a tensor"
+    if step.device.type != "cpu" or step.dtype not in (torch.float32, torch.float64):
+        return f"with a count of steps of dtype {step.dtype} on device {step.device}"
+    if step.numel() != 1 or not (float(step) >= 0 and float(step).is_integer()):
+        return f"with a count of steps of {step.tolist()}"
+    return ""
+
+
 def _of_gradient(p: Tensor) -> str:
     grad = p.grad
     if grad is None:
@@ -92,7 +102,9 @@ def _of_state(p: Tensor, group: Group, state: State) -> str:
     for role, name in state_names(*options, is_dtensor(p)).items():
         x = state.get(name)
         if not isinstance(x, Tensor):
-            continue
+            if not state:
+                continue
+            return f"without the tensor {name}"
         storage, shape = layout[role]
         is_like_param = has_elements(role, shape, local)
         if is_like_param and not is_part_of_same(x, p):

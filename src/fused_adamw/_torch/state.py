@@ -5,7 +5,7 @@ that PyTorch gives it, or its own. In a format with scales the names of the mome
 ``_code``: PyTorch's own class, which would misread them, does not find them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from .._optim.allocation import LARGE, zeros
 from .._optim.arrays import Shape
@@ -108,6 +109,18 @@ def has_large_state(p: Tensor) -> bool:
     """Whether moments of the dtype of this parameter are so large that it matters which memory they
     are in."""
     return _is_plain(p) and p.nbytes >= LARGE and dtype_name(p.dtype) in ELEMENT_TYPES
+
+
+def states_of(optimizer: Any) -> Iterator[tuple[Tensor, State]]:
+    """The parameters that have state; programs may keep other things in it."""
+    for p, entry in optimizer.state.items():
+        if isinstance(p, Tensor) and isinstance(entry, dict):
+            yield p, entry
+
+
+def is_lazy(p: Tensor) -> bool:
+    """Whether it has no memory and no shape before the first forward of its module."""
+    return isinstance(p, UninitializedParameter)
 
 
 def is_expanded(p: Tensor) -> bool:

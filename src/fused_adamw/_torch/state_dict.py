@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core import abbreviated
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS
 from .dtensors import local_of
-from .fill_ins import OwnState
-from .options import DEFAULTS, Group, check, check_group, complete, require_hyperparams
+from .fill_ins import without_fill_ins
+from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
-from .state import State, dtype_name, is_scale, state_names
+from .state import State, dtype_name, is_lazy, is_scale, state_names
+from .step_counts import copy_of_step, float32_step, require_count, usable_step
 from .stored import (
     LIKE_V,
     Moments,
@@ -76,52 +76,42 @@ def to_load(
         TypeError, ValueError: an option is not valid, or the state cannot be converted, or has to
             be where ``convert`` is False.
     """
-    groups, current = optimizer.param_groups, OwnState(optimizer)
+    groups = optimizer.param_groups
     require_hyperparams(saved)
     completed = complete(saved, groups)
     for group in (*saved["param_groups"], *completed):
         check(group)
     for group in completed:
         check_group(group)
-    state, own, differences = dict(state_to_load(groups, saved)["state"]), {}, []
+    saved = state_to_load(groups, without_fill_ins(optimizer, saved))
+    state, own, differences = dict(saved["state"]), {}, []
     for p, i, group in _params_of(groups, completed):
         entry, target = state.get(i), target_of(p, group)
+        where = f"state_dict['state'][{i!r}]"
+        if entry and is_lazy(p) and kernel_only(group) is not None:
+            raise ValueError(
+                f"{where} must be loaded after the first forward, which gives the parameter its "
+                "shape; got a parameter of a lazy module before it"
+            )
         if target is None or not entry or not isinstance(entry, dict):
             continue  # for PyTorch to load, or to refuse
-        where = f"state_dict['state'][{i!r}]"
-        if "step" not in entry:
-            raise ValueError(f"{where} must have 'step'; got {abbreviated(map(str, entry))}")
-        entry = current.without_fill_ins(p, entry)
+        require_count(where, entry)
         found = _chosen(recognized(entry, target), target.storage)
-        current.require_saved(where, p, entry, {} if found is None else found.arrays)
         loaded = _loaded(where, entry, target, found)
         if loaded is None:
-            state[i] = entry | {"step": _own_step(entry["step"])}
+            state[i] = entry | {"step": usable_step(entry["step"])}
             continue
         check_difference(where, loaded.difference, convert)
         differences.append(loaded.difference)
         rest = {name: x for name, x in entry.items() if name not in STATE_NAMES}
         if target.is_host_only:
-            own[p] = rest | {"step": _step(entry["step"])} | _kept(loaded.tensors, target)
+            own[p] = rest | {"step": float32_step(entry["step"])} | _kept(loaded.tensors, target)
             del state[i]
         else:
             own[p] = loaded.tensors
-            state[i] = rest | {"step": _own_step(rest["step"])}
+            state[i] = rest | {"step": copy_of_step(rest["step"])}
     warn_of_conversion("state_dict", differences, through=[PYTORCH])
     return Loaded({**saved, "state": state, "param_groups": completed}, own)
-
-
-def _step(count: Any) -> Tensor:
-    number = count.item() if isinstance(count, Tensor) else count
-    return torch.tensor(float(number), dtype=torch.float32, device="cpu")
-
-
-def _own_step(step: Any) -> Any:
-    """A count of steps that is a copy, as the tensors beside it are, of a dtype that PyTorch uses
-    for it; numbers are left for PyTorch."""
-    if not isinstance(step, Tensor):
-        return step
-    return step.clone() if step.dtype in (torch.float32, torch.float64) else _step(step)
 
 
 def _params_of(groups: list[Group], completed: list[Group]) -> Iterator[tuple[Tensor, Any, Group]]:
@@ -290,6 +280,6 @@ def _entry_of_pytorch(entry: State, target: Target) -> State:
         theirs = in_compute_type(found, target)
         if found.format not in (theirs.storage.format, dtype_name(target.like.dtype)):
             others = {name: x for name, x in entry.items() if name not in STATE_NAMES}
-            step = {"step": _own_step(others["step"])}
+            step = {"step": copy_of_step(others["step"])}
             return others | step | converted(found, theirs)
     return {name: x for name, x in entry.items() if name not in FROM_PARAMS}

@@ -28,6 +28,7 @@ from .state import (
     State,
     dtype_name,
     has_elements,
+    is_lazy,
     is_scale,
     options_of,
     state_names,
@@ -84,7 +85,10 @@ class Target(NamedTuple):
 
 
 def target_of(p: Tensor, group: Mapping[str, Any]) -> Target | None:
-    """Of a parameter in a group with these options; None for a dtype that no kernel supports."""
+    """Of a parameter in a group with these options; None for a dtype that no kernel supports, and
+    for a parameter that has no shape yet."""
+    if is_lazy(p):
+        return None
     like, is_whole = local_of(p).detach(), not is_dtensor(p)
     options = options_of(p, group)
     if dtype_name(p.dtype) not in ELEMENT_TYPES:
