@@ -1,9 +1,17 @@
+"""Fixtures of the tests of the core."""
+
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def arrays(tensor):
+    return list(tensor((4, 6), np.float32).arrays)
 
 
 @pytest.fixture(scope="module")
