@@ -1,0 +1,21 @@
+"""The scanners find the sources; Cython code has no list comprehensions."""
+
+from source_rules import C_FILES, CYTHON_FILES, PYTHON_FILES, all_functions, all_messages, fail_on
+from source_scan import list_comprehensions, short
+
+
+def test_the_scanners_find_the_sources():
+    """Against rules that hold because nothing was looked at."""
+    assert len(PYTHON_FILES) > 20
+    assert len(CYTHON_FILES) > 5
+    assert len(C_FILES) > 5
+    named = {function.where.rpartition(":")[2] for function in all_functions()}
+    assert {"AdamW.step", "fused_adamw_step", "fused_adamw", "KERNEL", "matrices_only"} <= named
+    assert len(all_messages()) > 100
+
+
+def test_lists_of_the_extension_module_are_appended_to():
+    broken = [
+        f"{short(path)}:{line}" for path in CYTHON_FILES for line in list_comprehensions(path)
+    ]
+    fail_on(broken, "No list comprehension in Cython, which releases an item twice without memory")
