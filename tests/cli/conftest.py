@@ -9,7 +9,10 @@ from cli_process import SMALL, loads
 
 pytest.importorskip("typer")
 
+from rich.cells import cell_len
+
 from fused_adamw import AdamW, cli
+from fused_adamw.explain import scale
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +89,45 @@ def saved(train_json, text):
     options |= {"--text": text, **dict(zip(SMALL[::2], SMALL[1::2], strict=True))}
     train_json("--checkpoint", "run", *(x for pair in options.items() for x in pair))
     return options
+
+
+@pytest.fixture
+def explain(run, monkeypatch):
+    """Runs `explain`; returns the lines that it prints on 80 columns, without blanks between
+    their words and without empty ones."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def command(*arguments):
+        status, out, err = run("explain", *arguments)
+        assert (status, err) == (0, "")
+        lines = out.splitlines()
+        assert max(map(cell_len, lines)) <= 80
+        assert not any("…" in line.replace(" …]", "") for line in lines)  # nothing is cut off
+        return [" ".join(line.split()) for line in lines if line.strip()]
+
+    return command
+
+
+@pytest.fixture
+def explain_json(run):
+    def command(*arguments):
+        status, out, err = run("explain", "--json", *arguments)
+        assert (status, err) == (0, "")
+        return loads(out)
+
+    return command
+
+
+@pytest.fixture
+def quick_scale(monkeypatch):
+    """No step is timed: each takes a quarter of a millisecond. No large model fits in memory."""
+    monkeypatch.setattr(scale, "SAMPLE_PARAMETERS", 2**10)
+    monkeypatch.setattr(scale, "time_block", lambda step: 0.25e-3)
+    monkeypatch.setattr(scale, "_fits", lambda: lambda nbytes: nbytes < 1e6)
+
+
+@pytest.fixture
+def tiny_scale(quick_scale, monkeypatch):
+    """Two models, of which the first fits in memory."""
+    models = (scale.Model("Tiny", "3,456", [(3456,)]), scale.MODELS[-1])
+    monkeypatch.setattr(scale, "MODELS", models)

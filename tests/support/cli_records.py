@@ -1,4 +1,4 @@
-"""The keys of the records that `train --json` prints."""
+"""What commands print: the keys of the records of `train --json`; lines in their order."""
 
 RUN_KEYS = {
     "optimizer",
@@ -26,3 +26,10 @@ RECORD_KEYS = RUN_KEYS | {
     "predictions",
     "interrupted",
 }
+
+
+def assert_in_order(expected, lines):
+    """The lines are among those printed, in this order."""
+    remaining = iter(lines)
+    for line in expected:
+        assert line in remaining, f"{line!r} is missing, or out of order"
