@@ -201,3 +201,16 @@ def changes(value):
         for other in VALUES:
             if path or other is not DELETED:
                 yield path, other, changed(value, path, other)
+
+
+class Failing:
+    """Stands for a function of ``os``; its call number ``at`` raises instead."""
+
+    def __init__(self, function, at, error):
+        self.function, self.at, self.error, self.calls = function, at, error, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        return self.function(*args, **options)

@@ -1,0 +1,104 @@
+"""Permissions of the file and of its folder."""
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from checkpoints import Failing, mapping, trained
+
+from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
+
+
+def test_permissions(path):
+    optimizer = trained(mapping())
+    umask = os.umask(0o027)
+    try:
+        save_checkpoint(path, optimizer)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        save_checkpoint(path, optimizer)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.ENOSYS])
+def test_a_file_system_that_refuses_permissions(path, monkeypatch, number):
+    """As CIFS and gcsfuse may: their files have the mode of the mount."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+    path.chmod(0o604)
+    refused = Failing(None, 1, OSError(number, os.strerror(number)))
+    monkeypatch.setattr(os, "chmod", refused)
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert refused.calls == 1
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+def test_a_mode_that_is_right_is_not_set(path, monkeypatch):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+    monkeypatch.setattr(os, "chmod", Failing(None, 1, OSError(errno.EIO, "I/O error")))
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+def test_unwritable_folder(path):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"n": 1})
+    path.parent.chmod(0o555)
+    try:
+        if os.access(path.parent, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        with pytest.raises(PermissionError):
+            save_checkpoint(path, optimizer, extra={"n": 2})
+        assert load_checkpoint(path, optimizer) == {"n": 1}
+    finally:
+        path.parent.chmod(0o755)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_folder_that_may_not_be_listed(path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    save_checkpoint(path, trained(mapping()))
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_folder_that_may_be_written_but_not_listed(path, monkeypatch):
+    """Mode 0300, for someone who is not root."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer)
+
+    def open_(name, flags, *arguments, open_=os.open):
+        if os.path.isdir(name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return open_(name, flags, *arguments)
+
+    monkeypatch.setattr(os, "open", open_)
+    save_checkpoint(path, optimizer, extra={"n": 2})
+    assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs users")
+def test_a_folder_of_mode_0300(tmp_path):
+    """With the permissions of a user that they bind."""
+    optimizer, folder = trained(mapping()), Path(tempfile.mkdtemp(dir="/tmp"))
+    own = os.geteuid()
+    try:
+        if own == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        folder.chmod(0o300)
+        for n in range(2):
+            save_checkpoint(folder / "run", optimizer, extra={"n": n})
+        assert load_checkpoint(folder / "run", optimizer) == {"n": 1}
+    finally:
+        os.seteuid(own)
+        shutil.rmtree(folder)
