@@ -1,0 +1,81 @@
+"""Weights that other code writes between steps are noticed."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import on_device, parameter, steps  # noqa: E402
+
+from fused_adamw.torch import AdamW as ForHost  # noqa: E402
+
+
+def write_by_copy(p, new):
+    with torch.no_grad():
+        p.copy_(new)
+
+
+def write_by_loading(p, new):
+    holder = torch.nn.Module()
+    holder.p = p
+    holder.load_state_dict({"p": new})
+
+
+def replace_data(p, new):
+    p.data = new.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("write", [write_by_copy, write_by_loading, replace_data])
+def test_weights_that_other_code_writes_are_noticed(write, dtype):
+    """The master weights start from them, as in a new optimizer with these moments."""
+    p, new = parameter(dtype), parameter(dtype, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    write(p, new)
+    fresh = torch.nn.Parameter(new.clone())
+    other = ForHost([fresh], lr=1e-2, state_dtype="float32", master_weights=True)
+    saved = copy.deepcopy(opt.state_dict())
+    del saved["state"][0]["master"]
+    other.load_state_dict(saved)
+    steps(opt, p, count=1, first=7)
+    steps(other, fresh, count=1, first=7)
+    assert torch.equal(p, fresh)
+    assert torch.equal(opt.state[p]["master"], other.state[fresh]["master"])
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_refresh_after_writes_that_pytorch_does_not_count(refresh):
+    p, new = parameter(torch.float16), parameter(torch.float16, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    p.data.copy_(new)
+    if refresh:
+        opt.refresh()
+    steps(opt, p, count=1)
+    assert ((p - new).abs().max() < 0.1) == refresh
+
+
+def test_refresh_before_the_first_step_after_loading():
+    p, new = parameter(torch.float16), parameter(torch.float16, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    opt.load_state_dict(opt.state_dict())
+    p.data.copy_(new)
+    opt.refresh()
+    steps(opt, p, count=1)
+    assert (p - new).abs().max() < 0.1
+
+
+def test_two_optimizers_of_one_parameter():
+    """Each notices what the other has written."""
+    p, q = parameter(torch.float16), parameter(torch.float16)
+    pair = on_device([p], lr=1e-2), on_device([p], lr=1e-2)
+    for opt in pair:
+        steps(opt, p)
+    third = on_device([q], lr=1e-2)
+    steps(third, q)
+    before = p.detach().clone()
+    steps(pair[0], p, count=1)
+    assert 0 < (p - before).abs().max() < 0.1
