@@ -4,30 +4,21 @@
 # ///
 """The checks of .ci/run one by one, for the workflows: ``nox -s NAME``, ``nox --list``."""
 
-import json
 import os
-import shutil
+import sys
 from pathlib import Path
 
 import nox
 
+sys.path.append(str(Path(__file__).parent / "tools"))
+
+import nox_coverage
+from nox_builds import C_FILES, C_LIBRARY, EXACT, ROOT, SANITIZED, preloaded, sanitized_install
+
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 
-ROOT = Path(__file__).parent
-EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-SANITIZED = ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-ADDRESS = "-fsanitize=address,undefined"
 ONE_THREAD = {"FUSED_ADAMW_THREADS": "none"}
-# Percent of the lines of csrc, and of the lines and branches of the Python code.
-COVERED_C, COVERED_PYTHON = 95.0, 90.0
-# Tests that are left out while coverage is measured.
-WITHOUT_COUNTS = (
-    # They start builds or other tests, none of which count.
-    *("core/test_build.py", "core/test_wheel.py", "offload/test_torch_class.py"),
-    # They go through the allocations, or the system calls, of a process: the measurement's too.
-    *("core/test_no_memory.py", "checkpoint/test_killed_at_calls.py"),
-)
 MORE_RANDOM_TESTS = {"HYPOTHESIS": "nightly", "MUTATED_FILES": "100000", "MUTATED_SECONDS": "1200"}
 
 
@@ -121,12 +112,8 @@ def openmpi(session: nox.Session) -> None:
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
     folder = session.create_tmp()
-    for program, *arguments in (
-        ["models"],
-        ["faults"],
-        ["operations", folder],
-        ["handlers", folder],
-    ):
+    programs = (["models"], ["faults"], ["operations", folder], ["handlers", folder])
+    for program, *arguments in programs:
         path = f"tests/distributed/programs/{program}.py"
         session.run("mpiexec", "-n", "2", "python", path, *arguments, env=environment)
 
@@ -135,13 +122,11 @@ def openmpi(session: nox.Session) -> None:
 def c_library(session: nox.Session) -> None:
     """The C library: warnings, and its tests under sanitizers."""
     compiler, folder = os.environ.get("CC", "cc"), Path(session.create_tmp())
-    sources = [str(path) for path in sorted((ROOT / "csrc").glob("*.c"))]
-    programs = [str(path) for path in sorted((ROOT / "csrc" / "tests").glob("*.c"))]
     flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-c"]
-    for source in sources:
+    for source in C_LIBRARY:
         session.run(compiler, *EXACT, *flags, source, "-o", str(folder / "object.o"))
-    program = str(folder / "test_kernels")
-    session.run(compiler, *EXACT, *SANITIZED, ADDRESS, *sources, *programs, "-lm", "-o", program)
+    program, checks = str(folder / "test_kernels"), "-fsanitize=address,undefined"
+    session.run(compiler, *EXACT, *SANITIZED, checks, *C_FILES, "-lm", "-o", program)
     session.run(program, env={"OMP_WAIT_POLICY": "passive"})
 
 
@@ -152,80 +137,10 @@ def compile_checks(session: nox.Session) -> None:
     session.run("python", "tools/compile_checks.py")
 
 
-def build_to_count(session: nox.Session, folder: Path) -> None:
-    """Install the package from a build in `folder`, of which each process writes its counts there;
-    and the C tests likewise."""
-    cc, counting = os.environ.get("CC", "gcc"), "--coverage"
-    # The file that Cython makes is large, and its lines are not those of its sources.
-    only = "-fprofile-filter-files=csrc/"
-    helper = str(folder / "write_counts.o")
-    source = "tools/coverage/write_counts.c"
-    session.run(cc, "-fPIC", "-c", source, "-o", helper, external=True)
-    (folder / "setup.cfg").write_text(f"[build]\nbuild_base = {folder / 'build'}\n")
-    environment = {
-        "DIST_EXTRA_CONFIG": str(folder / "setup.cfg"),
-        "CFLAGS": f"{counting} {only}",
-        "LDFLAGS": f"{counting} {helper} -Wl,--exclude-libs,ALL",
-    }
-    packages = ("coverage>=7.10.7", "gcovr>=8.8", os.environ.get("TORCH", "torch"))
-    session.install(".[test,examples]", *packages, env=environment)
-    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
-    program = str(folder / "test_kernels")
-    session.run(cc, *EXACT, "-O2", counting, *sources, "-lm", "-o", program, external=True)
-    session.run(program, env={"OMP_WAIT_POLICY": "passive"}, external=True)
-
-
-def percent_of_c(session: nox.Session, folder: Path) -> float:
-    """Of the lines; a line of an .inc file counts once, whichever instruction set runs it."""
-    results = folder / "c.json"
-    only = ("--filter", "csrc/", "--exclude", "csrc/tests/")
-    merged = ("--merge-mode-functions", "separate", "--merge-lines")
-    many = "--gcov-suspicious-hits-threshold=0"  # billions of runs of a line are no error here
-    output = ("--txt", "-", "--json-summary", str(results))
-    session.run("gcovr", "--root", ".", *only, *merged, many, *output, str(folder))
-    return float(json.loads(results.read_text())["line_percent"])
-
-
-def percent_of_python(session: nox.Session, folder: Path) -> float:
-    """Of the lines and branches; warnings name files of processes that tests have killed."""
-    results = folder / "python.json"
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report", "--skip-covered", "--show-missing")
-    session.run("coverage", "json", "--quiet", "-o", str(results))
-    return float(json.loads(results.read_text())["totals"]["percent_covered"])
-
-
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """What the tests run of the C and of the Python code, with PyTorch; arguments go to pytest."""
-    folder = Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder)
-    folder.mkdir()
-    session.env["COVERAGE_FILE"] = str(folder / ".coverage")
-    build_to_count(session, folder)
-    ignored = [f"--ignore=tests/{path}" for path in WITHOUT_COUNTS]
-    lost = folder / "lost_counts.txt"
-    counting = {
-        "PYTHONPATH": str(ROOT / "tools" / "coverage"),
-        "OMP_WAIT_POLICY": "passive",
-        "GCOV_ERROR_FILE": str(lost),  # not to standard error, which tests compare
-    }
-    command = ("python", "-m", "coverage", "run", "-m", "pytest", *ignored, *session.posargs)
-    session.run(*command, env=counting)
-    if lost.exists():
-        session.error(f"counts of C code were lost: {lost.read_text()[:1000]}")
-    rows = (
-        ("C, lines", percent_of_c(session, folder), COVERED_C),
-        ("Python, lines and branches", percent_of_python(session, folder), COVERED_PYTHON),
-    )
-    table = "| code | covered | at least |\n|---|--:|--:|\n"
-    table += "".join(f"| {code} | {found:.1f} % | {least:g} % |\n" for code, found, least in rows)
-    session.log("coverage:\n" + table)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(table)
-    if any(found < least for _, found, least in rows):
-        session.error("less is covered than has to be")
+    nox_coverage.measure(session)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -236,29 +151,9 @@ def c_sanitizer(session: nox.Session, sanitizer: str) -> None:
     program = str(Path(session.create_tmp()) / "test_kernels")
     compiler = os.environ.get("CC", "clang")
     exact = [flag for flag in EXACT if flag != "-fopenmp"]
-    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
     flag = f"-fsanitize={sanitizer}"
-    session.run(compiler, *exact, *SANITIZED, flag, *sources, "-lm", "-o", program)
+    session.run(compiler, *exact, *SANITIZED, flag, *C_FILES, "-lm", "-o", program)
     session.run(program, *(["threads"] if sanitizer == "thread" else []))
-
-
-def sanitized_install(
-    session: nox.Session, packages: list[str], sanitizer: str, **env: str
-) -> None:
-    """Install with an extension module that is instrumented."""
-    session.install(*packages)
-    install = ("--force-reinstall", "--no-deps", "--no-cache-dir", ".")
-    compiler = str(ROOT / "tools" / "sanitized_cc")
-    session.install(*install, env={"CC": compiler, "SANITIZER": sanitizer, **env})
-
-
-def preloaded(session: nox.Session, *libraries: str) -> str:
-    """The runtimes of sanitizers, which the interpreter does not have itself."""
-    paths = [
-        session.run("gcc", f"-print-file-name={name}", silent=True, external=True)
-        for name in libraries
-    ]
-    return " ".join(str(path).strip() for path in paths)
 
 
 @nox.session(default=False)
@@ -299,10 +194,9 @@ def thread_sanitizer(session: nox.Session) -> None:
 @nox.session(venv_backend="none", default=False)
 def tidy(session: nox.Session) -> None:
     """clang-tidy and Clang's static analyzer, as csrc/.clang-tidy says."""
-    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.c"))]
     program = os.environ.get("CLANG_TIDY", "clang-tidy")
     for flags in (["-fopenmp"], []):
-        session.run(program, "--quiet", *sources, "--", "-std=c11", *flags, external=True)
+        session.run(program, "--quiet", *C_FILES, "--", "-std=c11", *flags, external=True)
 
 
 @nox.session(default=True)
@@ -314,14 +208,8 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("cython-lint", "src/fused_adamw")
     session.run("codespell")
-    session.run(
-        "stubtest",
-        "fused_adamw",
-        "--allowlist",
-        "tools/stubtest_allowlist.txt",
-        "--mypy-config-file",
-        "pyproject.toml",
-    )
+    files = ("--allowlist", "tools/stubtest_allowlist.txt", "--mypy-config-file", "pyproject.toml")
+    session.run("stubtest", "fused_adamw", *files)
 
 
 @nox.session(default=False)
