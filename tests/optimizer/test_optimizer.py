@@ -133,8 +133,8 @@ def test_large_counts_are_exact(steps):
 @pytest.mark.parametrize(
     ("steps", "error", "message"),
     [
-        (-1, ValueError, "must be a number of steps >= 0; got -1"),
-        (MAX_STEPS, ValueError, f"must be a number of steps >= 0; got {MAX_STEPS}"),
+        (-1, ValueError, f"must be a number of steps >= 0 and < {MAX_STEPS}; got -1"),
+        (MAX_STEPS, ValueError, f">= 0 and < {MAX_STEPS}; got {MAX_STEPS}"),
         (True, TypeError, "must be an integer; got True"),
         (1.0, TypeError, "must be an integer; got 1.0"),
         ("1", TypeError, "must be an integer; got '1'"),

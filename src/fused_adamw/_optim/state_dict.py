@@ -271,4 +271,4 @@ def _check_count(where: str, count: Any) -> None:
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"{where} must be an integer; got {count!r}")
     if not 0 <= count < MAX_STEPS:
-        raise ValueError(f"{where} must be a number of steps >= 0; got {count!r}")
+        raise ValueError(f"{where} must be a number of steps >= 0 and < {MAX_STEPS}; got {count!r}")
