@@ -9,6 +9,13 @@
 
 #include "internal.h"
 
+/* The bytes before an element of an array. Their product with 8 need not be a ptrdiff_t: an array may
+ * take half of the address space. */
+static inline ptrdiff_t byte_offset(ptrdiff_t element, int bits)
+{
+    return element / 8 * bits + element % 8 * bits / 8;
+}
+
 #if defined(__linux__) && defined(__GNUC__)
 
 /* Bytes of the smallest page. */
@@ -26,8 +33,8 @@ static void touch_array(void *array, int bits, ptrdiff_t begin, ptrdiff_t end)
 {
     if (array == NULL)
         return;
-    unsigned char *byte = (unsigned char *)array + begin * bits / 8;
-    unsigned char *const stop = (unsigned char *)array + end * bits / 8;
+    unsigned char *byte = (unsigned char *)array + byte_offset(begin, bits);
+    unsigned char *const stop = (unsigned char *)array + byte_offset(end, bits);
     while (byte < stop) {
         write_as_it_was(byte);
         byte += PAGE - (uintptr_t)byte % PAGE;
