@@ -32,6 +32,12 @@ def test_memory_and_bytes(ranks):
     run(ranks, "budget.py")
 
 
+@pytest.mark.parametrize("value", ["", "auto", "0", "3"])
+def test_ranks_divide_the_cores_unless_a_number_of_threads_is_asked_for(value, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    run(2, "threads.py", "asked" if value == "3" else "not asked")
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ordinary_models_in_buckets_of_the_default_size(ranks):
     run(ranks, "models.py")

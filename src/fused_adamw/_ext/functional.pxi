@@ -36,9 +36,9 @@ def fused_adamw(
         weight_decay: decoupled from the gradient and multiplied by ``lr``, as in PyTorch and
             optax (Loshchilov & Hutter multiply it by the schedule alone). 0 or more.
         num_threads: at most this many threads, 1 to 1,024. None: as many as OMP_NUM_THREADS says,
-            or else as the affinity mask and the cgroup allow; one for a while after a step that
-            had to wait for other processes. A small step runs on the calling thread, and so does
-            one for which no thread can be created.
+            or else as the affinity mask and the cgroup allowed when the package was imported; one
+            for a while after a step that had to wait for other processes. A small step runs on the
+            calling thread, and so does one for which no thread can be created.
 
     Returns None. The result is the same to the last bit on every instruction set, for every number
     of threads and every alignment, in every floating-point environment of the calling thread, and

@@ -50,8 +50,14 @@ def threading_library():
 
 def default_num_threads():
     """The threads of a large step that is asked for no number: those that OMP_NUM_THREADS says, or
-    else the processors that the affinity mask and the cgroup allow."""
+    else the processors that the affinity mask and the cgroup allowed at the import. (The mask is
+    read once: to ask for it takes as long as a small step.)"""
     return fused_adamw_default_threads(ASKED_THREADS, CPU_QUOTA)
+
+
+def is_number_of_threads_asked():
+    """Whether OMP_NUM_THREADS asks for a number of threads."""
+    return ASKED_THREADS > 0
 
 
 cpdef int check_num_threads(num_threads) except -1:
