@@ -7,7 +7,8 @@
 #include <float.h>
 
 /* Bit-exact results need each operation rounded to its own type, in the order written. */
-#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||      \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
 #error "fused-adamw promises bit-exact results: build it without -ffast-math and its parts"
 #endif
 /* 16 widens _Float16 alone. */
@@ -15,6 +16,16 @@
 #error "float arithmetic is evaluated in a wider type here: build with SSE2 (-msse2 -mfpmath=sse)"
 #endif
 #if defined(__clang__)
+/* Clang defines no macro for some parts of -ffast-math, such as -freciprocal-math: here they are
+ * taken back, on the processors for which it can (Clang 14 on ARM64: -fassociative-math alone).
+ * The last line comes after the others, which would undo it. */
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wignored-pragmas"
+#pragma float_control(precise, on)
+#pragma clang diagnostic pop
+#if __clang_major__ >= 13
+#pragma clang fp reassociate(off)
+#endif
 #pragma STDC FP_CONTRACT OFF
 #elif defined(_MSC_VER)
 #pragma fp_contract(off)

@@ -80,6 +80,63 @@ def test_the_extension_exports_only_the_api():
     assert all(name.startswith("fused_adamw_") for name in names - {"PyInit__core"})
 
 
+# ---- flags that change results
+
+REFUSED = {
+    "gcc": [
+        "-ffast-math",
+        "-ffinite-math-only",
+        "-freciprocal-math",
+        "-funsafe-math-optimizations",
+    ],
+    "clang": ["-ffast-math", "-ffinite-math-only"],
+}
+TAKEN_BACK = [
+    "-freciprocal-math",
+    "-funsafe-math-optimizations",
+    "-fassociative-math -fno-signed-zeros",
+]
+ROUNDED_PROGRAM = """
+#include "internal.h"
+double sum(double a, double b) { return (a + b) - b; }
+void divide(double *x, int n, double y) { for (int i = 0; i < n; i++) x[i] /= y; }
+int main(void)
+{
+    volatile double one = 1, large = 1e100, five = 5, y = 49;
+    double x[8];
+    for (int i = 0; i < 8; i++)
+        x[i] = five;
+    divide(x, (int)(7 + one), y);
+    return sum(one, large) != 0 || x[0] != five / y;
+}
+"""
+
+
+@pytest.mark.parametrize(("compiler", "flag"), [(c, flag) for c in REFUSED for flag in REFUSED[c]])
+def test_flags_that_change_results_are_refused(compiler, flag):
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler}")
+    run(compiler, *FLAGS, "-fsyntax-only", "csrc/formats.c")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run(compiler, *FLAGS, flag, "-fsyntax-only", "csrc/formats.c")
+    assert "without -ffast-math and its parts" in refused.value.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", TAKEN_BACK)
+@pytest.mark.skipif(
+    not shutil.which("clang") or os.name != "posix" or os.uname().machine != "x86_64",
+    reason="needs Clang for x86-64",
+)
+def test_flags_that_clang_does_not_tell_are_taken_back(tmp_path, flag):
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(ROUNDED_PROGRAM)
+    flags = [*FLAGS, "-Wall", "-Wextra", "-Wno-unused-command-line-argument", "-Werror", "-Icsrc"]
+    run("clang", *flags, *flag.split(), "-c", source, "-o", f"{program}.o")
+    run("clang", f"{program}.o", "-o", program)
+    run(program)
+
+
 # ---- what Windows' processors have
 
 FAKE_INTRIN = """
