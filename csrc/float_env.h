@@ -14,7 +14,7 @@
 
 typedef uint64_t float_control;
 
-#if defined(__x86_64__) || defined(_M_X64) || defined(__SSE2__)
+#if defined(__x86_64__) || defined(_M_X64)
 
 #if !defined(__GNUC__)
 #include <xmmintrin.h>
@@ -61,6 +61,29 @@ static inline float_control get_float_control(void)
 static inline void set_float_control(float_control bits)
 {
     __asm__ volatile("msr fpcr, %0" : : "r"(bits) : "memory");
+}
+
+#elif defined(__i386__) && defined(__SSE2__) && defined(__GNUC__)
+
+/* MXCSR, and above it the control word of the x87 unit, in which C libraries compute here: its
+ * rounding mode and its traps. Its precision is left as the system sets it. */
+#define CONTROL_BITS UINT64_C(0x0c3f0000ffc0)
+#define CONTROL_DEFAULT UINT64_C(0x003f00001f80)
+
+static inline float_control get_float_control(void)
+{
+    uint32_t control = 0;
+    uint16_t x87 = 0;
+    __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "+m"(control), "+m"(x87) : : "memory");
+    return control | (float_control)x87 << 32;
+}
+
+static inline void set_float_control(float_control bits)
+{
+    const float_control both = (get_float_control() & ~CONTROL_BITS) | bits;
+    const uint32_t control = (uint32_t)both;
+    const uint16_t x87 = (uint16_t)(both >> 32);
+    __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(control), "m"(x87) : "memory");
 }
 
 #else

@@ -6,8 +6,8 @@
  * the caller guarantees every pointer and length. No function prints, allocates memory, or writes
  * outside the buffers that it is given. All of them compute in the default floating-point
  * environment, whatever that of the caller is: round to the nearest, keep subnormal numbers, no
- * traps. On processors other than x86 with SSE2, and ARM64 with GCC or Clang, only the rounding
- * mode is set. */
+ * traps. On processors other than x86-64, and x86 with SSE2 and ARM64 with GCC or Clang, only the
+ * rounding mode is set. */
 #ifndef FUSED_ADAMW_H
 #define FUSED_ADAMW_H
 
