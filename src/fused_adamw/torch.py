@@ -36,7 +36,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    The result has the bits of ``fused_adamw.fused_adamw`` on every machine and for any number of
+    The result has the bits of ``fused_adamw.fused_adamw`` on the same machine for any number of
     threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
     Parameters of 16 bits are computed in float32, and rounded to the nearest; their gradients may
     be float32 (``grad_dtype``), which PyTorch's class does not support. Gradients and state must

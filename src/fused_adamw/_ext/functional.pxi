@@ -43,7 +43,9 @@ def fused_adamw(
     Returns None. The result is the same to the last bit on every instruction set, for every number
     of threads and every alignment, in every floating-point environment of the calling thread, and
     however the elements are split into tensors; NumPy, evaluating the lines of
-    ``csrc/kernels/formula.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their
+    ``csrc/kernels/formula.inc``, gives it too. In float64 that is for one kind of machine: ``log``
+    and ``expm1``, of which the bias corrections are made, differ in the last bit between C
+    libraries, and between processors with fused multiply-add and without. NaN and infinity follow IEEE 754 and stay in their
     own element; the sign and the payload of a NaN are not part of this. The GIL is released during
     the update.
 
