@@ -27,6 +27,11 @@ def test_a_mistake_on_one_rank_is_the_same_error_on_all(ranks):
     run(ranks, "faults.py")
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_exception_without_a_text_is_raised_on_all_ranks(ranks):
+    run(ranks, "exceptions.py")
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_memory_and_bytes(ranks):
     run(ranks, "budget.py")

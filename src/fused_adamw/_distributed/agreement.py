@@ -4,6 +4,7 @@ If one rank raised alone, the others would wait for it forever; so whatever can 
 raises on all.
 """
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -13,6 +14,7 @@ import numpy as np
 
 SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError)
 MAX_SHOWN = 200  # characters of a value in a message
+NO_MESSAGE = "<no message>"  # of an object whose text cannot be made
 
 
 @contextmanager
@@ -33,12 +35,12 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
     if comm is None:
         yield
         return
-    failure = None
+    failure, digest = None, 0
     try:
         yield
+        digest = _digest(fingerprint) if fingerprint else 0
     except BaseException as error:  # SystemExit too would leave the others waiting
         failure = error
-    digest = 0 if failure is not None or not fingerprint else _digest(fingerprint)
     flags = np.array([failure is not None, digest, -digest], np.int64)
     from . import mpi  # here, as a single process does not need mpi4py
 
@@ -68,7 +70,18 @@ def _raise_first_error(comm: Any, failure: BaseException | None) -> None:
 
 
 def _picklable(error: BaseException) -> Exception:
-    """An exception with the same message that can be sent to other ranks."""
+    """An exception with the same message that can be sent to other ranks, whatever code of the
+    user's that runs does: if this raised, the others would wait."""
+    try:
+        copy = _with_the_same_message(error)
+        pickle.dumps(copy)
+    except BaseException:
+        sent = (kind for kind in SENT_AS_THEY_ARE if isinstance(error, kind))
+        copy = next(sent, RuntimeError)(f"{type(error).__name__}: {NO_MESSAGE}")
+    return copy
+
+
+def _with_the_same_message(error: BaseException) -> Exception:
     if isinstance(error, OSError) and error.errno is None:
         return OSError(str(error))
     if isinstance(error, OSError):
@@ -84,7 +97,7 @@ def _picklable(error: BaseException) -> Exception:
 
 
 def _raise_difference(comm: Any, fingerprint: Mapping[str, Any]) -> None:
-    gathered = comm.allgather({name: repr(value) for name, value in fingerprint.items()})
+    gathered = comm.allgather({name: _text_of(value) for name, value in fingerprint.items()})
     first = gathered[0]
     for rank, other in enumerate(gathered):
         for name in {**first, **other}:
@@ -95,6 +108,13 @@ def _raise_difference(comm: Any, fingerprint: Mapping[str, Any]) -> None:
                     f"{_shortened(theirs)} on rank {rank}"
                 )
     raise RuntimeError("the arguments must be the same on all ranks; got different ones")
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return repr(value)
+    except BaseException:  # the others wait for it
+        return NO_MESSAGE
 
 
 def _shortened(text: str) -> str:

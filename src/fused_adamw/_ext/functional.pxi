@@ -45,9 +45,9 @@ def fused_adamw(
     however the elements are split into tensors; NumPy, evaluating the lines of
     ``csrc/kernels/formula.inc``, gives it too. In float64 that is for one kind of machine: ``log``
     and ``expm1``, of which the bias corrections are made, differ in the last bit between C
-    libraries, and between processors with fused multiply-add and without. NaN and infinity follow IEEE 754 and stay in their
-    own element; the sign and the payload of a NaN are not part of this. The GIL is released during
-    the update.
+    libraries, and between processors with fused multiply-add and without. NaN and infinity follow
+    IEEE 754 and stay in their own element; the sign and the payload of a NaN are not part of this.
+    The GIL is released during the update.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
