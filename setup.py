@@ -44,6 +44,30 @@ Install a C compiler with OpenMP:
 or build for one thread:  FUSED_ADAMW_THREADS=none pip install .
 """
 
+DISPATCH_PROBE = """
+#include <dispatch/dispatch.h>
+static void count(void *counts, size_t part)
+{
+    ((int *)counts)[part] += 1;
+}
+int main(void)
+{
+    int counts[2] = {0, 0};
+    dispatch_queue_t any = 0;
+    dispatch_apply_f(2, any, counts, count);
+    return counts[0] != 1 || counts[1] != 1;
+}
+"""
+
+NO_DISPATCH = """
+FUSED_ADAMW_THREADS=dispatch splits the work of fused-adamw with Grand Central Dispatch, but here a
+program that uses it could not be compiled, linked and run:
+    {reason}
+Outside of macOS install https://github.com/swiftlang/swift-corelibs-libdispatch and name its
+folders in CFLAGS and LDFLAGS (CONTRIBUTING.md has the command),
+or build with OpenMP:  FUSED_ADAMW_THREADS=openmp pip install .
+"""
+
 # Which library provides the threads of a build: the values of FUSED_ADAMW_THREADS.
 THREADS = ("openmp", "dispatch", "none")
 
@@ -161,22 +185,29 @@ class BuildExt(build_ext):
             raise BaseError(f"FUSED_ADAMW_THREADS must be one of {names}; got {threads!r}")
         if threads == "dispatch":
             # Outside of macOS, of https://github.com/swiftlang/swift-corelibs-libdispatch.
-            return ["-DFUSED_ADAMW_DISPATCH"], [] if sys.platform == "darwin" else ["-ldispatch"]
+            link_flags = [] if sys.platform == "darwin" else ["-ldispatch"]
+            return self.tried(DISPATCH_PROBE, ["-DFUSED_ADAMW_DISPATCH"], link_flags, NO_DISPATCH)
         return self.openmp_flags() if threads == "openmp" else ([], [])
 
     def openmp_flags(self) -> tuple[list[str], list[str]]:
         visual_c = self.compiler.compiler_type == "msvc"
         flags = (["/openmp"], []) if visual_c else (["-fopenmp"], ["-fopenmp"])
+        return self.tried(OPENMP_PROBE, *flags, NO_OPENMP)
+
+    def tried(
+        self, probe: str, compile_flags: list[str], link_flags: list[str], message: str
+    ) -> tuple[list[str], list[str]]:
+        """The flags, if a program that is built with them does what it should."""
         try:
-            self.compile_probe(OPENMP_PROBE, *flags)
+            self.compile_probe(probe, compile_flags, link_flags)
         except (CompileError, LinkError, OSError, subprocess.SubprocessError) as error:
-            raise BaseError(NO_OPENMP.format(reason=error)) from None
-        return flags
+            raise BaseError(message.format(reason=error)) from None
+        return compile_flags, link_flags
 
     def compile_probe(
         self, text: str, compile_flags: list[str], link_flags: list[str] | None = None
     ) -> None:
-        """Compile a program; with ``link_flags`` link and run it, too."""
+        """Compile a program; with ``link_flags`` link it, too, and run it if it can be started."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(text)
@@ -189,7 +220,10 @@ class BuildExt(build_ext):
             self.compiler.link_executable(
                 objects, program, extra_preargs=given, extra_postargs=link_flags
             )
-            subprocess.run([program], check=True, timeout=60)
+            try:
+                subprocess.run([program], check=True, timeout=60)
+            except OSError as error:  # it is for another machine, or the folder for no programs
+                print(f"built, but not run: a program of {compile_flags}: {error}")
 
 
 class SDist(sdist):

@@ -218,42 +218,6 @@ def windows(setup_py, monkeypatch):
     return commands
 
 
-@pytest.fixture
-def thread_flags(setup_py):
-    """The flags for threads that a build on this system adds, where OpenMP is there."""
-    from setuptools import Distribution
-
-    def flags():
-        build = setup_py["BuildExt"](Distribution())
-        build.openmp_flags = lambda: "OpenMP's"
-        return build.thread_flags()
-
-    return flags
-
-
-def test_whose_threads_a_build_has(monkeypatch, thread_flags):
-    for value, flags in {
-        "": "OpenMP's",
-        "openmp": "OpenMP's",
-        "dispatch": (["-DFUSED_ADAMW_DISPATCH"], ["-ldispatch"]),
-        "none": ([], []),
-    }.items():
-        monkeypatch.setenv("FUSED_ADAMW_THREADS", value)
-        assert thread_flags() == flags
-
-
-def test_on_macos_the_threads_are_of_the_system(monkeypatch, thread_flags):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.delenv("FUSED_ADAMW_THREADS", raising=False)
-    assert thread_flags() == (["-DFUSED_ADAMW_DISPATCH"], [])
-
-
-def test_threads_of_anything_else_are_refused(monkeypatch, thread_flags):
-    monkeypatch.setenv("FUSED_ADAMW_THREADS", "tbb")
-    with pytest.raises(Exception, match="one of openmp, dispatch, none; got 'tbb'"):
-        thread_flags()
-
-
 def test_visual_c_compiles_each_instruction_set_with_its_flag(windows):
     commands = windows()
     assert {"avx2.c", "avx512.c", "baseline.c", "parallel.c"} <= commands.keys()
