@@ -42,7 +42,7 @@ static void touch_array(void *array, int bits, ptrdiff_t begin, ptrdiff_t end)
 }
 
 /* All that may start as zeros, but for scales, which are few. */
-static void touch_state(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end)
+static inline void touch_state(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end)
 {
     const fused_adamw_state_format *format = &fused_adamw_state_formats[tensor->state_format];
     const int master_size = fused_adamw_element_types[tensor->element_type].master_size;
@@ -56,7 +56,7 @@ static void touch_state(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdi
 
 #else
 
-static void touch_state(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end)
+static inline void touch_state(const fused_adamw_tensor *tensor, ptrdiff_t begin, ptrdiff_t end)
 {
     (void)tensor, (void)begin, (void)end;
 }

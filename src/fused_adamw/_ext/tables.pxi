@@ -279,20 +279,14 @@ cdef Py_ssize_t grads_nbytes(const fused_adamw_tensor *tensor) noexcept:
     return tensor.size * fused_adamw_element_types[element_type].size
 
 
-cdef inline Py_ssize_t nbytes_of(Py_ssize_t size, int bits) noexcept:
-    """The bytes of elements of so many bits; a product of all with the bits could overflow."""
-    return size // 8 * bits + (size % 8 * bits + 7) // 8
-
-
 cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexcept:
     """The bytes of a role's array of a tensor of this size, element type and state format."""
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[tensor.state_format]
     cdef Py_ssize_t size = tensor.size
     cdef int element_type = tensor.element_type
-    if role == M:
-        return nbytes_of(size, row.m_bits)
-    if is_like_v(role):
-        return nbytes_of(size, row.v_bits)
+    cdef int bits = row.m_bits if role == M else row.v_bits
+    if role == M or is_like_v(role):  # the bits of all elements could overflow
+        return size // 8 * bits + (size % 8 * bits + 7) // 8
     if role == M_SCALE or role == V_SCALE:
         return (size + row.block - 1) // row.block * (
             STATE_STORAGE[tensor.state_format][role].bits // 8
