@@ -69,7 +69,7 @@ class ShardedAdamW(BaseOptimizer):
             half of each for what is sent and half for what is received; docs/scaling.md lists the
             rest.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
-            machine that have the same ones, unless the environment sets ``OMP_NUM_THREADS``.
+            machine that have the same ones, unless ``OMP_NUM_THREADS`` is a number.
 
     All other arguments are those of ``AdamW``, and the same on all ranks. So are its attributes
     ``t`` and ``param_groups`` and those of the options: change them on all ranks.
