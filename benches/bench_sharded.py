@@ -79,7 +79,7 @@ def seconds(part):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--elements", type=int, default=1 << 24)
-    parser.add_argument("--bucket-bytes", type=int, default=1 << 24)
+    parser.add_argument("--bucket-bytes", type=int, default=1 << 23)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clip", action="store_true", help="with max_grad_norm")
     parser.add_argument("--threads", type=int, help="of each rank (default: that of the class)")

@@ -29,11 +29,11 @@ def wire_bytes(size, ranks):
 
 
 def memory_bytes(size, ranks, state_bytes=8):
-    """Parameters, gradients, state, and two staging buffers."""
-    return 8 * size + state_bytes * size / ranks + 2 * BUCKET_BYTES
+    """Parameters, gradients, state, and two staging buffers: a bucket and a part of one each."""
+    return 8 * size + state_bytes * size / ranks + 2 * BUCKET_BYTES * (1 + 1 / ranks)
 
 
-def seconds(size, ranks, link, bucket=BUCKET_BYTES // 2):
+def seconds(size, ranks, link, bucket=BUCKET_BYTES):
     """The seconds of (the wire, the latency of all stages, local memory)."""
     stages = 2 * (4 * size / bucket) * log2(ranks) * STAGE
     local = STEP_BYTES * size / ranks + ADD_BYTES * size * (ranks - 1) / ranks

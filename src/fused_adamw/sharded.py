@@ -64,10 +64,9 @@ class ShardedAdamW(BaseOptimizer):
             ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
             duplicate, on which an error of MPI ends the job.
-        bucket_bytes: twice the most bytes that one collective moves, by default 16 MiB; at least
-            262,144; values above 4 GiB have no further effect. A rank has two buffers of this size,
-            half of each for what is sent and half for what is received; docs/scaling.md lists the
-            rest.
+        bucket_bytes: the most bytes that one collective moves, by default 8 MiB; at least 131,072;
+            values above 2 GiB have no further effect. A rank has two staging buffers, each of at
+            most this size and its own part of it; docs/scaling.md lists the rest.
         num_threads: as in ``AdamW``. None: the cores of a rank, shared with the ranks of its
             machine that have the same ones, unless ``OMP_NUM_THREADS`` is a number.
 
@@ -261,7 +260,7 @@ class ShardedAdamW(BaseOptimizer):
     def _bind(self, bucket_bytes: int, allocate: Allocate | None) -> None:
         """Partition the tensors, and allocate and bind this rank's part of the state."""
         self._flat = [ravel_like(array, order_of(array)) for array in self._arrays]
-        capacity = min(bucket_bytes // 2, MAX_COLLECTIVE_BYTES)
+        capacity = min(bucket_bytes, MAX_COLLECTIVE_BYTES)
         if self.comm.size == 1:  # nothing is moved
             nbytes = sum(flat.size * sum_itemsize(flat.dtype.name) for flat in self._flat)
             capacity = max(MIN_BUCKET_BYTES, nbytes)

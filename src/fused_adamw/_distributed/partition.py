@@ -19,8 +19,8 @@ from .._core import CHUNK
 from .._optim.arrays import ShardSlice
 from .._optim.state_formats import ELEMENT_TYPES
 
-BUCKET_BYTES = 1 << 24
-MIN_BUCKET_BYTES = 2 * CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
+BUCKET_BYTES = 1 << 23
+MIN_BUCKET_BYTES = CHUNK * max(row.itemsize for row in ELEMENT_TYPES.values())
 MAX_COLLECTIVE_BYTES = (1 << 31) - 1  # many MPIs count in 32 bits
 PACKED_FRACTION = 16  # tensors smaller than this fraction of a bucket share one
 

@@ -9,7 +9,7 @@ from fused_adamw._distributed.mpi import abort_on_exception
 
 COMM = MPI.COMM_WORLD
 RANK, RANKS = COMM.rank, COMM.size
-SMALL_BUCKETS = 1 << 18  # bytes: collectives of two chunks of float32, or one of float64
+SMALL_BUCKETS = 1 << 17  # bytes: collectives of two chunks of float32, or one of float64
 
 abort_on_exception(COMM)
 

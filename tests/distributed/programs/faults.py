@@ -191,7 +191,7 @@ def construction():
     )
     refused(
         ValueError,
-        "bucket_bytes must be >= 262,144; got 5",
+        "bucket_bytes must be >= 131,072; got 5",
         lambda: ShardedAdamW(params(), bucket_bytes=5),
     )
     refused(
