@@ -77,17 +77,23 @@ static int count_creatable(int wanted)
     return created;
 }
 
+/* Where threads could not be created, so many calls pass before it is tried again: trying takes
+ * longer than a small step. */
+#define CALLS_BEFORE_RETRY 1024
+
 /* A runtime keeps the threads of the last region for the next one that the same thread opens, so
  * that they have to be created only where a region is larger than the one before. */
 int fused_adamw_team_size(int num_threads)
 {
-    static _Thread_local int asked = 1, granted = 1;
+    static _Thread_local int asked = 1, granted = 1, refused = 0;
     const int wanted =
         num_threads < FUSED_ADAMW_MAX_THREADS ? num_threads : FUSED_ADAMW_MAX_THREADS;
-    if (wanted > asked)
-        granted += count_creatable(wanted - granted);
-    else if (wanted < granted)
+    if (wanted <= granted) {
         granted = wanted;
+    } else if (wanted > asked || ++refused == CALLS_BEFORE_RETRY) {
+        granted += count_creatable(wanted - granted);
+        refused = 0;
+    }
     asked = wanted;
     return granted;
 }

@@ -127,6 +127,36 @@ def test_threads_that_cannot_be_created_are_done_without(name):
     assert found == [p[0], p[0]]
 
 
+RETRIES = """
+import os, json, resource
+import numpy as np
+from fused_adamw import fused_adamw
+a = [np.full(1 << 18, x, np.float32) for x in (1, 0.1, 0.01, 0.01)]
+pages = int(open("/proc/self/statm").read().split()[0])
+limits = resource.getrlimit(resource.RLIMIT_AS)
+few = pages * resource.getpagesize() + (20 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (few, limits[1]))
+threads = []
+for t in range(1, 1101):
+    fused_adamw(*a, t, num_threads=8)
+    threads.append(len(os.listdir("/proc/self/task")))
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+print(json.dumps(threads))
+"""
+
+
+@pytest.mark.slow
+@needs_openmp
+@needs_linux
+def test_threads_that_could_not_be_created_are_tried_again_after_many_steps():
+    result = run_python(RETRIES, OMP_STACKSIZE="8M", OMP_WAIT_POLICY="passive")
+    assert result.returncode == 0, result.stderr
+    threads = json.loads(result.stdout)
+    assert threads[0] < 8
+    assert threads[1000] == threads[0]  # not tried at each step
+    assert threads[-1] >= 8
+
+
 def threads_with_stacks(limit, size):
     result = run_python(STEPS.format(limit=limit), OMP_STACKSIZE=size)
     assert result.returncode == 0, result.stderr
