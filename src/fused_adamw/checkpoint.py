@@ -64,8 +64,9 @@ def save_checkpoint(
     path, each writes a complete file, and the last to finish wins.
 
     With ``ShardedAdamW`` all ranks have to call this. Rank 0 writes what the others send, so that
-    it alone has to reach the file; its ``path``, ``extra`` and ``arrays`` count. Signal handlers of
-    Python are deferred until the file is complete; a single process can be interrupted.
+    only rank 0 needs access to the file, and only its ``path``, ``extra`` and ``arrays`` are used.
+    With ``ShardedAdamW``, signal handlers of Python are deferred until the file is complete; a save
+    of an ``AdamW`` can be interrupted.
 
     With ``AdamW``, this and what other threads do with the optimizer wait for one another, so that
     the file is of one step; a step waits until the file is complete, as the state is not copied

@@ -100,9 +100,9 @@ class AdamW(Inspected, torch.optim.AdamW):
     PyTorch: ``step`` raises TypeError, with nothing changed, for what the kernels do not support.
 
     Raises:
-        TypeError, ValueError: As ``torch.optim.AdamW``; and from ``step``, with nothing in the
-            group changed, where an option has been set to a value that the formula does not
-            allow, such as a negative ``lr``.
+        TypeError, ValueError: As ``torch.optim.AdamW``; and from ``step``, with nothing changed,
+            where an option has been set to a value that the formula does not allow, such as a
+            negative ``lr``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What parameters, gradients and state must be; the only place that refuses an array."""
+"""What bound arrays and gradients must be."""
 
 
 cdef str names_of_types(bint plain):

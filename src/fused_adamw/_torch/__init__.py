@@ -1,1 +1,1 @@
-"""Shared code of the optimizers for PyTorch; with torch.py, the only importer of torch."""
+"""Shared code of the optimizers for PyTorch."""
