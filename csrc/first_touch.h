@@ -2,7 +2,7 @@
  *
  * Linux gives memory that is read before it was ever written a shared page of zeros, and exchanges it
  * for a page of its own when it is written: two page faults each, and on older kernels small pages
- * in the place of a huge one. A step reads its state before it writes it. The first step therefore
+ * in place of a huge one. A step reads its state before it writes it. The first step therefore
  * writes one byte of each page beforehand, as it was. */
 #ifndef FUSED_ADAMW_FIRST_TOUCH_H
 #define FUSED_ADAMW_FIRST_TOUCH_H

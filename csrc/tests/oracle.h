@@ -1,5 +1,5 @@
 /* The step, the norm and the formats of moments once more, written from their descriptions: one
- * element after the other, with division and ldexp in the place of shifts and masks. The library
+ * element after the other, with division and ldexp in place of shifts and masks. The library
  * has to give the same bits. */
 #ifndef ORACLE_H
 #define ORACLE_H

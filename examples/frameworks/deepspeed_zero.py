@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO with its optimizer off-loaded: our AdamW in the place of DeepSpeedCPUAdam.
+"""DeepSpeed ZeRO with its optimizer off-loaded: our AdamW in place of DeepSpeedCPUAdam.
 
     pip install ".[torch]" deepspeed
 

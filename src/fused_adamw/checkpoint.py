@@ -122,7 +122,7 @@ def load_checkpoint(
         The ``extra`` that was saved; {} without one.
 
     Raises:
-        TypeError: ``optimizer`` is no ``AdamW`` or ``ShardedAdamW``.
+        TypeError: ``optimizer`` is not an ``AdamW`` or a ``ShardedAdamW``.
         CorruptCheckpointError, MismatchedCheckpointError, NewerCheckpointError: each is a
             CheckpointError and so a ValueError. Nothing is changed.
         OSError: the file cannot be read. Nothing is changed, unless it was verified and then cannot

@@ -33,9 +33,10 @@ class AdamW(HostAdamW):
     weights are in host memory, and are updated there.
 
     A step copies gradients and parameters to pinned memory, updates them there and copies the
-    parameters back, piece by piece, all at the same time. On the same gradients the parameters have
-    the bits of the class for the CPU, whatever the device, the pieces and the order of arrival.
-    Parameters on the CPU are updated as by ``fused_adamw.torch.AdamW`` with these options.
+    parameters back, piece by piece; copies and updates run concurrently. On the same gradients the
+    parameters are bit-identical to those of the class for the CPU, whatever the device, the pieces
+    and the order of arrival. Parameters on the CPU are updated as by ``fused_adamw.torch.AdamW``
+    with these options.
 
     Gradients stay on the device until ``step``, so accumulation, clipping, ``GradScaler``,
     schedulers and hooks are PyTorch's. To hide more of the work::

@@ -52,12 +52,12 @@ __all__ = ["ShardedAdamW"]
 class ShardedAdamW(BaseOptimizer):
     """``AdamW`` with its state and its work divided over the ranks of a communicator.
 
-    With the same mean gradients, parameters and state have the bits of a single process running
-    ``AdamW``, whatever the number of ranks. The constructor, ``step``, gathering, saving and
-    loading are collective: all ranks have to call them, in the same order. Ranks that begin
-    different ones, or are at different steps, all raise ValueError. Signal handlers of Python run
-    after the operation; docs/scaling.md says how to stop and save. One thread at a time may use the
-    optimizers of a communicator; another one gets a RuntimeError.
+    With the same mean gradients, parameters and state are bit-identical to those of a single
+    process running ``AdamW``, whatever the number of ranks. The constructor, ``step``, gathering,
+    saving and loading are collective: all ranks have to call them, in the same order. Ranks that
+    begin different ones, or are at different steps, all raise ValueError. Signal handlers of Python
+    run after the operation; docs/scaling.md says how to stop and save. One thread at a time may use
+    the optimizers of a communicator; another one gets a RuntimeError.
 
     Args:
         params: as in ``AdamW``; the same values on all ranks. Each step updates all of them on all

@@ -36,9 +36,9 @@ class AdamW(Inspected, torch.optim.AdamW):
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    The result has the bits of ``fused_adamw.fused_adamw`` on the same machine for any number of
-    threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less.
-    Parameters of 16 bits are computed in float32, and rounded to the nearest; their gradients may
+    The result is bit-identical to that of ``fused_adamw.fused_adamw`` on the same machine for any
+    number of threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is
+    less. Parameters of 16 bits are computed in float32, and rounded to nearest; their gradients may
     be float32 (``grad_dtype``), which PyTorch's class does not support. Gradients and state must
     have the memory layout of their parameter, which can be any permutation of its dimensions, such
     as channels_last.
@@ -245,7 +245,7 @@ class AdamW(Inspected, torch.optim.AdamW):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps ``step`` once a class; the ``step`` of a derived class as PyTorch does."""
+        """Wraps ``step`` once per class; the ``step`` of a derived class as PyTorch does."""
         if func is AdamW.step:
             return hook_step(func, take_unprofiled_step)
         return cast(Callable[..., Any], Optimizer.profile_hook_step(func))

@@ -293,7 +293,7 @@ def exchange_with_plain(mesh, kinds):
 
 
 def by_index(saved):
-    """A state dict with numbers in the place of names, as optimizers have it."""
+    """A state dict with numbers in place of names, as optimizers have it."""
     names = [name for group in saved["param_groups"] for name in group["params"]]
     number = {name: i for i, name in enumerate(names)}
     groups = [

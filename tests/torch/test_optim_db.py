@@ -1,4 +1,4 @@
-"""The inputs of PyTorch's own tests of AdamW, with this class in the place of theirs: what these
+"""The inputs of PyTorch's own tests of AdamW, with this class in place of theirs: what these
 tests check of each input, and that results are near those of PyTorch's loop."""
 
 import copy

@@ -1,7 +1,7 @@
 """MPI, by way of mpi4py: the only file that imports it.
 
-The functions take a communicator of mpi4py; the rest of the package gets by with them and with the
-methods of that object.
+The functions take a communicator of mpi4py; the rest of the package uses only them and the methods
+of that object.
 """
 
 import os

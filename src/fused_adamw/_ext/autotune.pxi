@@ -1,7 +1,7 @@
 """One thread or all: measured while stepping.
 
-An optimizer compares both (``Tuner``). What is not compared (the function, norms, the steps of
-PyTorch's tensors) avoids the worst alone (``Stalls``).
+An optimizer compares both (``Tuner``). Code that does not compare (the function, norms, the steps
+of PyTorch's tensors) only avoids stalls (``Stalls``).
 
 The bits of a step do not depend on its threads, so an optimizer is free to try. What is faster
 depends on what else runs: NumPy's own threads spin for a while after each matrix product, and then

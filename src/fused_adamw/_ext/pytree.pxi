@@ -15,7 +15,7 @@ cdef class Node:
 
 @cython.no_gc_clear  # it may be used until it is freed
 cdef class TreeSpec:
-    """How the arrays of a call are arranged, learnt from ``params`` and required of the rest.
+    """How the arrays of a call are arranged, taken from ``params`` and required of the rest.
 
     ``grouped``: ``params`` is a list with one such arrangement a group."""
 

@@ -88,7 +88,7 @@ cdef bint describe(
     const TensorFunctions *functions, PyObject *tensor, ArrayView *view
 ) noexcept:
     """Whether the tensor is strided and in host memory; then it has a view. A tensor without memory
-    of its own, as in a transform of ``torch.func``, has an error in the place of an address."""
+    of its own, as in a transform of ``torch.func``, has an error in place of an address."""
     cdef const void *handle = handle_of(functions, tensor)
     cdef const ElementCode *element
     cdef int layout = -1, device = -1, number = -1

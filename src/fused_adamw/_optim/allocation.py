@@ -37,10 +37,10 @@ def zeros(
         size: number of elements.
         dtype: of the elements.
         position: of the array among those of the tensor's state.
-        allocate: what the caller asked for, in the place of ``np.zeros``; None: nothing.
+        allocate: what the caller asked for, in place of ``np.zeros``; None: nothing.
 
     Raises:
-        TypeError, ValueError: ``allocate`` is no function, or returns something else.
+        TypeError, ValueError: ``allocate`` is not a function, or returns something else.
     """
     if size == 0:  # memory maps cannot be empty
         return np.zeros(size, dtype)

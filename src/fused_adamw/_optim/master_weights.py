@@ -32,7 +32,7 @@ def start_of(storage: np.dtype[Any], params: Array) -> Array | int:
 
 
 def with_whole_master(arrays: ArrayTypes) -> ArrayTypes:
-    """The same with float32 in the place of the rest of master weights."""
+    """The same with float32 in place of the rest of master weights."""
     if "master" not in arrays:
         return arrays
     return {**arrays, "master": (np.dtype(np.float32), arrays["master"][1])}

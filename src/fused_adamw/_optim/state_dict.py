@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     """How saved state differs from that of an optimizer, in words."""
 
     found: str  # a clause, such as "holds 'float32' moments"
-    stored: str  # what the optimizer stores in the place of that
+    stored: str  # what the optimizer stores in place of that
 
 
 class StateMatch(NamedTuple):
