@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._core import DeferredSignals, abbreviated
+from .._distributed.ranks import Ranks
 from .._optim.arrays import (
     Array,
     Shape,
@@ -40,7 +41,6 @@ from .checkpoint_schema import (
 )
 from .files import FilePath, open_regular, path_text, printable
 from .json_values import read_metadata
-from .ranks import Ranks
 from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 
 SCRATCH_ARRAYS = 14  # of PIECE_ELEMENTS with 8 bytes each

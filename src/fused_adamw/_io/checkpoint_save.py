@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._distributed.ranks import Ranks
 from .._optim.arrays import Array, items_of_range, order_of, transposed_positions
 from .._optim.base import BaseOptimizer
 from .._optim.options import SCHEDULED
@@ -20,7 +21,6 @@ from .checkpoint_schema import (
     start_checksum,
 )
 from .files import FilePath, path_text
-from .ranks import Ranks
 from .safetensors_stream import (
     PIECE_BYTES,
     PIECE_ELEMENTS,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._distributed.agreement import raise_on_all_ranks
 from .._optim.arrays import Array
+from .agreement import raise_on_all_ranks
 
 
 class _SenderFailedError(Exception):
@@ -66,7 +66,7 @@ class Ranks:
 
     def _receive_some(self, buffer: Array, rank: int) -> bool:
         """Receive a message; False for the empty one."""
-        from .._distributed import mpi  # here, as a single process does not need mpi4py
+        from . import mpi  # here, as a single process does not need mpi4py
 
         received = mpi.receive_bytes(self.comm, buffer, rank)
         if not received:
