@@ -12,7 +12,7 @@ from .._optim.base import BaseOptimizer
 from .._optim.options import HYPERPARAMETERS, RATE_OPTIONS, Option
 from .._optim.param_groups import Hyperparams
 
-NUMBERS = {"max_grad_norm", *RATE_OPTIONS}
+NUMBERS = {"max_grad_norm", *filter(None, RATE_OPTIONS)}
 """The options that are real numbers, or None."""
 
 

@@ -113,7 +113,7 @@ class BaseOptimizer(Options):
         """Set an option, a fixed one too. (To go through ``vars`` would slow down later reads.)"""
         object.__setattr__(self, name, value)
         if name in RATE_OPTIONS:  # kept together, as every step needs them
-            rates = tuple([getattr(self, option, None) for option in RATE_OPTIONS])
+            rates = tuple([option and getattr(self, option, None) for option in RATE_OPTIONS])
             object.__setattr__(self, "_rates", rates)
 
     @property

@@ -91,8 +91,8 @@ OPTIONS: dict[str, Option] = {
 ROLES = {row.option: row.name for row in BUFFERS.values()} | {"master_weights": "master"}
 """By option, the role of the array of the state that it needs."""
 
-RATE_OPTIONS = tuple(row.option if row.has_decay else "" for row in BUFFERS.values())
-"""The options that are decay rates, in the order of the optional buffers; "" for a flag."""
+RATE_OPTIONS = tuple(row.option if row.has_decay else None for row in BUFFERS.values())
+"""The options that are decay rates, in the order of the optional buffers; None for a flag."""
 
 Rates = tuple[float | None, ...]
 """The values of RATE_OPTIONS."""
@@ -111,8 +111,9 @@ def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     return roles
 
 
-def rates_of(values: Mapping[str, Any]) -> Rates:
-    """The decay rates of the optional buffers; None for those without one."""
+def rates_of(values: Mapping[Any, Any]) -> Rates:
+    """The decay rates of the optional buffers among these values by option; None for those without
+    one. (None is not a key of ``values``.)"""
     if values.keys().isdisjoint(RATE_OPTIONS):
         return NO_RATES
     return tuple(map(values.get, RATE_OPTIONS))
