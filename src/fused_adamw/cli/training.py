@@ -65,7 +65,7 @@ class Training:
     ) -> Sweep:
         if lr is None and self.options.compares:
             return sweep_rates(name, self.chance, train_at)
-        sweep = Sweep(name, self.chance, is_given=True)
+        sweep = Sweep(name, self.chance)
         sweep.add(train_at(self.config.rate if lr is None else lr))
         return sweep
 

@@ -28,7 +28,6 @@ class Sweep:
         losses: the loss of each training run by rate, on held-out text where there is some;
             infinite where it became non-finite.
         best: the training with the lowest loss; None before the first has ended.
-        is_given: whether the user has chosen the only rate.
         interrupted: the training run that a signal has ended, if any.
     """
 
@@ -36,7 +35,6 @@ class Sweep:
     chance: float
     losses: dict[float, float] = field(default_factory=dict)
     best: TrainingResult | None = None
-    is_given: bool = False
     interrupted: TrainingResult | None = None
 
     @property
