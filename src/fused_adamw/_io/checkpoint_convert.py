@@ -19,7 +19,7 @@ from .._optim.arrays import (
 from .._optim.base import BaseOptimizer
 from .._optim.conversion import convert_range, without_blocks
 from .._optim.state_dict import StateMatch
-from .._optim.state_formats import FORMATS, TensorState
+from .._optim.state_formats import TensorState, has_scales
 from .checkpoint_schema import Header
 from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 
@@ -43,7 +43,7 @@ def convert_shards(
     roles = list(optimizer.state_entries(array))
     own = [{role: optimizer.own_state(s, role) for role in roles} for s in shards]
     if array.ndim > 1 and stored.order != order_of(array):
-        if FORMATS[match.own_format].block == 1:
+        if not has_scales(match.own_format):
             _scatter(stored, shards, [TensorState(match.own_format, x) for x in own], params)
             return
         read = stored.gather

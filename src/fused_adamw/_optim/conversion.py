@@ -8,7 +8,7 @@ from math import prod
 from .._core import decode_state, encode_state
 from .arrays import Array, MemoryOrder, Shape, order_of, ravel_like
 from .master_weights import rest_of, start_of
-from .state_formats import AS_COMPUTED, FORMATS, TensorState
+from .state_formats import AS_COMPUTED, FORMATS, TensorState, has_scales
 
 
 def convert_range(source: TensorState, target: TensorState, params: Array) -> None:
@@ -74,7 +74,7 @@ def _in_order(
 
 def without_blocks(state: TensorState, size: int) -> TensorState:
     """The same state with one item for each of its elements; a format with scales is decoded."""
-    if FORMATS[state.format].block == 1:
+    if not has_scales(state.format):
         return state
     kept = {role: x for role, x in state.arrays.items() if role in AS_COMPUTED}
     moments = decode_state(state.format, state.arrays, size)

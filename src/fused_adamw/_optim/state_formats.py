@@ -108,6 +108,11 @@ def has_param_layout(param_dtype: str, format_: str) -> bool:
     return param_dtype == format_ == ELEMENT_TYPES[param_dtype].compute
 
 
+def has_scales(state_dtype: str | None) -> bool:
+    """Whether the elements are divided into blocks that share scales; not without a format."""
+    return state_dtype is not None and FORMATS[state_dtype].block > 1
+
+
 def supported_dtypes(options: StateOptions) -> str:
     """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, the
     compute types, and all with master weights."""
@@ -155,7 +160,7 @@ def state_layout(
     blocks = (-(-size // row.block),)
     layout = {"m": stored(row.m, row.m_bits), "v": stored(row.v, row.v_bits)}
     layout |= {buffer.name: layout["v"] for buffer in _like_v(options)}
-    if row.block > 1:
+    if has_scales(format_):
         layout |= {"m_scale": (row.m_scale, blocks), "v_scale": (row.v_scale, blocks)}
     for role in roles:
         if role in AS_COMPUTED:
