@@ -32,6 +32,7 @@ try:
         report,
     )
     from .options import with_values
+    from .train_options import OPTIONAL_VALUES
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
 
@@ -60,7 +61,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        arguments = with_values(sys.argv[1:])
+        arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
         status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := " ".join(error.format_message().split()):

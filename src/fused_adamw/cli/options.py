@@ -4,12 +4,13 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
@@ -19,23 +20,27 @@ from .errors import bad_input_reported, fail, interrupts_reported
 
 # ---------------------------------------------------------------------------- option classes
 
-REQUIRES = {  # an option that does nothing without another
-    **dict.fromkeys(("context", "batch_size", "d_model"), "text"),
-    **dict.fromkeys(("every", "resume"), "checkpoint"),
-}
-EXCLUDES = {"epochs": "steps"}  # two options for one thing
+Command: TypeAlias = Callable[..., None]
 
-OPTIONAL_VALUES = {"--resume": ("auto", "always")}  # of options that also work without a value; the
-# last value stands for none
+Related: TypeAlias = Mapping[str, str]
+"""Another option, by option; both by the names of their fields."""
+
+NONE: Related = MappingProxyType({})
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each field of the dataclasses that it takes."""
+def with_options(command: Command, requires: Related = NONE, excludes: Related = NONE) -> Command:
+    """Give a command one option for each field of the dataclasses that it takes.
+
+    Args:
+        command: called with these dataclasses.
+        requires: by option that does nothing without another one, that one.
+        excludes: by option, another one for the same thing.
+    """
     hints: dict[str, Any] = get_type_hints(command)
     classes: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
     def invoke(ctx: typer.Context, **values: Any) -> None:
-        _check_required(ctx)
+        _check_related(ctx, requires, excludes)
         with bad_input_reported():
             arguments = {
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
@@ -59,24 +64,32 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return invoke
 
 
-def _check_required(ctx: typer.Context) -> None:
+def _check_related(ctx: typer.Context, requires: Related, excludes: Related) -> None:
     def given(name: str) -> bool:
         source = ctx.get_parameter_source(name)
         return source is not None and source.name == "COMMANDLINE"
 
-    for name, required in REQUIRES.items():
+    for name, required in requires.items():
         if given(name) and ctx.params[required] is None:
             fail(f"--{name.replace('_', '-')} requires --{required}")
-    for name, excluded in EXCLUDES.items():
+    for name, excluded in excludes.items():
         if given(name) and given(excluded):
             fail(f"--{name} cannot be combined with --{excluded}; leave one of them out")
 
 
-def with_values(arguments: Sequence[str]) -> list[str]:
-    """Write out the values of options that were given without one."""
+def with_values(
+    arguments: Sequence[str], optional_values: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Write out the values of options that were given without one.
+
+    Args:
+        arguments: of the command line.
+        optional_values: by option that also works without a value, all its values; the last one
+            stands for none.
+    """
     completed = []
     for argument, following in zip_longest(arguments, arguments[1:]):
-        values = OPTIONAL_VALUES.get(argument)
+        values = optional_values.get(argument)
         is_bare = values is not None and following not in values
         completed.append(f"{argument}={values[-1]}" if values and is_bare else argument)
     return completed

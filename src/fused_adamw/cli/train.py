@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -21,7 +22,7 @@ from .errors import bad_input_reported, status_after
 from .html_report import check_report_path, save_report
 from .options import with_options
 from .output_files import check_distinct, check_output_path
-from .train_options import Resume, TrainConfig, TrainOptions
+from .train_options import EXCLUDES, REQUIRES, Resume, TrainConfig, TrainOptions
 from .train_report import Report, divergence, label, record, summary, title
 from .training import Training, unless_interrupted
 
@@ -30,7 +31,7 @@ D_FF_RATIO = 4  # d_ff / d_model
 MAX_REFERENCE_PARAMETERS = 100_000  # a second a step in pure Python
 
 
-@with_options
+@partial(with_options, requires=REQUIRES, excludes=EXCLUDES)
 def train(config: TrainConfig, options: TrainOptions) -> None:
     """Train the tiny transformer; show what it learns and where the time goes."""
     processes = MPIProcesses() if options.mpi else Processes()

@@ -13,7 +13,6 @@ from .options import (
     CHECKPOINT_PANEL,
     OUTPUT_FILE,
     OUTPUT_PANEL,
-    REQUIRES,
     TEXT_SIZE,
     Dtype,
     DtypeName,
@@ -31,7 +30,15 @@ class Resume(StrEnum):
     """Whether the checkpoint has to exist."""
 
     AUTO = "auto"
-    ALWAYS = "always"
+    ALWAYS = "always"  # without a value
+
+
+REQUIRES = {
+    **dict.fromkeys(("context", "batch_size", "d_model"), "text"),
+    **dict.fromkeys(("every", "resume"), "checkpoint"),
+}
+EXCLUDES = {"epochs": "steps"}
+OPTIONAL_VALUES = {"--resume": tuple(Resume)}
 
 
 @dataclass(frozen=True)
