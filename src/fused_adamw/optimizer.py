@@ -220,19 +220,10 @@ class AdamW(DecodedState):
     # ---- checkpoints
 
     def exclusive(self, operation: str = "") -> AbstractContextManager[Any]:
-        """A block in which no other thread steps, saves or loads this optimizer.
+        """A block in which no other thread steps, saves or loads this optimizer; the same thread
+        may enter it again. ``operation`` is not used here.
 
-        Args:
-            operation: not used here.
-
-        Returns:
-            A context manager, which the same thread may enter again.
-
-        Example::
-
-            with opt.exclusive():  # while another thread trains
-                pid = os.fork()
-        """
+        Example: ``with opt.exclusive(): pid = os.fork()`` while another thread trains."""
         return self._lock
 
     def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Steps without overlap: the bits of the class for NumPy, whatever the order and time of copies."""
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,13 +179,16 @@ def test_training_with_accumulation_clipping_and_a_schedule():
     assert net.unused not in opt.state
 
 
-def test_lazy_modules():
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_lazy_modules(overlapped):
     """Whose parameters have no size before the first forward."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.Linear(5, 2))
     opt = on_device(net.parameters(), lr=1e-2)
-    net(torch.ones(3, 4)).sum().backward()
-    other = Beside(list(net.parameters()), lr=1e-2)
+    with opt.overlapped() if overlapped else nullcontext():
+        loss = net(torch.ones(3, 4)).sum()
+        other = Beside(list(net.parameters()), lr=1e-2)
+        loss.backward()
     opt.step()
     other.step()
     other.assert_equal(opt)

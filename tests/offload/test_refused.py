@@ -108,6 +108,20 @@ def test_gradients_in_the_memory_of_parameters():
     assert opt.state[params[0]]["step"] == steps_before
 
 
+def test_expanded_gradients_beside_parameters():
+    """Of such a gradient only one element is in memory."""
+    memory = torch.ones(301)
+    p = torch.nn.Parameter(memory[1:])
+    opt = on_device([p], lr=1e-2)
+    p.grad = memory[:1].expand(300)
+    opt.step()
+    assert opt.state[p]["step"] == 1
+    for begin in (1, 150, 300):
+        p.grad = memory[begin : begin + 1].expand(300)
+        with pytest.raises(ValueError, match="must not share memory with parameter 0"):
+            opt.step()
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e9])
 def test_a_norm_that_is_set_after_updates_have_begun(max_grad_norm):
     p = parameter(torch.float32, shape=(30,))

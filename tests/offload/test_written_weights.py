@@ -79,3 +79,44 @@ def test_two_optimizers_of_one_parameter():
     before = p.detach().clone()
     steps(pair[0], p, count=1)
     assert 0 < (p - before).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("write", [write_by_copy, write_by_loading, replace_data])
+@pytest.mark.parametrize("written_first", [False, True])
+def test_weights_that_are_written_before_the_first_step_after_loading(write, written_first):
+    p, new = parameter(torch.float16), parameter(torch.float16, seed=5).detach()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    saved = copy.deepcopy(opt.state_dict())
+    if written_first:
+        write(p, new)
+    opt.load_state_dict(saved)
+    if not written_first:
+        write(p, new)
+    steps(opt, p, count=1)
+    assert 0 < (p - new).abs().max() < 0.1
+
+
+def test_master_weights_that_are_loaded_before_their_weights_are_kept():
+    """The parts that a float16 cannot hold are used, whichever of the two is loaded first."""
+    p, q = parameter(torch.float16), parameter(torch.float16, seed=5)
+    opt, resumed = on_device([p], lr=1e-4), on_device([q], lr=1e-4)
+    steps(opt, p)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    write_by_loading(q, p.detach())
+    steps(opt, p, first=2)
+    steps(resumed, q, first=2)
+    assert torch.equal(p, q)
+    assert torch.equal(opt.state[p]["master"], resumed.state[q]["master"])
+
+
+def test_master_weights_that_were_not_in_use_for_a_while():
+    p = parameter(torch.float16)
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    opt.param_groups[0]["master_weights"] = False
+    steps(opt, p, count=50, first=2)
+    before = p.detach().clone()
+    opt.param_groups[0]["master_weights"] = True
+    steps(opt, p, count=1, first=52)
+    assert 0 < (p - before).abs().max() < 0.05

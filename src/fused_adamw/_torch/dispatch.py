@@ -16,7 +16,7 @@ from .._core import (
     step_all,
 )
 from .._optim.options import NO_RATES, Rates, rates_of, roles_of
-from .._optim.state_formats import FORMATS
+from .._optim.state_formats import has_scales
 from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, step_with_torch
@@ -135,9 +135,8 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
 def _parts(group: Group, first: int) -> Iterator[Part]:
     """The parameters by the kind of their state: with master weights that depends on the dtype."""
     state_dtype, roles = group.get("state_dtype"), roles_of(group)
-    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
     kinds: dict[Kind, dict[int, Tensor]] = {}
-    if "master" in roles or (has_scales and has_dtensors(group["params"])):
+    if "master" in roles or (has_scales(state_dtype) and has_dtensors(group["params"])):
         for i, p in enumerate(group["params"], first):
             if p.grad is not None:
                 kinds.setdefault(kind_of(p.dtype, state_dtype, roles, is_dtensor(p)), {})[i] = p

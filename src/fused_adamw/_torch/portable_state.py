@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._optim.state_formats import FORMATS
+from .._optim.state_formats import FORMATS, has_scales
 from .dtensors import (
     grid_of,
     has_dtensors,
@@ -109,9 +109,7 @@ def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, An
     """The parameters that have saved state, its keys, and their state format if it has scales."""
     for p, i, group, of_group in saved_entries(groups, saved):
         state_format = of_group.get("state_dtype", group.get("state_dtype"))
-        if state_format is not None and FORMATS[state_format].block == 1:
-            state_format = None
-        yield p, i, state_format
+        yield p, i, state_format if has_scales(state_format) else None
 
 
 def _as_bytes(p: Any, master: Any) -> Any:

@@ -25,6 +25,7 @@ from .._optim.state_formats import (
     FROM_PARAMS,
     StateOptions,
     format_of,
+    has_scales,
     kept_roles,
     state_layout,
 )
@@ -66,13 +67,12 @@ def state_names(
     """The name of each role, to be read only. ``state_dtype`` None: the dtype of the parameter;
     ``roles``: those that options need; ``sharded``: of a DTensor, whose scales no other tensor's
     state can be confused with."""
-    has_scales = state_dtype is not None and FORMATS[state_dtype].block > 1
-    suffix = "_code" if has_scales else ""
+    suffix = "_code" if has_scales(state_dtype) else ""
     names = {
         role: NAMES.get(role, role) + ("" if role in AS_COMPUTED else suffix)
         for role in ("m", "v", *roles)
     }
-    if has_scales:
+    if has_scales(state_dtype):
         scale = "_shard_scale" if sharded else "_scale"
         names |= {f"{role}_scale": f"{NAMES[role]}{scale}" for role in ("m", "v")}
     return names

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
-from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS
+from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS, has_scales
 from .dtensors import local_of
 from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
@@ -22,7 +22,6 @@ from .stored import (
     Target,
     block_order,
     converted,
-    has_scales,
     in_compute_type,
     new_order,
     placed,

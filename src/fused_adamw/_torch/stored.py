@@ -19,6 +19,7 @@ from .._optim.state_formats import (
     StateOptions,
     TensorState,
     format_of,
+    has_scales,
     is_compatible,
     state_layout,
 )
@@ -131,11 +132,6 @@ def recognized(entry: State, target: Target) -> list[Moments]:
         ):
             found.append(Moments(name, tensors))
     return found
-
-
-def has_scales(format_: str) -> bool:
-    """Whether a format divides the elements into blocks, in their order in memory."""
-    return FORMATS[format_].block > 1
 
 
 def block_order(moments: Moments, like: Tensor) -> Order:
