@@ -15,6 +15,7 @@ from .._torch.dtensors import local_of, redistributed
 from .._torch.flat_memory import flat_view, same_strides
 from .._torch.local_shards import increment_version, version_of
 from .._torch.options import numbered
+from .._torch.portable_state import restore_masters
 from .._torch.state import is_lazy
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
 from .host_state import Address, HostState
@@ -169,6 +170,7 @@ class Engine:
             host_state = None
         kind = recipes.of(p).kind
         if host_state is None or host_state.index != index or not host_state.is_of(kind, entry):
+            restore_masters({p: entry}, [p])
             host_state = HostState(p, index, kind, entry)
             if old is None:
                 host_state.written = self.copied.pop(p, None)
