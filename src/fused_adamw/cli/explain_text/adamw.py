@@ -1,7 +1,7 @@
 """The text of the section on one parameter's updates."""
 
+import math
 from collections.abc import Iterator, Sequence
-from math import isfinite
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -19,6 +19,8 @@ from ..console import heading, number_table, paragraph
 from .numbers import cell, factor, in_parentheses, narrow, number, signed, times
 
 MOST_ROWS = 20
+NEARLY_ALL = 0.9  # of α, so that an update is about α
+LITTLE = 0.1  # of the decay in AdamW, so that almost nothing is left
 SIGNED, UNSIGNED = 9, 8  # widths of columns: eight of them have to fit
 
 
@@ -40,7 +42,7 @@ def adamw_text(found: Adamw) -> Iterator[RenderableType]:
     yield paragraph(after_first(found))
     yield updates_table(found.updates)
     yield bias_table(found.bias_corrections)
-    yield from model_text(found.model_updates)
+    yield from model_text(found.model_updates, found.hyperparameters)
     yield from comparison_text(found)
 
 
@@ -116,7 +118,7 @@ def summary(first: Update, found: Adamw) -> str:
 def after_first(found: Adamw) -> str:
     """Return what the tables show."""
     text = "m is a mean of recent gradients (the momentum), v one of their squares."
-    if not isfinite(found.uncorrected):  # v is infinite
+    if not math.isfinite(found.uncorrected):  # v is infinite
         return text
     return (
         f"{text} With m and v in place of m̂ and v̂, without bias correction, the first update would "
@@ -162,7 +164,7 @@ def bias_table(rows: Sequence[BiasCorrection]) -> Table:
 # ---------------------------------------------------------------------------- the model's gradient
 
 
-def model_text(updates: Sequence[Update]) -> Iterator[RenderableType]:
+def model_text(updates: Sequence[Update], h: Hyperparameters) -> Iterator[RenderableType]:
     """Yield the updates with the gradients that the model has there."""
     first = updates[0]
     yield heading("The same with the model's own gradient")
@@ -178,10 +180,23 @@ def model_text(updates: Sequence[Update]) -> Iterator[RenderableType]:
         f"θ₁ = {number(first.decayed, 9)} - {in_parentheses(number(first.update))} = "
         f"{number(first.theta)}\n"
         "\n"
-        "This is what adaptive means: at the first step every parameter moves by about α, "
-        "whatever the size of its gradient. The next steps of the training:"
+        f"{size_of_first(first, h)} The next steps of the training:"
     )
     yield updates_table(updates)
+
+
+def size_of_first(first: Update, h: Hyperparameters) -> str:
+    """Return how far the first update moves the parameter: |g| / (|g| + ε) of α."""
+    share = abs(first.m_hat) / first.denominator
+    if share >= NEARLY_ALL:
+        return (
+            "This is what adaptive means: at the first step every parameter moves by about α, "
+            "whatever the size of its gradient."
+        )
+    return (
+        "At the first step a parameter moves by |g| / (|g| + ε) of α, which is about α where ε is "
+        f"small next to |g|. Here ε = {h.eps:g} is not: the update is {number(share)} α."
+    )
 
 
 # ---------------------------------------------------------------------------- other optimizers
@@ -203,9 +218,34 @@ def comparison_text(found: Adamw) -> Iterator[RenderableType]:
         "Adam with L2 adds the decay to the gradient:\n"
         f"g + λ × θ₀ = {number(first.gradient)} + {h.weight_decay:g} × "
         f"{number(first.theta_before)} = {number(regularized)}\n"
-        "The update divides this by √v̂, which has changed in the same proportion: almost nothing "
-        "is left of the decay. AdamW subtracts it from θ itself, whatever the gradient is. That is "
+        f"{decay_in_l2(found)} AdamW subtracts it from θ itself, whatever the gradient is. That is "
         "the W: decoupled weight decay."
+    )
+
+
+def decay_in_l2(found: Adamw) -> str:
+    """Return what the first update of Adam with L2 leaves of the decay, and why."""
+    h, first = found.hyperparameters, found.updates[0]
+    adamw, l2 = (row.decay_first for row in found.comparisons[:2])
+    if adamw == 0 or not math.isfinite(l2 / adamw):
+        return (
+            "There is no decay to compare at this step: α × λ × θ₀ is 0, is lost in rounding, or "
+            "is beyond float64."
+        )
+    if abs(l2) <= LITTLE * abs(adamw):
+        why = "√v̂, which has changed in the same proportion"
+        if h.eps > math.sqrt(first.v_hat):
+            why = f"√v̂ + ε, and ε = {h.eps:g} is large"
+        return f"The update divides this by {why}: almost nothing is left of the decay."
+    if first.gradient == 0:
+        reason = "the gradient is 0, so that the decay alone is divided by its own size"
+    elif first.gradient * (first.gradient + h.weight_decay * first.theta_before) <= 0:
+        reason = "the decay is larger than the gradient and has the other sign"
+    else:
+        reason = f"ε = {h.eps:g} is not small next to the gradient"
+    return (
+        f"The update divides this by √v̂ + ε. What is left of the decay, {number(-l2, 9)}, is "
+        f"{times(l2 / adamw)} times that of AdamW, since {reason}."
     )
 
 

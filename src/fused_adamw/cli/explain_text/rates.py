@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ...explain.rates import Rate, Rates, TensorRates
 from ..console import heading, number_table, paragraph
+from .adamw import NEARLY_ALL
 from .numbers import cell, factor, number, times
 
 
@@ -16,7 +17,7 @@ def rates_text(found: Rates) -> Iterator[RenderableType]:
     yield heading("The smaller the gradient, the larger its effective learning rate")
     yield paragraph(
         f"effective rate = α / (√v̂ + ε), with α = {h.lr:g} and ε = {h.eps:g}. At the first step "
-        "v̂ = g²: every parameter moves by about α, whatever its gradient."
+        f"v̂ = g²: {size_of_first(found.by_gradient)}"
     )
     yield by_gradient(found.by_gradient)
     yield heading("In the tiny transformer, while it trains")
@@ -29,6 +30,18 @@ def rates_text(found: Rates) -> Iterator[RenderableType]:
     for step, loss in found.losses.items():
         rows = [row for row in found.by_tensor if row.step == step]
         yield by_tensor(rows, f"Step {step:,}: loss {number(loss)} after it")
+
+
+def size_of_first(rows: Sequence[Rate]) -> str:
+    """Return how far a first update moves a parameter: |g| / (|g| + ε) of α."""
+    least, *_, largest = (row.gradient * row.multiplier for row in rows)
+    if least >= NEARLY_ALL:
+        return "every parameter moves by about α, whatever its gradient."
+    return (
+        "a parameter moves by |g| / (|g| + ε) of α, which is about α where ε is small next to |g|; "
+        f"here from {number(least)} α for the smallest of these gradients to {number(largest)} α "
+        "for the largest."
+    )
 
 
 def by_gradient(rows: Sequence[Rate]) -> Table:
