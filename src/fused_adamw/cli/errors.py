@@ -1,6 +1,7 @@
 """Failures of a command: one line on standard error, and an exit status."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from typing import NoReturn
 import typer
 
 from .._io.files import printable
+
+_ARGUMENT = re.compile(r"^(lr|eps|betas|[a-z]+(_[a-z]+)+)(?=(\[\d\])? must )")
+"""Arguments of functions, whose names are those of options, at the start of messages."""
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
 
@@ -49,7 +53,7 @@ def bad_input_reported() -> Iterator[None]:
     except (OSError, MemoryError) as error:
         fail(describe(error))
     except (ValueError, OverflowError) as error:
-        fail(error)
+        fail(_ARGUMENT.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error)))
 
 
 @contextmanager

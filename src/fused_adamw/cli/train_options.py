@@ -122,8 +122,8 @@ class TrainConfig:
         steps = self.epochs * batches_per_epoch
         if self.schedule is not ScheduleName.CONSTANT and self.warmup >= steps:
             raise ValueError(
-                f"--warmup ({self.warmup}) must be less than the number of steps in "
-                f"{self.epochs} epochs ({steps})"
+                f"--warmup ({self.warmup}) must be less than the number of steps of --epochs "
+                f"{self.epochs} ({steps})"
             )
         return steps
 
