@@ -158,8 +158,8 @@ def test_the_summary_and_the_plot_show_the_whole_training(run, monkeypatch):
     options = ("--steps", 30, "--checkpoint", "run", "--resume", "--plot", "plot.png")
     status, out, err = run("train", *options)
     assert (status, err) == (0, "")
-    assert "Resumed after 20 steps." in out
-    assert "Predictions after 30 steps" in out
+    assert "Resumed after step 20." in out
+    assert "Predictions after step 30" in out
     assert "1.829868" in out  # the first loss
     assert len(drawn[0].history.losses) == 31
 

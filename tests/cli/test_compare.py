@@ -112,7 +112,7 @@ def test_ctrl_c_during_the_second_optimizer(run, monkeypatch, swept):
     status, out, err = run("train", "--steps", steps, *options)
     assert (status, err) == (130, "")
     # Of a sweep the first training of SGD, at 0.001, is complete.
-    interrupted = "SGD, lr 0.00316 after 4 steps" if swept else "SGD, lr 0.001 after 14 steps"
+    interrupted = "SGD, lr 0.00316 after step 4" if swept else "SGD, lr 0.001 after step 14"
     assert f"Interrupted: {interrupted}." in out
     assert "Where the time goes: SGD, lr 0.001" in out
     assert "pure Python" not in out

@@ -156,7 +156,8 @@ def test_a_checkpoint_whose_losses_are_of_another_step(run, train_json):
     rewrite(Path("run"), optimizer=json.dumps(saved | {"t": 2}))
     status, out, err = run("train", "--steps", 5, "--checkpoint", "run", "--resume")
     assert (status, out) == (2, "")
-    assert err == "error: run does not match its losses: it has 2 steps and 3 losses\n"
+    message = "run must have one loss for each step; got t=2 and the losses up to step 3"
+    assert err == f"error: {message}\n"
 
 
 # ---- two training runs, one checkpoint

@@ -146,7 +146,7 @@ def test_a_disk_that_gets_full(run, monkeypatch):
     monkeypatch.setattr(TrainingLog, "_row", row)
     status, out, err = run("train", "--steps", 9, "--log", "log.csv", "--checkpoint", "run")
     assert (status, err) == (1, "error: log.csv: No space left on device\n")
-    assert "Predictions after 9 steps" in out
+    assert "Predictions after step 9" in out
     assert read_step("run") == 9
     assert len(rows_of("log.csv")) == 3
 

@@ -103,7 +103,7 @@ def test_a_log_that_cannot_be_written_leaves_no_rank_waiting(tmp_path):
     result = start(2, "-c", LOG_THAT_FAILS, *arguments)
     assert result.returncode != 0
     assert result.stderr.count("No space left on device") == 1
-    assert "Predictions after 5 steps" in result.stdout
+    assert "Predictions after step 5" in result.stdout
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_only_one_rank_prints(tmp_path):
     for arguments, expected in (
         (
             ["--text", text, "--batch-size", 9],
-            "batch_size must be a multiple of the number of ranks (2); got 9",
+            "--batch-size must be a multiple of the number of ranks (2); got 9",
         ),
         (["--text", tmp_path / "none"], "No such file"),
         (["--lr", "fast"], "--lr"),

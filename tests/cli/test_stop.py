@@ -111,7 +111,7 @@ def test_after_ctrl_c_nothing_takes_long(run, text, stop_at, calls, mode):
         assert record["sample"] is None
         assert record.keys() >= RECORD_KEYS
     else:
-        assert "Interrupted: AdamW after 3 steps." in out
+        assert "Interrupted: AdamW after step 3." in out
         assert "pure Python" not in out
 
 

@@ -23,7 +23,7 @@ from fused_adamw.tiny import PAD, TinyTransformer
         (ValueError, "targets must be between 0 and 5; got -1", [1, 3], [-1]),
         (
             ValueError,
-            r"tokens must have at most 5 positions \(max_length\); got 6",
+            r"tokens must not be longer than max_length \(5\); got 6",
             [1] * 6,
             [3],
         ),
@@ -75,13 +75,13 @@ from fused_adamw.tiny import PAD, TinyTransformer
         ),
         (
             ValueError,
-            r"targets must not be longer than tokens \(2 positions in sequence 0\); got 3",
+            r"targets must not be longer than tokens \(length 2 in sequence 0\); got 3",
             [1, 3],
             [3, 4, 5],
         ),
         (
             ValueError,
-            r"targets must not be longer than tokens \(1 positions in sequence 1\); got 2",
+            r"targets must not be longer than tokens \(length 1 in sequence 1\); got 2",
             [[1, 3], [1]],
             [[3, 4], [3, 4]],
         ),

@@ -143,7 +143,8 @@ def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) ->
     axes.set_xlabel("learning rate  (×: diverges)")
     axes.set_ylabel("loss, nats per token")
     loss = "Held-out loss" if on_held_out_text(sweeps) else "Loss"
-    axes.set_title(f"{loss} after {max(steps):,} steps", fontsize="medium", loc="left")
+    count = f"{max(steps):,} step{'s' * (max(steps) != 1)}"
+    axes.set_title(f"{loss} after {count}", fontsize="medium", loc="left")
     axes.legend(frameon=False)
 
 

@@ -20,7 +20,8 @@ def sweep_summary(sweeps: Sequence[Sweep], steps: int) -> Iterator[RenderableTyp
     if not any(len(sweep.losses) > 1 for sweep in sweeps):
         return
     held_out = " on held-out text" if on_held_out_text(sweeps) else ""
-    yield console.heading(f"Loss{held_out} after {steps:,} steps, by learning rate")
+    count = f"{steps:,} step{'s' * (steps != 1)}"
+    yield console.heading(f"Loss{held_out} after {count}, by learning rate")
     yield sweep_table(sweeps)
     for sentence in conclusions(sweeps):
         yield console.paragraph(sentence)

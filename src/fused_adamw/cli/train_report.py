@@ -86,11 +86,11 @@ def summary(report: Report) -> Iterator[RenderableType]:
     if task.corpus is not None:
         yield console.paragraph(corpus_size(task.corpus))
     if first.history.resumed_from is not None:
-        yield console.paragraph(f"Resumed after {first.history.resumed_from:,} steps.")
+        yield console.paragraph(f"Resumed after step {first.history.resumed_from:,}.")
     names = {id(result): name for name, result in report.results.items()}
     for result in report.interrupted:
         name = names.get(id(result), label(result, with_lr=True))
-        yield console.paragraph(f"Interrupted: {name} after {result.history.steps:,} steps.")
+        yield console.paragraph(f"Interrupted: {name} after step {result.history.steps:,}.")
     yield tables.predictions_table(predictions(first.model, task), first.history.steps)
     yield tables.losses_table(report.results, len(task.vocabulary))
     yield from sweep_summary(report.sweeps, report.config["steps"])

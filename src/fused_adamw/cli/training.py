@@ -88,8 +88,8 @@ class Training:
                 self.checkpoint.load(optimizer)
                 if optimizer.t != self.history.steps:
                     raise ValueError(
-                        f"{self.checkpoint.path} does not match its losses: it has "
-                        f"{optimizer.t} steps and {self.history.steps} losses"
+                        f"{self.checkpoint.path} must have one loss for each step; got "
+                        f"t={optimizer.t} and the losses up to step {self.history.steps}"
                     )
         history = History() if self.options.compares else self.history
         result = TrainingResult("AdamW", lr, model, history, config.state_dtype, schedule=schedule)

@@ -40,7 +40,7 @@ def _loss_cells(*losses: float) -> list[str]:
 
 def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
     """Return what the model predicts after this number of steps."""
-    table = text_table("after", "target", "predicted", title=f"Predictions after {steps:,} steps")
+    table = text_table("after", "target", "predicted", title=f"Predictions after step {steps:,}")
     table.add_column("P(target)", justify="right")
     for row in rows:
         right = row.predicted == row.target

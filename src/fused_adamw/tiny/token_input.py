@@ -43,7 +43,7 @@ def token_rows(tokens: Sequences, max_length: int) -> tuple[list[Row], bool]:
         raise ValueError(f"tokens must not contain an empty sequence; got lengths {lengths}")
     if max(lengths) > max_length:
         raise ValueError(
-            f"tokens must have at most {max_length} positions (max_length); got {max(lengths)}"
+            f"tokens must not be longer than max_length ({max_length}); got {max(lengths)}"
         )
     return rows, one_sequence
 
@@ -58,8 +58,8 @@ def target_rows(targets: Sequences, tokens: list[Row]) -> list[Row]:
     for i, (row, token_row) in enumerate(zip(rows, tokens, strict=True)):
         if len(row) > len(token_row):
             raise ValueError(
-                f"targets must not be longer than tokens ({len(token_row)} positions in "
-                f"sequence {i}); got {len(row)}"
+                f"targets must not be longer than tokens (length {len(token_row)} in sequence "
+                f"{i}); got {len(row)}"
             )
     return rows
 
