@@ -8,7 +8,8 @@ import pytest
 from checkpoints import mapping, nothing_changes, trained
 
 from fused_adamw import AdamW
-from fused_adamw.checkpoint import load_checkpoint, read_extra, save_checkpoint
+from fused_adamw._io import safetensors_stream
+from fused_adamw.checkpoint import load_checkpoint, read_arrays, read_extra, save_checkpoint
 
 
 def nested(depth, make=lambda inner: {"a": inner}):
@@ -120,6 +121,35 @@ def test_arrays_of_dtypes_that_numpy_lacks_are_refused(path, dtype):
     with pytest.raises(TypeError, match=rf"arrays\['a'\] must be .*; got ndarray of {dtype}"):
         save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": array})
     assert not path.exists()
+
+
+def test_arrays_of_a_dtype_with_metadata(path):
+    array = np.arange(3, dtype=np.dtype(np.float64, metadata={"unit": "m"}))
+    save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": array})
+    np.testing.assert_array_equal(read_arrays(path)["a"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("dtype", [">f8", "c16", "M8[s]", "U1", [("x", float)]], ids=str)
+def test_arrays_of_other_dtypes_are_refused_with_those_that_can_be_saved(path, dtype):
+    allowed = "float64, float32, float16, int64, .*, bool in native byte order"
+    with pytest.raises(
+        TypeError, match=rf"arrays\['a'\] must be an array of {allowed}; got ndarray"
+    ):
+        save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": np.zeros(3, dtype)})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "extra", "found"),
+    [
+        (40, None, "for 120 tensors: use fewer arrays, or shorter names$"),
+        (1, "x" * 6000, r"of which extra is 6,009: save large data with `arrays`$"),
+    ],
+)
+def test_a_header_that_is_too_large(path, monkeypatch, tensors, extra, found):
+    monkeypatch.setattr(safetensors_stream, "MAX_HEADER_BYTES", 5000)
+    optimizer = AdamW([np.ones(1) for _ in range(tensors)])
+    with pytest.raises(ValueError, match=rf"must fit in a header of 5,000 bytes; got .*{found}"):
+        save_checkpoint(path, optimizer, extra=extra and {"a": extra})
 
 
 def test_a_mapping_that_contains_itself(path):

@@ -73,6 +73,15 @@ def optimizer_tensors(optimizer: BaseOptimizer) -> dict[str, TensorInfo]:
     return tensors
 
 
+_EXTRA_DTYPES = ", ".join(name for name in TAGS if hasattr(np, name))
+
+
+def _is_storable(dtype: np.dtype[Any]) -> bool:
+    """Whether files can contain a dtype of a caller's array: not those that ml_dtypes adds."""
+    is_own = issubclass(dtype.type, (np.bool_, np.integer, np.floating))
+    return is_own and dtype.isnative and dtype.name in TAGS
+
+
 def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
     """The arrays of a caller, by their names in a file."""
     if arrays is None:
@@ -85,11 +94,10 @@ def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
             raise TypeError(f"arrays must have strings as keys; got {name!r}")
         array = np.asarray(value)
         dtype = array.dtype
-        storable = dtype.name in TAGS and dtype.isbuiltin == 1  # not what ml_dtypes adds
-        if not storable or isinstance(value, np.ma.MaskedArray):
+        if not _is_storable(dtype) or isinstance(value, np.ma.MaskedArray):
             raise TypeError(
-                f"arrays[{name!r}] must be an array of booleans, integers or floats in native "
-                f"byte order; got {_type(value)} of {dtype}"
+                f"arrays[{name!r}] must be an array of {_EXTRA_DTYPES} in native byte order; got "
+                f"{_type(value)} of {dtype}"
             )
         found[f"extra/{name}"] = array
     return found
@@ -132,7 +140,7 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
     require_json_types(saved)
     groups, own = saved.pop("param_groups"), optimizer.param_groups
     if len(groups) != len(own):
-        raise ValueError(f"it has {len(groups)} parameter groups, this optimizer has {len(own)}")
+        raise ValueError(f"param_groups must have the length {len(own)}; got {len(groups)}")
     for g, group in enumerate(groups):
         group["betas"] = tuple(group["betas"])
         group |= {name: _restored(g, name, group[name], own[g][name]) for name in SCHEDULED}

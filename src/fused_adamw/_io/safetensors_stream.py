@@ -103,9 +103,12 @@ def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
         raise ValueError(f"names must be encodable as UTF-8: {error}") from error
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
+        extra = len(metadata.get("extra", "").encode())
+        found = f"{len(text):,}, for {len(tensors):,} tensors: use fewer arrays, or shorter names"
+        if extra > len(text) // 2:
+            found = f"{len(text):,}, of which extra is {extra:,}: save large data with `arrays`"
         raise ValueError(
-            f"names and extra must fit in a header of {MAX_HEADER_BYTES:,} bytes; got "
-            f"{len(text):,}: save large data with `arrays`"
+            f"names and extra must fit in a header of {MAX_HEADER_BYTES:,} bytes; got {found}"
         )
     return len(text).to_bytes(8, "little") + text
 
