@@ -9,8 +9,8 @@ from ._optim.allocation import Allocate
 from ._optim.arrays import Array, ArrayTree, GradientTree, ShardSlice, order_of, ravel_like
 from ._optim.conversion import convert_state
 from ._optim.decoded_state import DecodedState
-from ._optim.options import HYPERPARAMETERS, check_flag
-from ._optim.param_groups import DecayMask, matrices_only
+from ._optim.options import check_flag
+from ._optim.param_groups import DecayMask, groups_repr, matrices_only
 from ._optim.state_dict import (
     SavedState,
     recognized_entry,
@@ -26,8 +26,9 @@ __all__ = ["AdamW", "DecayMask", "matrices_only"]
 class AdamW(DecodedState):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) for NumPy arrays.
 
-    The interface is that of ``torch.optim.AdamW``, but gradients are passed to ``step``. Each step
-    updates all parameters in place, in one pass over memory::
+    The interface is that of ``torch.optim.AdamW`` without ``add_param_group``, ``zero_grad``,
+    ``state`` and ``defaults``, and gradients are passed to ``step``. Each step updates all
+    parameters in place, in one pass over memory::
 
         g <- grad_scale * clip * gradient               (negated with maximize)
         m <- b1 m + (1 - b1) g
@@ -58,8 +59,8 @@ class AdamW(DecodedState):
             norm is their global Euclidean norm (Pascanu, Mikolov & Bengio 2013), as
             ``torch.nn.utils.clip_grad_norm_`` does. The gradients themselves are not changed. A NaN
             in any gradient makes all parameters NaN this way; an infinity makes the factor 0.
-        skip_nonfinite: a step with a NaN or an infinity in its gradients, or with a norm beyond
-            float64, changes nothing.
+        skip_nonfinite: a step with a NaN or an infinity in its gradients, or with float64 gradients
+            whose sum of squares is beyond float64, changes nothing.
         state_dtype: storage format of the moments. None: the dtype of the parameters (float32 for
             float16 parameters). "float32": 8 bytes per parameter. "bfloat16": 4. "8bit": 2, plus 8
             per block of 256; not with amsgrad. docs/state-formats.md describes them. The arithmetic
@@ -220,7 +221,7 @@ class AdamW(DecodedState):
     # ---- checkpoints
 
     def exclusive(self, operation: str = "") -> AbstractContextManager[Any]:
-        """A block in which no other thread steps, saves or loads this optimizer; the same thread
+        """A block in which no other thread steps, saves or loads this optimizer. The same thread
         may enter it again. ``operation`` is not used here.
 
         Example: ``with opt.exclusive(): pid = os.fork()`` while another thread trains."""
@@ -246,7 +247,7 @@ class AdamW(DecodedState):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            self._sources.check(self.param_groups, False)
+            self._sources.check_unchanged(self.param_groups, False)
             # Copies, as arrays are pickled later. (The parameters too, which a model may share.)
             return {name: x for name, x in vars(self).items() if name not in _REBUILT} | {
                 "param_groups": self._own_groups(),
@@ -271,11 +272,8 @@ class AdamW(DecodedState):
         self._bound.set_steps(steps)
 
     def __repr__(self) -> str:
-        lines = "".join(
-            f"\n    group {g}: " + ", ".join(f"{name}={group[name]!r}" for name in HYPERPARAMETERS)
-            for g, group in enumerate(self.param_groups)
-        )
-        return f"AdamW({self._contents_repr()}{self._options_repr()}{lines}\n)"
+        groups = groups_repr(self.param_groups)
+        return f"AdamW({self._contents_repr()}{self._options_repr()}{groups}\n)"
 
     # ---- inner parts
 

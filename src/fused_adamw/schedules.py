@@ -13,8 +13,9 @@ its last step a schedule keeps its rate, unless another one is chained to it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TypeAlias
+
+from ._core import as_integer
 
 __all__ = [
     "Constant",
@@ -42,9 +43,11 @@ class _Chainable:
             ValueError: t is less than 1.
         """
         try:
-            is_step = t >= 1
+            is_step = t >= 1 if getattr(t, "ndim", 0) == 0 else None
         except TypeError:
-            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {t!r}") from None
+            is_step = None
+        if is_step is None:
+            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
         if not is_step:
             raise ValueError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
         return self._rate(t)
@@ -245,15 +248,19 @@ class Joined(_Chainable):
                 f"following must be a schedule, a function of t; got {self.following!r}"
             )
         after = getattr(self.following, "steps", None)
-        if after is not None and not isinstance(after, int):
-            raise TypeError(f"following.steps must be an int or None; got {after!r}")
+        if after is not None:
+            after = as_integer("following.steps", after, "an int or None")
         object.__setattr__(self, "steps", None if after is None else self.first.steps + after)
 
     def _rate(self, t: int) -> float:
         before = self.first.steps
         if before is None or t <= before:
             return self.first(t)
-        return float(self.following(t - before))
+        rate = self.following(t - before)
+        try:
+            return float(rate)
+        except (TypeError, ValueError):
+            raise TypeError(f"following must return a number; got {rate!r}") from None
 
     def __repr__(self) -> str:
         return f"{self.first!r}.then({self.following!r})"
@@ -279,9 +286,7 @@ def _accept_rate(schedule: _Chainable, name: str) -> None:
 
 def _accept_steps(schedule: _Chainable) -> None:
     """Check the number of steps and make it an int, so that it is shown as one."""
-    value: object = schedule.steps
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"steps must be an integer >= 1; got {value!r}")
+    value = as_integer("steps", schedule.steps, "an integer >= 1")
     if value < 1:
         raise ValueError(f"steps must be an integer >= 1; got {value}")
-    object.__setattr__(schedule, "steps", int(value))
+    object.__setattr__(schedule, "steps", value)

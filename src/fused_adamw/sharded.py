@@ -203,7 +203,7 @@ class ShardedAdamW(BaseOptimizer):
         with self.exclusive(f"gather_{role}"):
             with raise_on_all_ranks(self.comm, fingerprint):
                 fingerprint |= self.collective_call(f"gather_{role}", t=self.t)
-                self._sources.check(self.param_groups, False)
+                self._sources.check_unchanged(self.param_groups, False)
                 whole = self._own_parts(role)
             if whole is None:
                 return None

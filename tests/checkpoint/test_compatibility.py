@@ -87,7 +87,7 @@ def test_the_schedule_of_one_group(path):
 def test_other_groups(path):
     save_checkpoint(path, AdamW([{"params": []}, {"params": {"w": draw(3)}}]))
     optimizer = AdamW([{"params": []}, {"params": {"w": draw(3)}}, {"params": []}])
-    with nothing_changes(optimizer, MismatchedCheckpointError, "2 parameter groups, .* 3"):
+    with nothing_changes(optimizer, MismatchedCheckpointError, "must have the length 3; got 2"):
         load_checkpoint(path, optimizer)
 
 
@@ -110,6 +110,30 @@ def test_a_well_formed_file_of_bad_values(path, small, key, value):
     rewrite(path, optimizer=json.dumps(saved | {key: value}))
     with nothing_changes(optimizer, MismatchedCheckpointError):
         load_checkpoint(path, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("start", "name", "value", "error", "message"),
+    [
+        (None, "ema_decay", 0.999, ValueError, "must be None, as at construction; got 0.999"),
+        (0.9, "ema_decay", None, ValueError, "must be a number, as at construction; got None"),
+        (0.9, "ema_decay", False, TypeError, "must be a number or None; got False"),
+        (None, "max_grad_norm", -1, ValueError, "must be a finite number above 0; got -1"),
+        (None, "max_grad_norm", "1", TypeError, r"must be a real number; got '1' \(str\)"),
+    ],
+)
+def test_what_no_step_accepts_does_not_replace_a_file(path, start, name, value, error, message):
+    optimizer = trained(mapping(), ema_decay=start)
+    save_checkpoint(path, optimizer)
+    before = path.read_bytes()
+    setattr(optimizer, name, value)
+    for call in (
+        lambda: optimizer.step(gradients(mapping(), 9)),
+        lambda: save_checkpoint(path, optimizer),
+    ):
+        with nothing_changes(optimizer, error, f"^{name} {message}"):
+            call()
+    assert path.read_bytes() == before
 
 
 def test_parameters_that_became_read_only(path):

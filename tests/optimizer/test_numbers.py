@@ -180,7 +180,7 @@ def test_flags_are_booleans_after_construction_too(name):
     [
         (lambda g: g.update(momentum=0.9), ValueError, "unknown key 'momentum'; allowed: params"),
         (lambda g: g.update({"learning rate": 1}), ValueError, "unknown key 'learning rate'"),
-        (lambda g: g.pop("eps"), ValueError, r"got none for \['eps'\]"),
+        (lambda g: g.pop("eps"), ValueError, r"missing \['eps'\]"),
         (lambda g: g.update(foo=g.pop("lr")), ValueError, "unknown key 'foo'"),
         (lambda g: g.clear(), ValueError, "must have the keys params, lr"),
     ],
@@ -205,3 +205,62 @@ def test_a_group_is_a_dict():
     opt.param_groups[0] = list(opt.param_groups[0].items())
     with pytest.raises(TypeError, match=r"param_groups\[0\] must be a dict; got list"):
         opt.step(np.ones(2))
+
+
+NO_NUMBERS = {
+    "text": np.array("0.5"),
+    "str_": np.str_("0.5"),
+    "complex": np.array(0.5 + 0j),
+    "complex128": np.complex128(0.5),
+    "object": np.array(0.5, object),
+    "timedelta": np.array(1, "m8[s]"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+@pytest.mark.parametrize("name", [*NUMBERS, "betas"])
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_what_is_no_number(kind, name):
+    value = NO_NUMBERS[kind]
+    where = "betas\\[0\\]" if name == "betas" else name
+    with pytest.raises(TypeError, match=f"^{where} must be a real number; got "):
+        AdamW(np.ones(3), **{name: (value, 0.9) if name == "betas" else value})
+
+
+@pytest.mark.parametrize("value", [True, False, np.False_])
+def test_no_bool_switches_averages_off(value):
+    match = f"^ema_decay must be a number or None; got {value!r}"
+    with pytest.raises(TypeError, match=match):
+        AdamW(np.ones(3), ema_decay=value)
+    opt = AdamW(np.ones(3), ema_decay=0.9)
+    opt.ema_decay = value
+    with pytest.raises(TypeError, match=match):
+        opt.step(np.ones(3))
+    saved = AdamW(np.ones(3), ema_decay=0.9).state_dict() | {"ema_decay": value}
+    with pytest.raises(TypeError, match="must be a number or None"):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array])
+def test_integers_of_numpy_in_a_state_dict(kind):
+    """They are kept as integers of Python: 255 + 1 is no uint8."""
+    opt, other = AdamW(np.ones(3)), AdamW(np.ones(3))
+    saved = opt.state_dict()
+    saved |= {"t": kind(255), "maximize": kind(1), "skip_nonfinite": kind(0)}
+    saved["state"]["params"]["step"] = kind(255)
+    other.load_state_dict(saved)
+    other.step(np.ones(3))
+    found = other.state_dict()
+    assert (found["t"], found["state"]["params"]["step"]) == (256, 256)
+    assert (other.maximize, other.skip_nonfinite) == (True, False)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(1), "1", None])
+def test_what_is_no_integer_in_a_state_dict(value):
+    opt = AdamW(np.ones(3))
+    with pytest.raises(TypeError, match=r"^state_dict\['t'\] must be an integer; got "):
+        opt.load_state_dict(opt.state_dict() | {"t": value})
+    saved = opt.state_dict()
+    saved["state"]["params"]["step"] = value
+    with pytest.raises(TypeError, match=r"\['step'\] must be an integer; got "):
+        opt.load_state_dict(saved)

@@ -68,6 +68,35 @@ def test_repr_shows_options_that_are_not_the_default():
         assert f", {name}={value!r}" in text
 
 
+@pytest.mark.parametrize(
+    ("groups", "error", "shown"),
+    [
+        (None, TypeError, "param_groups=None"),
+        (5, TypeError, "param_groups=5"),
+        ({}, TypeError, "param_groups={}"),
+        ([1], TypeError, "group 0: 1"),
+        ([{"lr": 0.5}], ValueError, "group 0: lr=0.5"),
+    ],
+)
+def test_groups_that_are_none(groups, error, shown):
+    opt = AdamW(np.ones(3))
+    opt.param_groups = groups
+    assert shown in repr(opt)
+    for call in (lambda: opt.step(np.ones(3)), opt.state_dict):
+        with pytest.raises(error, match=r"^param_groups.* must "):
+            call()
+
+
+def test_one_of_each():
+    assert "1 tensor, 1 parameter, t=0" in repr(AdamW(np.ones(1)))
+    opt = AdamW([np.ones(1)])
+    with pytest.raises(ValueError, match="grads must have the length 1, like params; got 2"):
+        opt.step([np.ones(1), np.ones(1)])
+    opt.param_groups = []
+    with pytest.raises(ValueError, match="must have the length 1, as at construction; got 0"):
+        opt.step([np.ones(1)])
+
+
 # ---- options with a buffer
 
 

@@ -1,5 +1,7 @@
 """What ``params`` may be: names of nested tensors, groups, and what is refused with a next step."""
 
+import copy
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from optimizers import HYPER, Twins, draw, leaves
 
 from fused_adamw import AdamW
+from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
 FLAX = {"layers": [{"w": (2,), "b": (3,)}, {"w": (4,)}], "head": {"kernel": (5,), "scale": (1,)}}
 
@@ -134,3 +137,42 @@ def test_masked_arrays_are_refused():
     with pytest.raises(TypeError, match=r"grads\['w'\] must be a plain array; got a masked array"):
         opt.step({"w": np.ma.ones(3)})
     assert opt.t == 0
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int4"])
+def test_dtypes_without_a_buffer_format(dtype):
+    array = np.zeros(3, getattr(pytest.importorskip("ml_dtypes"), dtype))
+    with pytest.raises(TypeError, match=f"^params must be a NumPy array of .*; got dtype {dtype}$"):
+        AdamW(array)
+
+
+def test_dates_are_no_parameters():
+    with pytest.raises(TypeError, match=r"got dtype datetime64\[s\]$"):
+        AdamW(np.zeros(3, "M8[s]"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dtype", np.int64, "must have the dtype float64, as at construction; got int64"),
+        ("shape", (2, 3), r"must have the shape \(6,\), as at construction; got \(2, 3\)"),
+    ],
+)
+def test_an_array_that_has_been_reinterpreted_in_place(tmp_path, name, value, message):
+    w = np.ones(6)
+    opt = AdamW({"w": w})
+    opt.step({"w": np.ones(6)})
+    saved, path = opt.state_dict(), tmp_path / "file"
+    save_checkpoint(path, opt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of later versions of NumPy
+        setattr(w, name, value)
+    for call in (
+        opt.state_dict,
+        lambda: opt.load_state_dict(saved),
+        lambda: save_checkpoint(path, opt),
+        lambda: load_checkpoint(path, opt),
+        lambda: copy.deepcopy(opt),
+    ):
+        with pytest.raises(ValueError, match=rf"^params\['w'\] {message}"):
+            call()

@@ -256,20 +256,21 @@ cdef class BoundArrays:
     @cython.final
     cdef int require_hypers(self, list hypers) except -1:
         """One of each group, with the decay rate exactly where the state has its buffer."""
-        cdef Py_ssize_t k, count = self.spec.groups()
         if not self.has_state:
             raise ValueError("state must be given for a step; got parameters alone")
-        if len(hypers) != count:
-            raise_number_of_groups(count, len(hypers))
+        if len(hypers) != self.spec.groups():
+            raise_number_of_groups(self.spec.groups(), len(hypers))
         for hyper in hypers:
             require_hyper(hyper)
-            for k in range(FUSED_ADAMW_NUM_BUFFERS):
-                if self.has_rate[k] != ((<tuple>hyper[4])[k] is not None):
-                    name, expected = OPTIONAL_BUFFERS[k].option, ("None", "a number")
-                    raise ValueError(
-                        f"{name} must be {expected[self.has_rate[k]]}, as at construction; got "
-                        f"{hyper[4][k]!r}"
-                    )
+            self.require_rates(<tuple>(<tuple>hyper)[4])
+        return 0
+
+    @cython.final
+    cdef int require_rates(self, tuple rates) except -1:
+        cdef Py_ssize_t k
+        for k in range(FUSED_ADAMW_NUM_BUFFERS):
+            if self.has_rate[k] != (rates[k] is not None):
+                refuse_rate(k, self.has_rate[k], rates[k])
         return 0
 
     # ---- overlaps

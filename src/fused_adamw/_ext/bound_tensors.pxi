@@ -153,6 +153,13 @@ cdef class BoundTensors(BoundArrays):
         for i in range(self.num_params):
             derive_for(&derived, &self.params[i], steps[i], hypers)
 
+    def check_rates(self, tuple rates not None):
+        """Raise ValueError unless the decay rates are given for just the buffers that the state
+        has."""
+        if len(rates) != FUSED_ADAMW_NUM_BUFFERS:
+            raise ValueError(f"rates must be {FUSED_ADAMW_NUM_BUFFERS}; got {rates!r}")
+        self.require_rates(rates)
+
     cpdef int count_step(self, tuple grads) except -1:
         """A step was taken, by the tensors that had a gradient: those that are not None."""
         cdef Py_ssize_t i

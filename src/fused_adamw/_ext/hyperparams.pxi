@@ -18,7 +18,33 @@ cdef integer(str name, value):
         ) from None
 
 
+def as_integer(str name not None, value, str what not None="an integer"):
+    """An integer as an int of Python, or raise TypeError, also for a bool; ``what``: is allowed,
+    for the message."""
+    try:
+        if not isinstance(value, bool):
+            return int(PyNumber_Index(value))
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be {what}; got {value!r}")
+
+
+cdef object np_generic = np.generic
+
+
+cdef bint only_converts(value) except -1:
+    """Whether a value converts to a float without being a real number: an array or a scalar of
+    NumPy that holds text or complex numbers, for instance."""
+    if not isinstance(value, np_ndarray) and not isinstance(value, np_generic):
+        return False
+    kind, scalar = value.dtype.kind, value.dtype.type
+    # Types of ml_dtypes, such as bfloat16, have the kind of np.void. True counts as 1.
+    return kind not in "iufb" and (kind != "V" or issubclass(scalar, np.void))
+
+
 cdef double real(str name, value) except? -1:
+    if type(value) is not float and type(value) is not int and only_converts(value):
+        raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")
     cdef double number = try_real(value)
     if number == -1 and PyErr_Occurred():
         if PyErr_ExceptionMatches(OverflowError):
@@ -29,6 +55,15 @@ cdef double real(str name, value) except? -1:
         PyErr_Clear()
         raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")
     return number
+
+
+cdef double rate_or_zero(str name, value) except? -1:
+    """A decay rate; 0 stands for None, and is not what False means: that it is switched off."""
+    if value is None:
+        return 0
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a number or None; got {value!r}")
+    return real(name, value)
 
 
 cdef double finite(str name, value) except? -1:
@@ -68,7 +103,7 @@ cdef uint32_t seed_of(seed, str name="seed") except? 0:
 
 def check_decay(str name, value):
     """Raise TypeError or ValueError for a decay rate that is not None or in [0, 1)."""
-    if value is not None and not 0 <= real(name, value) < 1:
+    if not 0 <= rate_or_zero(name, value) < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1; got {value!r}")
 
 
@@ -91,6 +126,13 @@ cdef inline int require_hyper(hyper) except -1:
             f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got {rates!r}"
         )
     return 0
+
+
+cdef int refuse_rate(Py_ssize_t k, bint expected, rate) except -1:
+    what = "a number" if expected else "None"
+    raise ValueError(
+        f"{OPTIONAL_BUFFERS[k].option} must be {what}, as at construction; got {rate!r}"
+    )
 
 
 cdef tuple pair_of(betas):
@@ -157,8 +199,7 @@ cdef int derive(
     given.beta2 = real("betas[1]", beta2)
     given.eps = real("eps", eps)
     for k in range(FUSED_ADAMW_NUM_BUFFERS):
-        rate = rates[k]
-        given.buffer_decays[k] = 0 if rate is None else real(OPTIONAL_BUFFERS[k].option, rate)
+        given.buffer_decays[k] = rate_or_zero(OPTIONAL_BUFFERS[k].option, rates[k])
     derived.group = group
     derived.t = t
     derived.decays = decays

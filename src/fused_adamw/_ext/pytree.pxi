@@ -235,12 +235,12 @@ cdef tuple items_of_sequence(str argument, arrays, Py_ssize_t length):
         PyObject_CheckBuffer(arrays) or not isinstance(arrays, Sequence)
     ):
         raise TypeError(
-            f"{argument} must be a sequence of {length} items, like params; got "
+            f"{argument} must be a sequence of the length {length}, like params; got "
             f"{type(arrays).__name__}"
         )
     cdef tuple found = tuple(arrays)
     if len(found) != length:
-        raise ValueError(f"{argument} must have {length} items, like params; got {len(found)}")
+        raise ValueError(f"{argument} must have the length {length}, like params; got {len(found)}")
     return found
 
 

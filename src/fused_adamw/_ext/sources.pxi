@@ -80,6 +80,14 @@ cdef PyObject **pointers_to(tuple arrays) except NULL:
     return found
 
 
+cdef tuple layout_of_array(array):
+    """Not array.dtype and array.shape, which a subclass may have replaced."""
+    return (
+        np_ndarray.dtype.__get__(array), np_ndarray.shape.__get__(array),
+        np_ndarray.strides.__get__(array),
+    )
+
+
 @cython.final
 @cython.no_gc_clear  # it may be called until it is freed
 cdef class ParamSources:
@@ -94,6 +102,7 @@ cdef class ParamSources:
     cdef PyObject **expected  # the arrays
     cdef PyObject **resettable  # those of NumPy, which can become read-only, and their number
     cdef Py_ssize_t num_resettable
+    cdef list layouts  # of these
 
     def __cinit__(self, TreeSpec spec not None, params, tuple group_keys not None):
         require_kept(spec, "params", params)
@@ -101,8 +110,10 @@ cdef class ParamSources:
         self.arrays = spec.flatten("params", params)
         self.expected = pointers_to(self.arrays)
         self.resettable = pointers_to(self.arrays)
+        self.layouts = []
         for array in self.arrays:
             if isinstance(array, np_ndarray):
+                self.layouts.append(layout_of_array(array))
                 self.resettable[self.num_resettable] = <PyObject *>array
                 self.num_resettable += 1
 
@@ -115,6 +126,8 @@ cdef class ParamSources:
         keys; ``written``: or where an array has become read-only."""
         cdef Py_ssize_t g = 0, k = 0
         cdef Py_ssize_t count = self.spec.groups()
+        if not isinstance(groups, (list, tuple)) and not isinstance(groups, Sequence):
+            raise TypeError(f"param_groups must be a list of dicts; got {groups!r}")
         if len(groups) != count:
             raise_number_of_groups(count, len(groups))
         for group in groups:
@@ -136,6 +149,23 @@ cdef class ParamSources:
                     )
         return 0
 
+    def check_unchanged(self, groups, bint written):
+        """``check``, and of NumPy's arrays that dtype, shape and strides are those of the
+        construction: assignment to ``array.shape`` or ``array.dtype`` changes them in place."""
+        cdef Py_ssize_t k
+        self.check(groups, written)
+        for k in range(self.num_resettable):
+            array = <object>self.resettable[k]
+            before, now = self.layouts[k], layout_of_array(array)
+            if before != now:
+                name = self.spec.name("params", self.index_of(self.resettable[k]))
+                for what, old, new in zip(("dtype", "shape", "strides"), before, now):
+                    if old != new:
+                        raise ValueError(
+                            f"{name} must have the {what} {old}, as at construction; got {new}"
+                        )
+        return 0
+
     def hyperparams(self, groups, long long t, tuple rates not None):
         """``hyperparams_at``, after a check of what a step needs."""
         self.check(groups, True)
@@ -153,7 +183,7 @@ cdef class ParamSources:
         require_known_keys(f"param_groups[{g}]", group, self.group_keys)
         allowed = ", ".join(self.group_keys)
         missing = without_item(self.group_keys, group)
-        raise ValueError(f"param_groups[{g}] must have the keys {allowed}; got none for {missing}")
+        raise ValueError(f"param_groups[{g}] must have the keys {allowed}; missing {missing}")
 
     cdef int refuse_replaced(self, Py_ssize_t g, Py_ssize_t k) except -1:
         path = self.spec.paths()[k]
@@ -175,5 +205,5 @@ def require_known_keys(str where not None, group, tuple keys not None):
 
 cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:
     raise ValueError(
-        f"param_groups must have {expected} groups, as at construction; got {found}"
+        f"param_groups must have the length {expected}, as at construction; got {found}"
     )

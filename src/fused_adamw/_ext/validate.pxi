@@ -34,6 +34,8 @@ cdef int acquire(
 
 
 cdef int refuse_object(TreeSpec spec, str argument, Py_ssize_t i, array, bint plain) except -1:
+    if isinstance(array, np_ndarray):  # of a dtype that the protocol has no format for
+        refuse_dtype(spec, argument, i, array, NULL, plain)
     must = f"{spec.name(argument, i)} must be a NumPy array of {names_of_types(plain)}"
     if not PyObject_CheckBuffer(array):
         raise TypeError(f"{must}; got {type(array).__name__}{torch_hint(array)}")

@@ -58,6 +58,7 @@ def save(
 def _require_usable(optimizer: BaseOptimizer, numbers: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for a number that every step, and loading, would refuse: the
     file that is there is better. Schedules are not asked."""
+    optimizer.check_options()
     groups = [
         group | {name: 0.0 for name in SCHEDULED if callable(group[name])}
         for group in numbers["param_groups"]

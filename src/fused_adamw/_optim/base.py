@@ -171,7 +171,7 @@ class BaseOptimizer(Options):
 
     def state_numbers(self) -> dict[str, Any]:
         """``state_dict()`` without its arrays."""
-        self._sources.check(self.param_groups, False)
+        self._sources.check_unchanged(self.param_groups, False)
         steps = zip(self.names, self._bound.get_steps(), self._orders(), strict=True)
         return {
             "t": self.t,
@@ -184,8 +184,9 @@ class BaseOptimizer(Options):
         }
 
     def check_params(self) -> None:
-        """Raise ValueError where an array of the groups was replaced or is read-only."""
-        self._sources.check(self.param_groups, True)
+        """Raise ValueError where an array of the groups was replaced or changed its shape or dtype,
+        or is read-only."""
+        self._sources.check_unchanged(self.param_groups, True)
 
     def check_numbers(self, saved: Mapping[str, Any]) -> None:
         """Raise what ``load_state_dict`` would raise for everything but the arrays and their memory
@@ -200,11 +201,21 @@ class BaseOptimizer(Options):
         self.check_params()
         self.check_values(saved)
 
+    def check_options(self) -> None:
+        """Raise TypeError or ValueError, as a step does, for options and hyper-parameters that are
+        of a wrong kind, and for a rate without the array of the state that it needs."""
+        for name, option in OPTIONS.items():
+            option.check(name, getattr(self, name))
+        for group in self.param_groups:
+            for name in HYPERPARAMETERS:
+                as_numbers(name, group[name])
+        self._bound.check_rates(self._rates)
+
     def check_values(self, saved: Mapping[str, Any]) -> None:
         """``check_numbers`` without the check of the parameters."""
         steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
-        hypers = hyperparams_at(saved["param_groups"], saved["t"] + 1, rates)
+        hypers = hyperparams_at(saved["param_groups"], int(saved["t"]) + 1, rates)
         self._bound.check(hypers, saved["max_grad_norm"], steps)
 
     def load_numbers(self, saved: Mapping[str, Any]) -> None:
@@ -214,8 +225,8 @@ class BaseOptimizer(Options):
         for name, value in self._loaded_options(saved).items():
             self._set(name, OPTIONS[name].check(name, value))
         self._bound.set_seed(self.seed)
-        self._bound.t = saved["t"]
-        self._bound.set_steps([saved["state"][name]["step"] for name in self.names])
+        self._bound.t = int(saved["t"])
+        self._bound.set_steps([int(saved["state"][name]["step"]) for name in self.names])
 
     def state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:
         """By role, the storage type and shape of the arrays that one process keeps of a tensor."""
@@ -273,7 +284,8 @@ class BaseOptimizer(Options):
     def _contents_repr(self) -> str:
         """The numbers of tensors and parameters, and t."""
         count, size = len(self._arrays), sum(array.size for array in self._arrays)
-        return f"{count} tensor{'s' * (count != 1)}, {size:,} parameters, t={self.t}"
+        tensors, params = f"tensor{'s' * (count != 1)}", f"parameter{'s' * (size != 1)}"
+        return f"{count} {tensors}, {size:,} {params}, t={self.t}"
 
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""

@@ -7,12 +7,13 @@ row here and a parameter to the constructors. An array of the state that an opti
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from inspect import get_annotations
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from .._core import as_number, check_decay, check_num_threads, check_seed
+from .._core import as_integer, as_number, check_decay, check_num_threads, check_seed
 from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
@@ -43,8 +44,11 @@ class Option(NamedTuple):
 
 def check_flag(name: str, value: Any) -> bool:
     """Raise TypeError unless the value is True or False, or 1 or 0."""
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
+    if isinstance(value, (bool, np.bool_)):
         return bool(value)
+    with suppress(TypeError):
+        if (number := as_integer(name, value)) in (0, 1):
+            return bool(number)
     raise TypeError(f"{name} must be a bool; got {value!r}")
 
 

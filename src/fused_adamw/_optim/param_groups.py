@@ -145,6 +145,20 @@ def serialize_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:
     return found
 
 
+def groups_repr(groups: Any) -> str:
+    """A line for each group with its hyper-parameters; whatever else was assigned, which steps
+    refuse, as it is."""
+    if not isinstance(groups, Sequence):
+        return f"\n    param_groups={groups!r}"
+    lines = []
+    for g, group in enumerate(groups):
+        text = repr(group)
+        if isinstance(group, Mapping):
+            text = ", ".join(f"{k}={group[k]!r}" for k in HYPERPARAMETERS if k in group)
+        lines.append(f"\n    group {g}: {text}")
+    return "".join(lines)
+
+
 def as_numbers(name: str, value: Any) -> Any:
     """A hyper-parameter as numbers of Python, which share nothing with arrays of the caller; a
     schedule as it is.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import abbreviated
+from .._core import abbreviated, as_integer
 from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
@@ -122,7 +122,7 @@ def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -
     options = {name for name, option in OPTIONS.items() if option.saved}
     _check_keys("state_dict", saved, {"t", "param_groups", "state", *options})
     _check_keys("state_dict['state']", saved["state"], set(names))
-    _check_count("state_dict['t']", saved["t"])
+    _checked_count("state_dict['t']", saved["t"])
     for name in sorted(options):
         OPTIONS[name].check(f"state_dict[{name!r}]", saved[name])
     _check_groups(saved["param_groups"], num_groups)
@@ -131,8 +131,7 @@ def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -
         where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
         _check_mapping(where, entry)
         _check_keys(where, entry, {"step", *entry})
-        _check_count(f"{where}['step']", entry["step"])
-        steps.append(entry["step"])
+        steps.append(_checked_count(f"{where}['step']", entry["step"]))
     return steps
 
 
@@ -243,7 +242,7 @@ def _check_groups(groups: Any, count: int) -> None:
     if not isinstance(groups, list):
         raise TypeError(f"{where} must be a list; got {groups!r}")
     if len(groups) != count:
-        raise ValueError(f"{where} must have {count} groups; got {len(groups)}")
+        raise ValueError(f"{where} must have the length {count}; got {len(groups)}")
     for g, group in enumerate(groups):
         _check_keys(f"{where}[{g}]", group, set(HYPERPARAMETERS))
         if not isinstance(group["betas"], (tuple, list)):  # an iterator would be used up
@@ -262,13 +261,13 @@ def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
         missing = abbreviated(sorted(keys - set(mapping)))
         unexpected = abbreviated(sorted(map(str, set(mapping) - keys)))
         raise ValueError(
-            f"{where} does not match this optimizer: missing keys {missing}, unexpected keys "
+            f"{where} must have the keys of this optimizer; missing {missing}, unexpected "
             f"{unexpected}"
         )
 
 
-def _check_count(where: str, count: Any) -> None:
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{where} must be an integer; got {count!r}")
-    if not 0 <= count < MAX_STEPS:
-        raise ValueError(f"{where} must be a number of steps >= 0 and < {MAX_STEPS}; got {count!r}")
+def _checked_count(where: str, count: Any) -> int:
+    number = as_integer(where, count)
+    if not 0 <= number < MAX_STEPS:
+        raise ValueError(f"{where} must be a number of steps >= 0 and < {MAX_STEPS}; got {number}")
+    return number

@@ -1,0 +1,53 @@
+"""Schedules that are called with what is no step, or that return no number."""
+
+import numpy as np
+import pytest
+
+from fused_adamw import AdamW
+from fused_adamw.schedules import Constant, CosineDecay, LinearDecay, LinearWarmup
+
+SCHEDULES = [
+    Constant(0.1),
+    CosineDecay(0.1, 9),
+    LinearDecay(0.1, 9),
+    LinearWarmup(0.1, 9),
+    Constant(0.1, 2).then(Constant(0.2)),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("t", [np.arange(1, 4), np.array([3]), [3], None, "3", 3j], ids=repr)
+def test_what_is_no_step(schedule, t):
+    with pytest.raises(TypeError, match=r"^t must be a step number 1, 2, 3, \.\.\.; got "):
+        schedule(t)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, float])
+def test_numbers_of_all_kinds_are_steps(schedule, kind):
+    assert schedule(kind(3)) == schedule(3)
+
+
+@pytest.mark.parametrize("value", [None, "x", (1, 2)])
+def test_what_follows_has_to_return_a_number(value):
+    schedule = Constant(0.1, 1).then(lambda t: value)
+    assert schedule(1) == 0.1
+    with pytest.raises(TypeError, match="following must return a number; got "):
+        schedule(2)
+    opt = AdamW(np.ones(3), lr=schedule)
+    opt.step(np.ones(3))
+    with pytest.raises(TypeError, match="following must return a number"):
+        opt.step(np.ones(3))
+    assert opt.t == 1
+
+
+def ending_after(number):
+    return type("Own", (), {"steps": number, "__call__": lambda self, t: 0.1})()
+
+
+def test_the_length_of_what_follows():
+    found = Constant(0.1, 3).then(ending_after(np.int64(3))).steps
+    assert (found, type(found)) == (6, int)
+    for number in True, 3.0, "3":
+        with pytest.raises(TypeError, match=r"^following\.steps must be an int or None; got "):
+            Constant(0.1, 3).then(ending_after(number))
