@@ -140,7 +140,25 @@ def threads():
             assert opt.t == t + 2
 
 
+def unusable_options():
+    """On one rank: no file is replaced by one that nothing can load."""
+    opt = ShardedAdamW(draw(SHAPES), bucket_bytes=SMALL_BUCKETS)
+    save_checkpoint(PATH, opt)
+    COMM.Barrier()
+    before = PATH.read_bytes()
+    if RANK == LAST:
+        opt.ema_decay = 0.5
+    message = "ema_decay must be None, as at construction; got 0.5"
+    refused(ValueError, message, lambda: save_checkpoint(PATH, opt))
+    COMM.Barrier()
+    assert PATH.read_bytes() == before
+    opt.ema_decay = None
+    save_checkpoint(PATH, opt)
+    COMM.Barrier()
+
+
 PROGRAMS = (
+    unusable_options,
     different_operations,
     different_steps,
     different_optimizers,
