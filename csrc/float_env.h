@@ -4,7 +4,8 @@
  * created which. Everything that computes runs in the default environment and then returns to that
  * of its caller.
  *
- * The exceptions that are raised meanwhile stay in the status flags, as those of any arithmetic do.
+ * The exceptions that are raised meanwhile stay in the status flags, as those of any arithmetic do,
+ * but for those of the x87 unit.
  *
  * Writing a control register takes longer than reading it: it is written only where it differs. */
 #ifndef FUSED_ADAMW_FLOAT_ENV_H
@@ -66,7 +67,8 @@ static inline void set_float_control(float_control bits)
 #elif defined(__i386__) && defined(__SSE2__) && defined(__GNUC__)
 
 /* MXCSR, and above it the control word of the x87 unit, in which C libraries compute here: its
- * rounding mode and its traps. Its precision is left as the system sets it. */
+ * rounding mode and its traps. Its precision is left as the system sets it. Its status flags are
+ * cleared: one that is set when its trap is switched on again ends the process. */
 #define CONTROL_BITS UINT64_C(0x0c3f0000ffc0)
 #define CONTROL_DEFAULT UINT64_C(0x003f00001f80)
 
@@ -83,7 +85,7 @@ static inline void set_float_control(float_control bits)
     const float_control both = (get_float_control() & ~CONTROL_BITS) | bits;
     const uint32_t control = (uint32_t)both;
     const uint16_t x87 = (uint16_t)(both >> 32);
-    __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(control), "m"(x87) : "memory");
+    __asm__ volatile("ldmxcsr %0\n\tfnclex\n\tfldcw %1" : : "m"(control), "m"(x87) : "memory");
 }
 
 #else

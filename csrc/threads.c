@@ -89,12 +89,12 @@ int fused_adamw_team_size(int num_threads)
     const int wanted =
         num_threads < FUSED_ADAMW_MAX_THREADS ? num_threads : FUSED_ADAMW_MAX_THREADS;
     if (wanted <= granted) {
-        granted = wanted;
+        asked = granted = wanted;
     } else if (wanted > asked || ++refused == CALLS_BEFORE_RETRY) {
         granted += count_creatable(wanted - granted);
+        asked = wanted;
         refused = 0;
     }
-    asked = wanted;
     return granted;
 }
 

@@ -146,3 +146,38 @@ def test_loading_before_the_first_forward():
     match = r"state_dict\['state'\]\[0\] must be loaded after the first forward"
     with pytest.raises(ValueError, match=match):
         AdamW(lazy_model().parameters(), state_dtype="8bit").load_state_dict(opt.state_dict())
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_a_load_by_pytorch_that_failed_is_forgotten(tmp_path):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    def fail(*_):
+        raise OSError("of a hook")
+
+    model = torch.nn.Linear(5, 3)
+    opt = AdamW(model.parameters())
+    with only_rank(tmp_path):
+        model(torch.ones(5)).sum().backward()
+        opt.step()
+        handle = opt.register_load_state_dict_pre_hook(fail, prepend=True)
+        options = StateDictOptions(full_state_dict=True)
+        with pytest.raises(OSError, match="of a hook"):
+            set_optimizer_state_dict(model, opt, {"state": {}, "param_groups": []}, options=options)
+        handle.remove()
+        saved = opt.state_dict()
+        saved["state"][0]["step"] = torch.tensor(0.0)
+        opt.load_state_dict(saved)
+    assert opt.state[model.weight]["step"] == 0
+
+
+def test_state_that_a_step_adds_is_not_what_it_lacks():
+    memory = torch.ones(10)
+    params = [torch.nn.Parameter(memory[i : i + 6]) for i in (0, 0)]
+    opt = AdamW(params)
+    for p in params:
+        p.grad = torch.ones(6)
+    opt.step()
+    opt.param_groups[0]["ema_decay"] = 0.5
+    with pytest.raises(TypeError, match="sharing memory with other tensors"):
+        opt.step()

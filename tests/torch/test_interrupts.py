@@ -2,12 +2,16 @@
 
 import copy
 import io
+import signal
 
 import pytest
 from alarms import assert_unlocked, attack
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from torch_ranks import only_rank  # noqa: E402
+
+from fused_adamw._torch import local_shards  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -116,3 +120,32 @@ def test_an_interrupted_load_state_dict_loads_all_or_nothing(options):
     loaded_again = made(**options)
     loaded_again.load_state_dict(torch.load(file))
     assert contents(loaded_again)[1:] == contents(opt)[1:]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_versions_of_dtensors_are_incremented_before_a_handler_raises(tmp_path, monkeypatch):
+    """In all groups: autograd would not notice that the others have changed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    increment = local_shards.increment_version
+
+    def increment_after_signal(params):
+        signal.raise_signal(signal.SIGINT)
+        increment(params)
+
+    with only_rank(tmp_path):
+        mesh = init_device_mesh("cpu", (1,))
+        params = [
+            torch.nn.Parameter(distribute_tensor(torch.ones(8), mesh, [Shard(0)])) for _ in range(2)
+        ]
+        opt = AdamW([{"params": [p]} for p in params])
+        for p in params:
+            p.grad = distribute_tensor(torch.ones(8), mesh, [Shard(0)])
+        opt.step()
+        before = [p._version for p in params]
+        monkeypatch.setattr(local_shards, "increment_version", increment_after_signal)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step()
+    assert [p._version for p in params] == [version + 1 for version in before]
+    assert all(opt.state[p]["step"] == 2 for p in params)

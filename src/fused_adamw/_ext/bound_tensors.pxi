@@ -41,11 +41,12 @@ cdef class BoundTensors(BoundArrays):
                     return norm
                 factor *= fused_adamw_clip_factor(norm, max_norm)
             finish_scalars(&space, scale, factor, self.stochastic)
+            result = norm if needs_norm else None  # before anything changes, as it needs memory
             self.run(isa, &space, threads, may_use_fewer)
             self.count_step(flat)
         finally:
             release(&space)
-        return norm if needs_norm else None
+        return result
 
     def step_in_turn(
         self, ReentrantLock lock not None, hypers_at, grads, grad_scale, max_grad_norm,

@@ -158,7 +158,7 @@ cdef class CheckedTensors:
         cdef int k, role
         cdef bint found
         cdef StorageType storage
-        cdef Py_ssize_t nbytes
+        cdef Py_ssize_t nbytes, itemsize
         cdef ArrayView view
         for k in range(self.num_roles):
             role = self.roles[k]
@@ -166,11 +166,12 @@ cdef class CheckedTensors:
             if storage.bits == 0:
                 return False
             nbytes = storage_nbytes(tensor, role)
-            if role != M_SCALE and role != V_SCALE and nbytes * 8 == tensor.size * storage.bits:
+            itemsize = storage.bits // 8
+            if role != M_SCALE and role != V_SCALE and nbytes == tensor.size * itemsize:
                 found = self.exchange.view_like(<object>tensors[k], storage, params, &view)
             else:
                 found = self.exchange.view_flat(
-                    <object>tensors[k], storage, nbytes * 8 // storage.bits, &view
+                    <object>tensors[k], storage, nbytes // itemsize, &view
                 )
             if not found or self.exchange.negates(<object>tensors[k]):
                 return False

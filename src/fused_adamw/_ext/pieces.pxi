@@ -39,7 +39,7 @@ cdef bint add_piece(
         role = state_role(name)
         storage = stored_type(tensor, role)
         if storage.bits == 0 or not exchange.view_flat(
-            tensors[i], storage, storage_nbytes(tensor, role) * 8 // storage.bits, &view
+            tensors[i], storage, storage_nbytes(tensor, role) // (storage.bits // 8), &view
         ):
             return False
         role_pointer(tensor, role)[0] = view.data

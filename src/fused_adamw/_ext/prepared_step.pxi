@@ -239,7 +239,15 @@ def step_all(list steps not None, list increment_versions not None):
     cdef PreparedStep prepared
     cdef Py_ssize_t i
     cdef list found, params = []
-    for prepared in steps:
+    if len(increment_versions) != len(steps):
+        raise ValueError(
+            f"increment_versions must have the length {len(steps)}, like steps; got "
+            f"{len(increment_versions)}"
+        )
+    for step in steps:
+        if not isinstance(step, PreparedStep):
+            raise TypeError(f"steps must be PreparedSteps; got {type(step).__name__}")
+        prepared = step
         found = []
         prepared.add_objects(found, 0)
         params.append(found)

@@ -111,7 +111,8 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
         return
     steps = [x.prepared for x in dispatches if x.prepared is not None]
     increments = [x.increment_versions for x in dispatches if x.prepared is not None]
-    if not any(x.new_state for x in dispatches):
+    runs_python = any(x is not increment_version for x in increments)  # as for DTensors
+    if not (runs_python or any(x.new_state for x in dispatches)):
         step_all(steps, increments)
         return
     with DeferredSignals():

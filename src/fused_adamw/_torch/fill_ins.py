@@ -52,7 +52,9 @@ class Noted(NamedTuple):
 
 
 def note_tensors(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Note the tensors of a state dict of the optimizer that PyTorch is about to fill."""
+    """Note the tensors of a state dict of the optimizer that PyTorch is about to fill. One that is
+    made otherwise ends what was noted before, for a load that failed."""
+    vars(optimizer).pop(NOTED, None)
     if _is_being_set():
         vars(optimizer)[NOTED] = {
             p: {k: Noted.of(x) for k, x in saved["state"][i].items() if isinstance(x, Tensor)}

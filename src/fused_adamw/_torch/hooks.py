@@ -22,7 +22,7 @@ def hook_step(step: Step, unobserved: Step) -> Step:
 
     PyTorch's entry for profilers takes as long as the step of a small model. So where nothing
     observes a step without closure, during which no code of the user runs, ``unobserved`` is called
-    in the place of ``step``.
+    in place of ``step``.
     """
     hooked = Optimizer.profile_hook_step(step)
     uncompiled = outside_of_graphs(hooked)

@@ -1,4 +1,4 @@
-"""The parameters of a group as the kernels see them: the local shard in the place of each DTensor.
+"""The parameters of a group as the kernels see them: the local shard in place of each DTensor.
 
 Every rank steps its own shards. Nothing is communicated, except for a gradient that is not placed
 as its parameter is.

@@ -10,6 +10,7 @@ from .._core import abbreviated
 from .._optim.options import roles_of
 from .._optim.state_formats import (
     ELEMENT_TYPES,
+    FROM_PARAMS,
     StateOptions,
     either,
     format_of,
@@ -80,8 +81,10 @@ def _of_step(state: State) -> str:
         return "with a count of steps that is not a tensor"
     if step.device.type != "cpu" or step.dtype not in (torch.float32, torch.float64):
         return f"with a count of steps of dtype {step.dtype} on device {step.device}"
-    if step.numel() != 1 or not (float(step) >= 0 and float(step).is_integer()):
-        return f"with a count of steps of {step.tolist()}"
+    if step.numel() != 1:
+        return f"with a count of steps of shape {tuple(step.shape)}"
+    if not (float(step) >= 0 and float(step).is_integer()):
+        return f"with a count of steps of {float(step)}"
     return ""
 
 
@@ -102,7 +105,7 @@ def _of_state(p: Tensor, group: Group, state: State) -> str:
     for role, name in state_names(*options, is_dtensor(p)).items():
         x = state.get(name)
         if not isinstance(x, Tensor):
-            if not state:
+            if not state or (role in FROM_PARAMS and name not in state):  # the step makes it
                 continue
             return f"without the tensor {name}"
         storage, shape = layout[role]

@@ -75,14 +75,14 @@ def to_load(
         TypeError, ValueError: an option is not valid, or the state cannot be converted, or has to
             be where ``convert`` is False.
     """
-    groups = optimizer.param_groups
+    groups, saved = optimizer.param_groups, without_fill_ins(optimizer, saved)
     require_hyperparams(saved)
     completed = complete(saved, groups)
     for group in (*saved["param_groups"], *completed):
         check(group)
     for group in completed:
         check_group(group)
-    saved = state_to_load(groups, without_fill_ins(optimizer, saved))
+    saved = state_to_load(groups, saved)
     state, own, differences = dict(saved["state"]), {}, []
     for p, i, group in _params_of(groups, completed):
         entry, target = state.get(i), target_of(p, group)
