@@ -123,3 +123,19 @@ def test_counters(fused):
     opt = AdamW([parameter(dtype=torch.float64)], fused=True)
     opt.step()
     assert opt.state[opt.param_groups[0]["params"][0]]["step"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_master_weights_that_were_not_in_use_for_a_while(dtype, state_dtype):
+    """They start again from the parameter, which has gone on without them."""
+    p = torch.nn.Parameter(torch.linspace(1, 2, 300).to(dtype))
+    opt = AdamW([p], lr=1e-2, state_dtype=state_dtype, master_weights=True)
+    group = opt.param_groups[0]
+    for step in range(60):
+        group["master_weights"] = step in (0, 1, 59)
+        before = p.detach().clone()
+        p.grad = torch.ones_like(p)
+        opt.step()
+    assert 0 < (p - before).abs().max() < 0.05
+    assert (opt.state[p]["step"], "master" in opt.state[p]) == (60, True)

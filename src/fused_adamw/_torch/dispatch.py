@@ -80,15 +80,24 @@ class GroupDispatch(NamedTuple):
     fallback: GroupTensors = NOTHING  # PyTorch's
     fusible: list[bool] | None = None  # of ``fallback``, where it is known
     new_state: Mapping[Tensor, State] = NO_STATES  # to be added before the step
+    stale_masters: Sequence[State] = ()  # the state whose master weights the step does not update
     rates: Rates = NO_RATES
     increment_versions: Callable[[list[Tensor]], None] = increment_version
 
-    def add_state(self, optimizer: torch.optim.AdamW) -> None:
+    @property
+    def changes_state(self) -> bool:
+        """Whether ``change_state`` does anything."""
+        return bool(self.new_state or self.stale_masters)
+
+    def change_state(self, optimizer: torch.optim.AdamW) -> None:
+        """Add new state; remove master weights that would be older than the parameters."""
         for p, entries in self.new_state.items():
             optimizer.state[p].update(entries)
+        for entry in self.stale_masters:
+            del entry["master"]
 
     def run(self, optimizer: torch.optim.AdamW) -> None:
-        self.add_state(optimizer)
+        self.change_state(optimizer)
         if self.fallback.params:
             step_with_torch(optimizer, self.group, self.fallback, self.fusible)
         if self.prepared is None:
@@ -112,12 +121,12 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
     steps = [x.prepared for x in dispatches if x.prepared is not None]
     increments = [x.increment_versions for x in dispatches if x.prepared is not None]
     runs_python = any(x is not increment_version for x in increments)  # as for DTensors
-    if not (runs_python or any(x.new_state for x in dispatches)):
+    if not (runs_python or any(x.changes_state for x in dispatches)):
         step_all(steps, increments)
         return
     with DeferredSignals():
         for group_dispatch in dispatches:
-            group_dispatch.add_state(optimizer)
+            group_dispatch.change_state(optimizer)
         step_all(steps, increments)
 
 
@@ -128,9 +137,20 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
         group = group | {"params": list(group["params"])}
     option = kernel_only(group)
     if option is None:
-        return [_dispatch_with_fallback(optimizer, group, first)]
-    check_group(group)
-    return [_dispatch_to_kernels(optimizer, group, x, option) for x in _parts(group, first)]
+        parts = [_dispatch_with_fallback(optimizer, group, first)]
+    else:
+        check_group(group)
+        parts = [_dispatch_to_kernels(optimizer, group, x, option) for x in _parts(group, first)]
+    if parts and not group.get("master_weights"):
+        parts[0] = parts[0]._replace(stale_masters=_stale_masters(group, optimizer.state))
+    return parts
+
+
+def _stale_masters(group: Group, state: Mapping[Tensor, State]) -> list[State]:
+    """The state with whole master weights of a group without them: of float16 parameters. (Those of
+    bfloat16 complete the parameter, whatever it has become.)"""
+    stepped = (p for p in group["params"] if p.dtype == torch.float16 and p.grad is not None)
+    return [state[p] for p in stepped if "master" in state.get(p, {})]
 
 
 def _parts(group: Group, first: int) -> Iterator[Part]:
