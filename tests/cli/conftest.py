@@ -1,6 +1,7 @@
 """Fixtures of the tests of the command line."""
 
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,16 +28,18 @@ def run(monkeypatch, capsys, tmp_path):
     return command_line(cli.main, monkeypatch, capsys, tmp_path)
 
 
+def json_of(run, command, *arguments):
+    """The object that a command prints with `--json`, the only thing on standard output."""
+    status, out, err = run(command, "--json", *arguments)
+    assert (status, err) == (0, "")
+    return loads(out)
+
+
 @pytest.fixture
 def train_json(run):
     """Runs `train --json`; returns the object, the only thing on standard output."""
 
-    def command(*arguments):
-        status, out, err = run("train", "--json", *arguments)
-        assert (status, err) == (0, "")
-        return loads(out)
-
-    return command
+    return partial(json_of, run, "train")
 
 
 @pytest.fixture
@@ -110,12 +113,7 @@ def explain(run, monkeypatch):
 
 @pytest.fixture
 def explain_json(run):
-    def command(*arguments):
-        status, out, err = run("explain", "--json", *arguments)
-        assert (status, err) == (0, "")
-        return loads(out)
-
-    return command
+    return partial(json_of, run, "explain")
 
 
 @pytest.fixture

@@ -102,6 +102,9 @@ class GroupDispatch(NamedTuple):
             step_with_torch(optimizer, self.group, self.fallback, self.fusible)
         if self.prepared is None:
             return
+        if grad_scale_of(optimizer) is None:
+            step_all([self.prepared], [self.increment_versions])
+            return
         grads, in_kernel = self.prepared.grads(), _unscales_in_kernel(self.group)
         if not in_kernel:
             unscale(optimizer, grads)

@@ -72,6 +72,11 @@ def heading(text: str) -> Padding:
     return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
 
 
+def step_count(steps: int) -> str:
+    """Return a number of steps in words."""
+    return f"{steps:,} step{'s' * (steps != 1)}"
+
+
 def paragraph(text: str) -> Padding:
     """Return text with the left margin of tables."""
     return Padding(Text(text), (0, 0, 0, 1), expand=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..tiny.sweep import Sweep, on_held_out_text
 from ..tiny.train_loop import DIVERGED, TrainingResult
+from .console import step_count
 from .output_files import check_output_path
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) ->
     axes.set_xlabel("learning rate  (×: diverges)")
     axes.set_ylabel("loss, nats per token")
     loss = "Held-out loss" if on_held_out_text(sweeps) else "Loss"
-    count = f"{max(steps):,} step{'s' * (max(steps) != 1)}"
-    axes.set_title(f"{loss} after {count}", fontsize="medium", loc="left")
+    title = f"{loss} after {step_count(max(steps))}"
+    axes.set_title(title, fontsize="medium", loc="left")
     axes.legend(frameon=False)
 
 

@@ -20,7 +20,7 @@ def sweep_summary(sweeps: Sequence[Sweep], steps: int) -> Iterator[RenderableTyp
     if not any(len(sweep.losses) > 1 for sweep in sweeps):
         return
     held_out = " on held-out text" if on_held_out_text(sweeps) else ""
-    count = f"{steps:,} step{'s' * (steps != 1)}"
+    count = console.step_count(steps)
     yield console.heading(f"Loss{held_out} after {count}, by learning rate")
     yield sweep_table(sweeps)
     for sentence in conclusions(sweeps):
