@@ -146,6 +146,7 @@ def test_samples_that_cannot_be_drawn():
         (-1, ValueError, "seed must be 0 or more; got -1"),
         (1.5, TypeError, "seed must be an integer; got 1.5"),
         ("1", TypeError, "seed must be an integer; got '1'"),
+        (True, TypeError, "seed must be an integer; got True"),
     ],
 )
 def test_seeds(corpus, seed, error, message):

@@ -18,15 +18,18 @@ cdef integer(str name, value):
         ) from None
 
 
-def as_integer(str name not None, value, str what not None="an integer"):
-    """An integer as an int of Python, or raise TypeError, also for a bool; ``what``: is allowed,
-    for the message."""
+def as_integer(str name not None, value, str what not None="an integer", minimum=None):
+    """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
+    ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
     try:
-        if not isinstance(value, bool):
-            return int(PyNumber_Index(value))
+        number = None if isinstance(value, bool) else int(PyNumber_Index(value))
     except TypeError:
-        pass
-    raise TypeError(f"{name} must be {what}; got {value!r}")
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be {what}; got {value!r}")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} must be {minimum} or more; got {number}")
+    return number
 
 
 cdef object np_generic = np.generic

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .._core import as_integer
 from .layers import (
     AttentionCache,
     AttentionGradients,
@@ -35,7 +36,7 @@ from .layers import (
     linear_backward,
     linear_forward,
 )
-from .token_input import Sequences, check_dtype, check_integer, pad, target_rows, token_rows
+from .token_input import Sequences, check_dtype, pad, target_rows, token_rows
 
 Parameters: TypeAlias = dict[str, FloatArray]
 
@@ -128,16 +129,16 @@ class TinyTransformer:
         max_length: int = 5,
     ) -> None:
         self.dtype = check_dtype(dtype)
-        self.vocab_size = check_integer("vocab_size", vocab_size)
-        self.d_model = check_integer("d_model", d_model)
-        self.n_heads = check_integer("n_heads", n_heads)
-        self.d_ff = check_integer("d_ff", d_ff)
-        self.max_length = check_integer("max_length", max_length)
+        self.vocab_size = as_integer("vocab_size", vocab_size, minimum=1)
+        self.d_model = as_integer("d_model", d_model, minimum=1)
+        self.n_heads = as_integer("n_heads", n_heads, minimum=1)
+        self.d_ff = as_integer("d_ff", d_ff, minimum=1)
+        self.max_length = as_integer("max_length", max_length, minimum=1)
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model must be a multiple of n_heads ({self.n_heads}); got {self.d_model}"
             )
-        seed = check_integer("seed", seed, minimum=0)
+        seed = as_integer("seed", seed, minimum=0)
         self.parameters = self._draw_parameters(random.Random(seed))
         full = np.full((self.max_length, self.max_length), -np.inf, dtype=self.dtype)
         self._causal_mask = np.triu(full, k=1)  # (max_length, max_length)

@@ -13,9 +13,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from .._core import as_integer
 from .layers import PAD, IntArray, softmax
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
-from .token_input import Sequences, check_integer
+from .token_input import Sequences
 
 Batch: TypeAlias = tuple[Sequences, Sequences]
 """Tokens and their targets."""
@@ -68,7 +69,7 @@ def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
         ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
     """
     path = Path(path)
-    context = check_integer("context", context)
+    context = as_integer("context", context, minimum=1)
     mode = path.stat().st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
@@ -181,9 +182,9 @@ def text_task(
         ValueError: a size is below 1, the text has no window of that many tokens, an epoch no
             batch, or the held-out text no token with one before it.
     """
-    context = check_integer("context", context)
-    batch_size = check_integer("batch_size", batch_size)
-    seed = check_integer("seed", seed, minimum=0)
+    context = as_integer("context", context, minimum=1)
+    batch_size = as_integer("batch_size", batch_size, minimum=1)
+    seed = as_integer("seed", seed, minimum=0)
     if context >= len(corpus.train):
         raise ValueError(
             f"context must be less than the {len(corpus.train)} tokens of the training text; got "
@@ -256,8 +257,8 @@ def sample(
         ValueError: `start` is empty or contains what is not a token of the model; `length` or
             `seed` is below 0; the scores that the model predicts are not finite.
     """
-    length = check_integer("length", length, minimum=0)
-    seed = check_integer("seed", seed, minimum=0)
+    length = as_integer("length", length, minimum=0)
+    seed = as_integer("seed", seed, minimum=0)
     if len(start) == 0:
         raise ValueError("start must contain at least one token; got none")
     generator = np.random.default_rng(seed)

@@ -1,6 +1,5 @@
-"""Checks of the sizes, tokens and targets that are passed to the model."""
+"""Checks of the dtype, tokens and targets that are passed to the model."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -21,17 +20,6 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         raise TypeError(f"dtype must be float32 or float64; got {dtype!r}") from None
     if checked not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64; got {checked}")
-    return checked
-
-
-def check_integer(name: str, value: int, minimum: int = 1) -> int:
-    """Return the value as an int; raise TypeError or ValueError unless it is `minimum` or more."""
-    try:
-        checked = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {value!r}") from None
-    if checked < minimum:
-        raise ValueError(f"{name} must be {minimum} or more; got {checked}")
     return checked
 
 

@@ -14,12 +14,13 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from .._core import as_integer
 from .._io.stop_signals import stop_signals
 from ..schedules import CosineDecay, LinearDecay, LinearWarmup
 from .baselines import ReferenceAdamW
 from .model import Cache, Parameters, TinyTransformer
 from .text_data import Batch, Task, mean_loss
-from .token_input import Sequences, check_integer
+from .token_input import Sequences
 
 # ---------------------------------------------------------------------------- records
 
@@ -184,7 +185,7 @@ def train(
         TypeError: `steps` is not an integer.
         ValueError: `steps` is below 0.
     """
-    steps = check_integer("steps", steps, minimum=0)
+    steps = as_integer("steps", steps, minimum=0)
     history = History() if history is None else history
     # The last forward pass is repeated: the next update needs its gradients.
     del history.losses[-1:]
