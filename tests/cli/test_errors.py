@@ -78,7 +78,7 @@ from cli_process import MAIN, in_a_process
         ("--log a.csv --checkpoint a.csv", "--checkpoint and --log must be different files"),
         ("--generate 0", "--generate"),
         ("--prompt you", "--prompt must contain words of I, like, transformers only; got 'you'"),
-        ("--text long.txt --prompt y", "--prompt must contain characters of --text only; got 'y'"),
+        ("--text long.txt --prompt y", "--prompt must contain characters of the text only; got"),
         ("--resume auto", "--resume requires --checkpoint"),
         ("--checkpoint long.txt --resume auto", "long.txt is corrupt"),
         ("--checkpoint run --compare", "--checkpoint cannot be combined with --compare"),

@@ -37,11 +37,11 @@ def test_prompts_of_a_text(task):
 @pytest.mark.parametrize(
     ("of_text", "prompt", "message"),
     [
-        (False, "I love", "--prompt must contain words of I, like, transformers only; got 'love'"),
-        (False, "<PAD>", "--prompt must contain words of .*; got '<PAD>'"),
-        (False, "I I I I I", "--prompt must be at most 4 words; got 5"),
-        (True, "abd", "--prompt must contain characters of --text only; got 'd'"),
-        (True, "", "--prompt must be at least one character of --text; got ''"),
+        (False, "I love", "prompt must contain words of I, like, transformers only; got 'love'"),
+        (False, "<PAD>", "prompt must contain words of .*; got '<PAD>'"),
+        (False, "I I I I I", "prompt must be at most 4 words; got 5"),
+        (True, "abd", "prompt must contain characters of the text only; got 'd'"),
+        (True, "", "prompt must be at least one character of the text; got ''"),
     ],
 )
 def test_prompts_that_the_model_cannot_read(task, of_text, prompt, message):

@@ -49,7 +49,7 @@ def test_the_history_does_not_need_all_of_the_steps(tmp_path):
     checkpoint.save_when_due(optimizer, History([3.0, 2.0, 1.0]))
     assert checkpoint.read_history().steps == 2
     other = TrainingCheckpoint(checkpoint.path, {"lr": 0.1}, 10, open_ended=False)
-    with pytest.raises(ValueError, match=r"different options: --steps 9 \(now 10\)$"):
+    with pytest.raises(ValueError, match=r"different options: steps 9 \(now 10\)$"):
         other.read_history()
 
 

@@ -4,16 +4,20 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import NoReturn
 
 import typer
 
 from .._io.files import printable
 
-_ARGUMENT = re.compile(r"^(lr|eps|betas|[a-z]+(_[a-z]+)+)(?=(\[\d\])? must )")
-"""Arguments of functions, whose names are those of options, at the start of messages."""
+option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
+"""The options of the command that runs, by the names of its parameters: functions that it calls
+name the same arguments in their messages."""
+
+_ARGUMENT = re.compile(r"\w+(?=(\[\d\])? must )")
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
 
@@ -24,6 +28,11 @@ def status_after(number: int) -> int:
 
 
 INTERRUPTED = status_after(signal.SIGINT)
+
+
+def flag(name: str) -> str:
+    """Return an option as it is on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def report(message: object) -> None:
@@ -53,7 +62,11 @@ def bad_input_reported() -> Iterator[None]:
     except (OSError, MemoryError) as error:
         fail(describe(error))
     except (ValueError, OverflowError) as error:
-        fail(_ARGUMENT.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error)))
+        message = str(error)
+        argument = _ARGUMENT.match(message)
+        if argument is not None and argument[0] in option_names.get():
+            message = flag(argument[0]) + message[argument.end() :]
+        fail(message)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import typer
 
 from .._optim.state_formats import STATE_DTYPES
 from ..tiny.launch import join_mpi
-from .errors import bad_input_reported, fail, interrupts_reported
+from .errors import bad_input_reported, fail, flag, interrupts_reported, option_names
 
 # ---------------------------------------------------------------------------- option classes
 
@@ -41,6 +41,7 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
 
     def invoke(ctx: typer.Context, **values: Any) -> None:
         _check_related(ctx, requires, excludes)
+        option_names.set(values.keys())
         with bad_input_reported():
             arguments = {
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
@@ -71,10 +72,10 @@ def _check_related(ctx: typer.Context, requires: Related, excludes: Related) -> 
 
     for name, required in requires.items():
         if given(name) and ctx.params[required] is None:
-            fail(f"--{name.replace('_', '-')} requires --{required}")
+            fail(f"{flag(name)} requires {flag(required)}")
     for name, excluded in excludes.items():
         if given(name) and given(excluded):
-            fail(f"--{name} cannot be combined with --{excluded}; leave one of them out")
+            fail(f"{flag(name)} cannot be combined with {flag(excluded)}; leave one of them out")
 
 
 def with_values(

@@ -18,7 +18,7 @@ from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
-from .errors import bad_input_reported, status_after
+from .errors import bad_input_reported, flag, status_after
 from .html_report import check_report_path, save_report
 from .options import with_options
 from .output_files import check_distinct, check_output_path
@@ -124,9 +124,11 @@ def _make_checkpoint(
         raise ValueError(
             f"{path} already exists; pass --resume to continue, or choose another file"
         )
+    if not path.exists() and options.resume is Resume.ALWAYS:
+        raise ValueError(f"{path} does not exist; leave out --resume to start a training run")
     definition = config.to_dict(task.text_digest, steps)
     open_ended = config.schedule is ScheduleName.CONSTANT
-    return TrainingCheckpoint(path, definition, steps, open_ended, options.every)
+    return TrainingCheckpoint(path, definition, steps, open_ended, options.every, spelling=flag)
 
 
 # ---------------------------------------------------------------------------- the report

@@ -23,11 +23,11 @@ def prompt_tokens(task: Task, prompt: str | None) -> list[int]:
     if prompt is None:
         return [int(task.corpus.held_out[0])]
     if not prompt:
-        raise ValueError("--prompt must be at least one character of --text; got ''")
+        raise ValueError("prompt must be at least one character of the text; got ''")
     index = {character: token for token, character in enumerate(task.vocabulary)}
     for character in prompt:
         if character not in index:
-            raise ValueError(f"--prompt must contain characters of --text only; got {character!r}")
+            raise ValueError(f"prompt must contain characters of the text only; got {character!r}")
     return [index[character] for character in prompt]
 
 
@@ -36,9 +36,9 @@ def _word_tokens(prompt: str, most: int) -> list[int]:
     for word in words:
         if word not in WORDS:
             known = ", ".join(WORDS)
-            raise ValueError(f"--prompt must contain words of {known} only; got {word!r}")
+            raise ValueError(f"prompt must contain words of {known} only; got {word!r}")
     if len(words) > most:
-        raise ValueError(f"--prompt must be at most {most} words; got {len(words)}")
+        raise ValueError(f"prompt must be at most {most} words; got {len(words)}")
     return [VOCABULARY.index(word) for word in words]
 
 

@@ -8,7 +8,7 @@ epoch.
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ class TrainingCheckpoint:
         steps: number of updates in all.
         open_ended: whether the training may be continued with another number of `steps`.
         every: save each time after this number of steps, not only at the end.
+        spelling: of an option in messages, by its name.
     """
 
     path: Path
@@ -68,17 +69,15 @@ class TrainingCheckpoint:
     steps: int
     open_ended: bool
     every: int | None = None
+    spelling: Callable[[str], str] = str
 
     def read_history(self) -> History:
         """Read the history of the training so far, without parameters and optimizer.
 
         Raises:
-            ValueError: the file is missing or corrupt, or belongs to a different training.
+            OSError: the file cannot be read.
+            ValueError: it is corrupt, or belongs to a different training.
         """
-        if not self.path.exists():
-            raise ValueError(
-                f"{self.path} does not exist; leave out --resume to start a training run"
-            )
         training: Any = read_extra(self.path).get("training")
         arrays = read_arrays(self.path)
         history = _history(training, arrays.get("losses"))
@@ -86,10 +85,11 @@ class TrainingCheckpoint:
             raise ValueError(f"{self.path} was not saved by `fused-adamw train`")
         self._check_options(training["options"])
         if history.steps > self.steps:
-            option = "--steps" if self.options.get("epochs") is None else "the steps of --epochs"
+            in_epochs = self.options.get("epochs") is not None
+            name = self.spelling("epochs" if in_epochs else "steps")
             raise ValueError(
-                f"{option} must be at least {history.steps}, the number of steps in {self.path}; "
-                f"got {self.steps}"
+                f"{'the steps of ' * in_epochs}{name} must be at least {history.steps}, the number "
+                f"of steps in {self.path}; got {self.steps}"
             )
         history.resumed_from = history.steps
         history.gradient_norms = _numbers(arrays.get("gradient_norms"))
@@ -128,8 +128,7 @@ class TrainingCheckpoint:
     def _check_options(self, saved: dict[str, Any]) -> None:
         current = {**self.options, "steps": self.steps}
         differences = ", ".join(
-            f"--{name.replace('_', '-')} {_shown(saved.get(name))} "
-            f"(now {_shown(current.get(name))})"
+            f"{self.spelling(name)} {_shown(saved.get(name))} (now {_shown(current.get(name))})"
             for name in {**current, **saved}
             if saved.get(name) != current.get(name) and not self._may_differ(name, saved)
         )

@@ -36,10 +36,10 @@ def _as_json(row: Row) -> str:
 FORMATS: dict[str, Callable[[Row], str]] = {".csv": _as_csv, ".jsonl": _as_json}
 
 
-def check_log_path(path: Path) -> None:
+def check_log_path(log: Path) -> None:
     """Raise ValueError unless the suffix of the file is that of a format."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"--log must end in {' or '.join(FORMATS)}; got {path}")
+    if log.suffix.lower() not in FORMATS:
+        raise ValueError(f"log must end in {' or '.join(FORMATS)}; got {log}")
 
 
 class TrainingLog:
