@@ -36,7 +36,7 @@ from fused_adamw.bench.environment import (
 )
 from fused_adamw.bench.harness import Comparison, time_block
 from fused_adamw.bench.implementations.bandwidth_bound import BANDWIDTH_BOUND
-from fused_adamw.bench.mixes import Workload, available_mixes, numpy_dtype
+from fused_adamw.bench.mixes import Workload, available_mixes, numpy_dtype, optimizer_of
 from fused_adamw.bench.report import format_ratio
 from fused_adamw.bench.statistics import ratios
 from fused_adamw.bench.workloads import CASES, Case
@@ -236,7 +236,7 @@ class StoredParameters:
     def __init__(self, model, mix, lr):
         self.model, self.dtype = model, numpy_dtype(mix.param_dtype)
         self.params = {name: p.astype(self.dtype) for name, p in model.parameters.items()}
-        self.optimizer = mix.optimizer(self.params, lr=lr, num_threads=1)
+        self.optimizer = optimizer_of(mix, self.params, lr=lr, num_threads=1)
         self.copy_to_model()
 
     def step(self, grads):

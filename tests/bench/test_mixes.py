@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fused_adamw.bench.mixes import Workload, available_mixes, state_arrays, tiled
+from fused_adamw.bench.mixes import (
+    Workload,
+    available_mixes,
+    numpy_dtype,
+    optimizer_of,
+    state_arrays,
+    tiled,
+)
 from fused_adamw.bench.streams import Stream, bind_streams
 
 BENCHES = Path(__file__).parents[2] / "benches"
@@ -46,6 +53,8 @@ def test_bytes_of_all_mixes():
         assert master in ((2, 4) if mix.master_weights else (0,))
         assert traffic.bytes_moved == 3 * itemsize + 2 * (moments + master)
         assert traffic.bytes_kept == 2 * itemsize + moments + master
+        optimizer = optimizer_of(mix, [np.zeros(1000, numpy_dtype(mix.param_dtype))])
+        assert mix.traffic([(1000,)]).total_state == optimizer.state_nbytes
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 1000])

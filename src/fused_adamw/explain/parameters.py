@@ -1,20 +1,10 @@
 """The model's parameters, and the bytes of AdamW's state for each way of storing it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import prod
 
 from .._core import BLOCK
-from .._optim.state_formats import (
-    ELEMENT_TYPES,
-    FORMATS,
-    STATE_DTYPES,
-    StateOptions,
-    is_compatible,
-    state_layout,
-    storage_dtype,
-)
+from .._optim.mixes import Mix, all_mixes
 from ..tiny.model import TinyTransformer
 
 TITLES = {  # in the order of the notebook
@@ -83,26 +73,10 @@ def explain_parameters() -> Parameters:
     ]
     shapes = [tensor.shape for tensor in tensors]
     total = sum(tensor.count for tensor in tensors)
-    return Parameters(tensors, total, 2 * total, list(storage_of(shapes)))
+    return Parameters(tensors, total, 2 * total, [_storage_of(mix, shapes) for mix in all_mixes()])
 
 
-def storage_of(shapes: Iterable[tuple[int, ...]]) -> Iterator[Storage]:
-    """Yield each combination of the tables of element types and state formats that `AdamW` has.
-
-    Args:
-        shapes: of the parameters.
-    """
-    for params, master, moments in product(ELEMENT_TYPES, (False, True), FORMATS):
-        row = ELEMENT_TYPES[params]
-        if moments not in STATE_DTYPES and moments != row.compute:  # only PyTorch's class has it
-            continue
-        if is_compatible(params, moments) and (row.master or not master):
-            options = StateOptions(moments, ("master",) if master else ())
-            per_block = _state_bytes(params, (BLOCK,), options)
-            total = sum(_state_bytes(params, shape, options) for shape in shapes)
-            yield Storage(params, moments, master, per_block / BLOCK, total)
-
-
-def _state_bytes(param_dtype: str, shape: tuple[int, ...], options: StateOptions) -> int:
-    layout = state_layout(param_dtype, shape, options)
-    return sum(storage_dtype(name).itemsize * prod(size) for name, size in layout.values())
+def _storage_of(mix: Mix, shapes: Sequence[tuple[int, ...]]) -> Storage:
+    per_parameter = mix.traffic([(BLOCK,)]).state_bytes
+    total = mix.traffic(shapes).total_state
+    return Storage(mix.param_dtype, mix.format, mix.master_weights, per_parameter, total)

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeAlias
 
-from .._optim.state_formats import ELEMENT_TYPES
+from .._optim.mixes import Mix, Traffic, all_mixes
 from ..bench.harness import time_block
-from ..bench.mixes import Mix, Traffic, Workload, available_mixes
+from ..bench.mixes import Workload, available_mixes
 from ..bench.workloads import GPT2_LARGE, GPT2_SMALL, Shapes, count_parameters, gpt2
 from ..runtime import runtime_info
 from ..tiny.memory import memory_bound
-from .parameters import Storage, storage_of
 
 SAMPLE_PARAMETERS = 2**24  # the array on which the bandwidth of every mix is measured
 MEASURING_SECONDS = 60.0  # after which no measurement of a whole model begins
@@ -120,18 +119,19 @@ def explain_scale(on_progress: Progress = lambda *_: None) -> Scale:
     mix, that of the largest model that has been timed.
     """
     traffic = available_mixes()
-    mixes = [_mix(row) for row in storage_of([]) if _computes_in_float32(row)]
+    mixes = [mix for mix in all_mixes() if mix.compute_dtype == "float32"]
     timer = _Timer({mix: traffic[mix] for mix in mixes if mix in traffic}, on_progress)
     bandwidths, measured = timer.run()
     float32 = next(iter(bandwidths.values()))
     for mix in mixes:
         if mix not in bandwidths:
             bandwidths[mix] = replace(float32, mix=mix.name, measured=False)
+    bandwidths = {mix: bandwidths[mix] for mix in mixes}
     return Scale(
         timer.threads,
         memory_bound(),
         [ModelSize(model.name, model.size, model.parameters) for model in MODELS],
-        [bandwidths[mix] for mix in mixes],
+        list(bandwidths.values()),
         [cost for model in MODELS for cost in _costs(model, bandwidths, measured)],
     )
 
@@ -182,27 +182,15 @@ class _Timer:
 
 
 def _costs(model: Model, bandwidths: Mapping[Mix, Bandwidth], measured: Measured) -> Iterator[Cost]:
-    for row in storage_of(model.shapes):
-        if not _computes_in_float32(row):
-            continue
-        mix = _mix(row)
-        item = ELEMENT_TYPES[row.params].itemsize
-        # The gradient is read; parameters and state are read and written.
-        moved = 3 * item * model.parameters + 2 * row.model_bytes
+    for mix, bandwidth in bandwidths.items():
+        traffic = mix.traffic(model.shapes)
+        state, moved = traffic.total_state, traffic.total_moved
         seconds = measured.get((mix, model.name))
         if seconds is None:
-            computed = moved / bandwidths[mix].bytes_per_second
-            yield Cost(model.name, mix.name, row.model_bytes, moved, computed, measured=False)
+            computed = moved / bandwidth.bytes_per_second
+            yield Cost(model.name, mix.name, state, moved, computed, measured=False)
         else:
-            yield Cost(model.name, mix.name, row.model_bytes, moved, seconds, measured=True)
-
-
-def _mix(row: Storage) -> Mix:
-    return Mix(row.params, row.moments, row.master_weights)
-
-
-def _computes_in_float32(row: Storage) -> bool:
-    return ELEMENT_TYPES[row.params].compute == "float32"
+            yield Cost(model.name, mix.name, state, moved, seconds, measured=True)
 
 
 def _fits() -> Callable[[float], bool]:

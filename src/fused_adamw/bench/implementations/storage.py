@@ -1,20 +1,14 @@
-"""What low-precision state costs a step: memory, and bytes moved per parameter.
+"""What low-precision state costs a step: memory, and bytes moved per parameter."""
 
-A step reads a gradient, and reads and writes a parameter and its two moments.
-"""
-
-from math import prod
 from typing import TypedDict
 
 from ..._core import BLOCK
-from ..._optim.state_formats import StateOptions, state_layout, storage_dtype
+from ..._optim.mixes import Mix
 
 
-def _moment_bytes(state_format: str) -> float:
-    """The bytes of both moments, a parameter."""
-    layout = state_layout("float32", (BLOCK,), StateOptions(state_format, ()))
-    sizes = (storage_dtype(name).itemsize * prod(shape) for name, shape in layout.values())
-    return sum(sizes) / BLOCK
+def _bytes_moved(dtype: str, state_format: str) -> float:
+    """The bytes that a step reads and writes, a parameter."""
+    return Mix(dtype, state_format, master_weights=False).traffic([(BLOCK,)]).bytes_moved
 
 
 class Costs(TypedDict, total=False):
@@ -32,19 +26,19 @@ class Costs(TypedDict, total=False):
 FLOAT32_ONLY: Costs = {"dtypes": ("float32",)}
 
 MOMENTS_8BIT: Costs = {
-    "bytes_per_parameter": 4 + 2 * (4 + _moment_bytes("8bit")),
+    "bytes_per_parameter": _bytes_moved("float32", "8bit"),
     "extra_arrays": 0.5,
     "peak_arrays": 4.5,
     **FLOAT32_ONLY,
 }
 MOMENTS_BFLOAT16: Costs = {
-    "bytes_per_parameter": 4 + 2 * (4 + _moment_bytes("bfloat16")),
+    "bytes_per_parameter": _bytes_moved("float32", "bfloat16"),
     "extra_arrays": 1,
     "peak_arrays": 5,
     **FLOAT32_ONLY,
 }
 EVERYTHING_BFLOAT16: Costs = {
-    "bytes_per_parameter": 2 + 2 * (2 + _moment_bytes("bfloat16")),
+    "bytes_per_parameter": _bytes_moved("bfloat16", "bfloat16"),
     "extra_arrays": 2,
     "peak_arrays": 6.5,
     **FLOAT32_ONLY,
