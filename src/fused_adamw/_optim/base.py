@@ -38,7 +38,7 @@ from .param_groups import (
     resolve_decay_mask,
     serialize_groups,
 )
-from .state_dict import check_numbers
+from .state_dict import check_numbers, step_counts
 from .state_formats import (
     StateOptions,
     TensorState,
@@ -213,9 +213,9 @@ class BaseOptimizer(Options):
 
     def check_values(self, saved: Mapping[str, Any]) -> None:
         """``check_numbers`` without the check of the parameters."""
-        steps = check_numbers(saved, len(self.param_groups), self.names)
+        t, steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
-        hypers = hyperparams_at(saved["param_groups"], int(saved["t"]) + 1, rates)
+        hypers = hyperparams_at(saved["param_groups"], t + 1, rates)
         self._bound.check(hypers, saved["max_grad_norm"], steps)
 
     def load_numbers(self, saved: Mapping[str, Any]) -> None:
@@ -225,8 +225,8 @@ class BaseOptimizer(Options):
         for name, value in self._loaded_options(saved).items():
             self._set(name, OPTIONS[name].check(name, value))
         self._bound.set_seed(self.seed)
-        self._bound.t = int(saved["t"])
-        self._bound.set_steps([int(saved["state"][name]["step"]) for name in self.names])
+        self._bound.t, steps = step_counts(saved, self.names)
+        self._bound.set_steps(steps)
 
     def state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:
         """By role, the storage type and shape of the arrays that one process keeps of a tensor."""

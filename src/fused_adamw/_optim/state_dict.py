@@ -110,11 +110,21 @@ def warn_of_conversion(
         warn_user(f"{what} was converted: {listed}; convert=False refuses that", through=through)
 
 
-def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -> list[int]:
+def step_counts(saved: Mapping[str, Any], names: list[str]) -> tuple[int, list[int]]:
+    """The numbers of steps, ``t`` and those of each tensor, of a state dict that has entries of
+    these tensors; TypeError or ValueError, naming the entry, where one is no such number."""
+    t, state = _checked_count("state_dict['t']", saved["t"]), saved["state"]
+    where = "state_dict['state'][{!r}]['step']"
+    return t, [_checked_count(where.format(name), state[name]["step"]) for name in names]
+
+
+def check_numbers(
+    saved: Mapping[str, Any], num_groups: int, names: list[str]
+) -> tuple[int, list[int]]:
     """Check a state dict but for its arrays and the values of its hyper-parameters.
 
     Returns:
-        The number of steps of each tensor.
+        The numbers of ``step_counts``.
 
     Raises:
         TypeError, ValueError: naming the entry.
@@ -122,17 +132,14 @@ def check_numbers(saved: Mapping[str, Any], num_groups: int, names: list[str]) -
     options = {name for name, option in OPTIONS.items() if option.saved}
     _check_keys("state_dict", saved, {"t", "param_groups", "state", *options})
     _check_keys("state_dict['state']", saved["state"], set(names))
-    _checked_count("state_dict['t']", saved["t"])
     for name in sorted(options):
         OPTIONS[name].check(f"state_dict[{name!r}]", saved[name])
     _check_groups(saved["param_groups"], num_groups)
-    steps = []
     for name in names:
         where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
         _check_mapping(where, entry)
         _check_keys(where, entry, {"step", *entry})
-        steps.append(_checked_count(f"{where}['step']", entry["step"]))
-    return steps
+    return step_counts(saved, names)
 
 
 def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[str]) -> None:
