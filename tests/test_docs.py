@@ -9,6 +9,7 @@ import pytest
 from notebooks import TUTORIALS, code_of, printed_by
 
 from fused_adamw import AdamW
+from fused_adamw.sharded import ShardedAdamW
 
 DOCS = TUTORIALS.parent
 ROOT = DOCS.parent
@@ -202,3 +203,15 @@ def test_links_lead_to_files_and_headings(page):
         if not target.exists() or (anchor and anchor not in anchors_of(target)):
             broken.append(link + anchor)
     assert not broken
+
+
+# ---------------------------------------------------------------------------- the reference
+
+
+@pytest.mark.parametrize(("page", "optimizer"), [("numpy", AdamW), ("sharded", ShardedAdamW)])
+def test_the_reference_has_every_public_member(page, optimizer):
+    text = (DOCS / "api" / f"{page}.md").read_text(encoding="utf-8")
+    listed = re.search(rf"autoclass:: {optimizer.__name__}\n +:members: (.*)", text)[1].split(", ")
+    attributes = re.findall(r"^ +(\w+): ", optimizer.__doc__.partition("Attributes:")[2], re.M)
+    public = {name for name in dir(optimizer) if not name.startswith("_")}
+    assert set(listed) <= public <= {"t", *listed, *attributes}

@@ -180,7 +180,7 @@ class AdamW(DecodedState):
             ``order`` of the parameter, "C" or "F"; those of bfloat16 are of uint16.
         """
         with self._lock:
-            numbers = self.state_numbers()
+            numbers = self._state_numbers()
             for entry, state in zip(numbers["state"].values(), self._state, strict=True):
                 entry |= state.copy().arrays
             return numbers
@@ -201,11 +201,11 @@ class AdamW(DecodedState):
                 everything has been loaded.
         """
         with self._lock:
-            self.check_numbers(state_dict)
+            self._check_numbers(state_dict)
             entries = self._checked_entries(state_dict, check_flag("convert", convert))
             warn_of_conversion("state_dict", (entry.difference for entry in entries))
             with DeferredSignals():
-                self.load_numbers(state_dict)
+                self._load_numbers(state_dict)
                 for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
                     convert_state(saved.state, saved.order, own, param)
 
@@ -213,34 +213,38 @@ class AdamW(DecodedState):
         entries = []
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-            own = self.state_entries(param)
+            own = self._state_entries(param)
             require_saved_roles(where, saved, entry)
             entries.append(recognized_entry(where, entry, own, param, convert))
         return entries
 
     # ---- checkpoints
 
-    def exclusive(self, operation: str = "") -> AbstractContextManager[Any]:
+    def exclusive(self) -> AbstractContextManager[Any]:
         """A block in which no other thread steps, saves or loads this optimizer. The same thread
-        may enter it again. ``operation`` is not used here.
+        may enter it again.
 
         Example: ``with opt.exclusive(): pid = os.fork()`` while another thread trains."""
         return self._lock
 
-    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+    def _exclusive(self, operation: str) -> AbstractContextManager[Any]:
+        """The same, whatever the operation."""
+        return self._lock
+
+    def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         """Nothing: a single process."""
         return {}
 
-    def shards(self, tensor: int) -> list[ShardSlice]:
+    def _shards(self, tensor: int) -> list[ShardSlice]:
         """One, which is the tensor as a whole."""
-        return [ShardSlice(tensor, 0, self.param_array(tensor).size, rank=0)]
+        return [ShardSlice(tensor, 0, self._param_array(tensor).size, rank=0)]
 
-    def own_state(self, shard: ShardSlice, role: str) -> Array:
+    def _own_state(self, shard: ShardSlice, role: str) -> Array:
         """The array of a role of a tensor, in one dimension, in the parameter's memory order."""
         array = self._state[shard.tensor].arrays[role]
         return ravel_like(array, order_of(array))
 
-    def gather_params(self) -> None:
+    def _gather_params(self) -> None:
         """Nothing: a single process has all parameters."""
 
     # ---- copies

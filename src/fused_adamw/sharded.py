@@ -114,12 +114,13 @@ class ShardedAdamW(BaseOptimizer):
     ) -> None:
         arguments = locals()
         self.comm: Comm = private_duplicate(world() if comm is None else comm)
+        self._comm = self.comm
         self._operations = operations_of(self.comm)
         fingerprint: dict[str, Any] = {}
-        with self.exclusive("ShardedAdamW"):
+        with self._exclusive("ShardedAdamW"):
             with raise_on_all_ranks(self.comm, fingerprint):
                 self._number = self._operations.num_optimizers + 1
-                fingerprint |= self.collective_call("ShardedAdamW")
+                fingerprint |= self._collective_call("ShardedAdamW")
                 self._arrange(params, arguments)
                 check_bucket_bytes(bucket_bytes)
                 self._bind(bucket_bytes, allocate)
@@ -154,9 +155,9 @@ class ShardedAdamW(BaseOptimizer):
         order that MPI chooses, divided by the number of ranks, and rounded to their dtype.
         """
         fingerprint: dict[str, Any] = {}
-        with self.exclusive("step"):
+        with self._exclusive("step"):
             with raise_on_all_ranks(self.comm, fingerprint):
-                fingerprint |= self.collective_call("step", t=self.t)
+                fingerprint |= self._collective_call("step", t=self.t)
                 max_grad_norm, skip_nonfinite = self.max_grad_norm, bool(self.skip_nonfinite)
                 options: RangeOptions = {
                     "hypers": self._hypers_at(self.t + 1),
@@ -200,9 +201,9 @@ class ShardedAdamW(BaseOptimizer):
 
     def _gather_role(self, role: str) -> ArrayTree | None:
         fingerprint: dict[str, Any] = {}
-        with self.exclusive(f"gather_{role}"):
+        with self._exclusive(f"gather_{role}"):
             with raise_on_all_ranks(self.comm, fingerprint):
-                fingerprint |= self.collective_call(f"gather_{role}", t=self.t)
+                fingerprint |= self._collective_call(f"gather_{role}", t=self.t)
                 self._sources.check_unchanged(self.param_groups, False)
                 whole = self._own_parts(role)
             if whole is None:
@@ -229,22 +230,22 @@ class ShardedAdamW(BaseOptimizer):
 
     # ---- collective operations
 
-    def exclusive(self, operation: str) -> AbstractContextManager[None]:
+    def _exclusive(self, operation: str) -> AbstractContextManager[None]:
         return self._operations.run(operation)
 
-    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+    def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         self._operations.raise_refused()
         return {"the operation": operation, "the optimizer": self._number, **numbers}
 
     # ---- checkpoints
 
-    def shards(self, tensor: int) -> list[ShardSlice]:
+    def _shards(self, tensor: int) -> list[ShardSlice]:
         return self._slices[tensor]
 
-    def own_state(self, shard: ShardSlice, role: str) -> Array:
+    def _own_state(self, shard: ShardSlice, role: str) -> Array:
         return self._state[self._slot_of[shard]].arrays[role]
 
-    def gather_params(self) -> None:
+    def _gather_params(self) -> None:
         self._gather(self._flat)
 
     def _gather(self, arrays: list[Array]) -> None:

@@ -29,7 +29,7 @@ def make(order, options):
 
 def contents(optimizer):
     state = [x.tobytes() for part in optimizer._state for x in part.arrays.values()]
-    return optimizer.t, optimizer.param_arrays()[0].tobytes(), state
+    return optimizer.t, optimizer._arrays[0].tobytes(), state
 
 
 def limit_memory(free):

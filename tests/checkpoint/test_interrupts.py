@@ -28,7 +28,7 @@ def interrupting(function, moment):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("name", ["load_numbers", "gather_params", "read_exactly"])
+@pytest.mark.parametrize("name", ["_load_numbers", "_gather_params", "read_exactly"])
 def test_an_interrupted_load_is_complete(path, small, monkeypatch, name, moment):
     optimizer, source = small
     handler = signal.getsignal(signal.SIGINT)

@@ -31,7 +31,7 @@ def gradients(seed):
 
 def contents(opt):
     """Everything that an operation may change."""
-    params = [p.tobytes() for p in opt.param_arrays()]
+    params = [p.tobytes() for p in opt._arrays]
     return params, frozen(opt.state_dict())
 
 

@@ -35,7 +35,7 @@ def test_the_constructor_of_sharded_adamw_has_the_same():
 def test_state_dicts_contain_the_saved_options():
     saved = {name for name, option in OPTIONS.items() if option.saved}
     assert set(grouped_optimizer().state_dict()) == {"t", "param_groups", "state", *saved}
-    numbers = grouped_optimizer(**EVERYTHING).state_numbers()
+    numbers = grouped_optimizer(**EVERYTHING)._state_numbers()
     assert {name: numbers[name] for name in saved & set(EVERYTHING)} == {
         name: value for name, value in EVERYTHING.items() if name in saved
     }

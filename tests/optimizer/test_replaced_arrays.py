@@ -105,12 +105,12 @@ def with_file(opt, tmp_path):
     """What OPERATIONS need."""
     path = tmp_path / "file"
     save_checkpoint(path, opt)
-    return opt._spec.unflatten([np.ones(a.shape, a.dtype) for a in opt.param_arrays()]), path
+    return opt._spec.unflatten([np.ones(a.shape, a.dtype) for a in opt._arrays]), path
 
 
 def contents(opt):
     state = [array.tobytes() for entry in opt._state for array in entry.arrays.values()]
-    return opt.t, [array.tobytes() for array in opt.param_arrays()], state
+    return opt.t, [array.tobytes() for array in opt._arrays], state
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

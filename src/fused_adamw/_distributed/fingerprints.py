@@ -29,7 +29,7 @@ def of_construction(
     """
     fingerprint = _options(optimizer, lambda option: option.saved or option.fixed)
     fingerprint["the parameter names"] = optimizer.names
-    arrays = optimizer.param_arrays()
+    arrays = optimizer._arrays
     for name, array, applies in zip(params, arrays, decays, strict=True):
         order = "C" if order_of(array) == "C" else "Fortran"
         fingerprint[name] = f"{array.dtype} {array.shape} in {order} order"
@@ -58,7 +58,7 @@ def of_step(
 
 
 def _options(optimizer: BaseOptimizer, choose: Callable[[Option], bool]) -> dict[str, Any]:
-    options = optimizer.get_options(choose)
+    options = optimizer._get_options(choose)
     return {k: _plain(x) if k in NUMBERS else x for k, x in options.items()}
 
 

@@ -37,11 +37,11 @@ def convert_shards(
     Their parameters have been read: arrays that start as these are made from them where the file
     lacks them.
     """
-    array = optimizer.param_array(shards[0].tensor)
+    array = optimizer._param_array(shards[0].tensor)
     stored = StoredState(file, header, match, name, array.shape)
     params = array.ravel("K")
-    roles = list(optimizer.state_entries(array))
-    own = [{role: optimizer.own_state(s, role) for role in roles} for s in shards]
+    roles = list(optimizer._state_entries(array))
+    own = [{role: optimizer._own_state(s, role) for role in roles} for s in shards]
     if array.ndim > 1 and stored.order != order_of(array):
         if not has_scales(match.own_format):
             _scatter(stored, shards, [TensorState(match.own_format, x) for x in own], params)

@@ -52,11 +52,11 @@ Target: TypeAlias = tuple[ShardSlice, Array]
 
 def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, Any]:
     """The implementation of ``checkpoint.load_checkpoint``."""
-    ranks = Ranks(optimizer.comm)
+    ranks = Ranks(optimizer._comm)
     call: dict[str, Any] = {}
-    with optimizer.exclusive("load_checkpoint"), ExitStack() as stack:
+    with optimizer._exclusive("load_checkpoint"), ExitStack() as stack:
         with ranks.agreement(call):
-            call |= optimizer.collective_call("load_checkpoint")
+            call |= optimizer._collective_call("load_checkpoint")
             convert = check_flag("convert", convert)
             name = path_text(path)
             file = stack.enter_context(open_regular(name))
@@ -71,8 +71,8 @@ def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, A
         with DeferredSignals():
             with ranks.agreement(), _partial_load_reported(name):
                 _read(file, header, optimizer, ranks.rank, matches)
-                optimizer.load_numbers(numbers)
-            optimizer.gather_params()
+                optimizer._load_numbers(numbers)
+            optimizer._gather_params()
     return extra
 
 
@@ -94,11 +94,11 @@ def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
 def _match(
     path: str, header: Header, optimizer: BaseOptimizer, convert: bool
 ) -> tuple[dict[str, Any], list[StateMatch]]:
-    optimizer.check_params()
+    optimizer._check_params()
     try:
         numbers = restore_numbers(header.metadata, optimizer)
         matches = _match_tensors(header, numbers, optimizer, convert)
-        optimizer.check_values(numbers)
+        optimizer._check_values(numbers)
     except UNREADABLE as error:
         reason = str(error) if type(error) is not KeyError else f"missing {error}"
         raise MismatchedCheckpointError(
@@ -110,7 +110,7 @@ def _match(
 def _match_tensors(
     header: Header, numbers: Mapping[str, Any], optimizer: BaseOptimizer, convert: bool
 ) -> list[StateMatch]:
-    params = dict(zip(optimizer.names, optimizer.param_arrays(), strict=True))
+    params = dict(zip(optimizer.names, optimizer._arrays, strict=True))
     _require_params(header, params)
     saved: dict[str, dict[str, tuple[np.dtype[Any], Shape]]] = {name: {} for name in params}
     for key, info in header.tensors.items():
@@ -124,7 +124,7 @@ def _match_tensors(
     matches = []
     for name, array in params.items():
         where, order = f"the state of {name!r}", numbers["state"][name].get("order")
-        own = optimizer.state_entries(array)
+        own = optimizer._state_entries(array)
         require_saved_roles(where, numbers, saved[name])
         matches.append(match_state(where, saved[name], order, own, array, convert))
     return matches
@@ -183,17 +183,17 @@ def _read(
     matches: list[StateMatch],
 ) -> None:
     """Read the parameters and the state of the shards of this rank."""
-    arrays = optimizer.param_arrays()
+    arrays = optimizer._arrays
     for i, (name, match) in enumerate(zip(optimizer.names, matches, strict=True)):
-        own = [shard for shard in optimizer.shards(i) if shard.rank == rank]
+        own = [shard for shard in optimizer._shards(i) if shard.rank == rank]
         if not own:
             continue
         memory = arrays[i].ravel("K").view(storage_dtype(arrays[i].dtype.name))
         targets = [(s, memory[s.begin : s.end]) for s in own]
         _read_tensor(file, header, f"params/{name}", arrays[i], targets)
         if match.is_equal:
-            for role in optimizer.state_entries(arrays[i]):
-                targets = [(s, optimizer.own_state(s, role)) for s in own]
+            for role in optimizer._state_entries(arrays[i]):
+                targets = [(s, optimizer._own_state(s, role)) for s in own]
                 _read_tensor(file, header, f"{role}/{name}", arrays[i], targets)
         else:
             convert_shards(file, header, match, optimizer, name, own)

@@ -51,19 +51,19 @@ def save(
     arrays: Mapping[str, Array] | None,
 ) -> None:
     """The implementation of ``save_checkpoint``. Rank 0 alone uses path, extra and arrays."""
-    with optimizer.exclusive("save_checkpoint"):
+    with optimizer._exclusive("save_checkpoint"):
         _save(path, optimizer, extra, arrays)
 
 
 def _require_usable(optimizer: BaseOptimizer, numbers: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for a number that every step, and loading, would refuse: the
     file that is there is better. Schedules are not asked."""
-    optimizer.check_options()
+    optimizer._check_options()
     groups = [
         group | {name: 0.0 for name in SCHEDULED if callable(group[name])}
         for group in numbers["param_groups"]
     ]
-    optimizer.check_values({**numbers, "param_groups": groups})
+    optimizer._check_values({**numbers, "param_groups": groups})
 
 
 def _save(
@@ -72,12 +72,12 @@ def _save(
     extra: Mapping[str, Any] | None,
     arrays: Mapping[str, Array] | None,
 ) -> None:
-    ranks = Ranks(optimizer.comm)
+    ranks = Ranks(optimizer._comm)
     metadata: dict[str, str] = {}
     call: dict[str, Any] = {}
     with ranks.agreement(call):
-        call |= optimizer.collective_call("save_checkpoint", t=optimizer.t)
-        numbers = optimizer.state_numbers()
+        call |= optimizer._collective_call("save_checkpoint", t=optimizer.t)
+        numbers = optimizer._state_numbers()
         _require_usable(optimizer, numbers)
         extras = extra_arrays(arrays) if ranks.rank == 0 else {}
         infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
@@ -86,7 +86,7 @@ def _save(
             metadata = build_metadata(numbers, extra)
             encode_header(tensors, seal(metadata, tensors, dict.fromkeys(tensors, PLACEHOLDER)))
         # Allocated before anything is sent.
-        received = np.empty(0 if optimizer.comm is None or ranks.rank else PIECE_BYTES, np.uint8)
+        received = np.empty(0 if optimizer._comm is None or ranks.rank else PIECE_BYTES, np.uint8)
         source = Source(optimizer, ranks, tensors, extras, received)
     with ranks.agreement(), ranks.transfer(received):
         stream = _contents(source)
@@ -136,7 +136,7 @@ def _contents(source: Source) -> Iterator[tuple[str, Array]]:
     """On rank 0 the data of the file, in order; the other ranks send theirs meanwhile."""
     optimizer, ranks = source.optimizer, source.ranks
     indices = {name: i for i, name in enumerate(optimizer.names)}
-    params = optimizer.param_arrays()
+    params = optimizer._arrays
     for key, info in source.tensors.items():
         role, name = key.split("/", 1)
         if role == "extra":
@@ -154,12 +154,12 @@ def _contents(source: Source) -> Iterator[tuple[str, Array]]:
 def _flat_state(source: Source, tensor: int, role: str, info: TensorInfo) -> Iterator[Array]:
     """A state array in memory order: on rank 0 all of it."""
     optimizer, ranks = source.optimizer, source.ranks
-    size = optimizer.param_array(tensor).size
-    for shard in optimizer.shards(tensor):
+    size = optimizer._param_array(tensor).size
+    for shard in optimizer._shards(tensor):
         if shard.rank == ranks.rank == 0:
-            yield from pieces(optimizer.own_state(shard, role))
+            yield from pieces(optimizer._own_state(shard, role))
         elif shard.rank == ranks.rank:
-            for piece in pieces(optimizer.own_state(shard, role)):
+            for piece in pieces(optimizer._own_state(shard, role)):
                 ranks.send(piece)
         elif ranks.rank == 0:
             buffer = source.received.view(info.storage)
@@ -176,10 +176,10 @@ def _transposed_state(source: Source, tensor: int, role: str, info: TensorInfo) 
     Where there are several shards, a piece has elements of each; every rank sends its own.
     """
     optimizer, ranks = source.optimizer, source.ranks
-    shards = optimizer.shards(tensor)
+    shards = optimizer._shards(tensor)
     if len(shards) == 1 and shards[0].rank == 0:
         if ranks.rank == 0:
-            state = optimizer.own_state(shards[0], role)
+            state = optimizer._own_state(shards[0], role)
             yield from pieces(state.reshape(info.shape, order="F"))
         return
     ends = np.array([shard.end for shard in shards])
@@ -192,7 +192,7 @@ def _transposed_state(source: Source, tensor: int, role: str, info: TensorInfo) 
         data = piece[: positions.size]
         for shard in own:
             inside = (shard.begin <= positions) & (positions < shard.end)
-            data[inside] = optimizer.own_state(shard, role)[positions[inside] - shard.begin]
+            data[inside] = optimizer._own_state(shard, role)[positions[inside] - shard.begin]
         if ranks.rank == 0:
             _receive_elements(source, data, owner)
             yield data

@@ -66,9 +66,9 @@ class Header(NamedTuple):
 def optimizer_tensors(optimizer: BaseOptimizer) -> dict[str, TensorInfo]:
     """The tensors of parameters and state, by their names in a file."""
     tensors = {}
-    for name, array in zip(optimizer.names, optimizer.param_arrays(), strict=True):
+    for name, array in zip(optimizer.names, optimizer._arrays, strict=True):
         tensors[f"params/{name}"] = TensorInfo(array.dtype.name, array.shape)
-        for role, (dtype, shape) in optimizer.state_entries(array).items():
+        for role, (dtype, shape) in optimizer._state_entries(array).items():
             tensors[f"{role}/{name}"] = TensorInfo(dtype, shape)
     return tensors
 
@@ -107,7 +107,7 @@ def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
 
 
 def build_metadata(numbers: Mapping[str, Any], extra: Mapping[str, Any] | None) -> dict[str, str]:
-    """The metadata without checksums. ``numbers``: of ``BaseOptimizer.state_numbers``."""
+    """The metadata without checksums. ``numbers``: of ``BaseOptimizer._state_numbers``."""
     return {
         "format": FORMAT,
         "version": str(VERSION),

@@ -59,7 +59,7 @@ class BaseOptimizer(Options):
     """
 
     param_groups: list[ParamGroup]
-    comm: Any = None  # the communicator of mpi4py that ranks share; None: a single process
+    _comm: Any = None  # the communicator of mpi4py that ranks share; None: a single process
     _spec: TreeSpec
     _sources: ParamSources
     _views: list[Array | None]
@@ -123,7 +123,7 @@ class BaseOptimizer(Options):
 
     @property
     def _arrays(self) -> list[Array]:
-        """The parameters."""
+        """The parameters, in the order of ``names``; complete on every rank."""
         return list(map(view_of, self._sources.arrays, self._views))
 
     @property
@@ -131,20 +131,16 @@ class BaseOptimizer(Options):
         """A dotted name for each tensor, such as "layers.3.w"; first the index of its group."""
         return self._spec.names()
 
-    def param_array(self, tensor: int) -> Array:
-        """One of ``param_arrays``, without a look at the others."""
+    def _param_array(self, tensor: int) -> Array:
+        """One of ``_arrays``, without a look at the others."""
         return view_of(self._sources.arrays[tensor], self._views[tensor])
-
-    def param_arrays(self) -> list[Array]:
-        """The parameters, in the order of ``names``; complete on every rank."""
-        return self._arrays
 
     @property
     def state_nbytes(self) -> int:
         """The memory of all arrays of the state, in bytes."""
         return sum(array.nbytes for state in self._state for array in state.arrays.values())
 
-    def exclusive(self, operation: str) -> AbstractContextManager[Any]:
+    def _exclusive(self, operation: str) -> AbstractContextManager[Any]:
         """A block in which no other thread uses the optimizer.
 
         Args:
@@ -152,56 +148,56 @@ class BaseOptimizer(Options):
         """
         raise NotImplementedError
 
-    def collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
+    def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         """Values by name that must be the same on all ranks when they begin an operation; {} for a
         single process."""
         raise NotImplementedError
 
-    def shards(self, tensor: int) -> list[ShardSlice]:
+    def _shards(self, tensor: int) -> list[ShardSlice]:
         """The slices of a tensor, in order, each with the rank that keeps its state."""
         raise NotImplementedError
 
-    def own_state(self, shard: ShardSlice, role: str) -> Array:
+    def _own_state(self, shard: ShardSlice, role: str) -> Array:
         """The state that this rank keeps of a slice of its own, flat, in memory order."""
         raise NotImplementedError
 
-    def gather_params(self) -> None:
+    def _gather_params(self) -> None:
         """Gather the parameters of all shards on every rank, from those that own them."""
         raise NotImplementedError
 
-    def state_numbers(self) -> dict[str, Any]:
+    def _state_numbers(self) -> dict[str, Any]:
         """``state_dict()`` without its arrays."""
         self._sources.check_unchanged(self.param_groups, False)
         steps = zip(self.names, self._bound.get_steps(), self._orders(), strict=True)
         return {
             "t": self.t,
             "param_groups": serialize_groups(self.param_groups),
-            **self.get_options(lambda option: option.saved),
+            **self._get_options(lambda option: option.saved),
             "state": {
                 name: {"step": step} | ({} if order is None else {"order": order})
                 for name, step, order in steps
             },
         }
 
-    def check_params(self) -> None:
+    def _check_params(self) -> None:
         """Raise ValueError where an array of the groups was replaced or changed its shape or dtype,
         or is read-only."""
         self._sources.check_unchanged(self.param_groups, True)
 
-    def check_numbers(self, saved: Mapping[str, Any]) -> None:
+    def _check_numbers(self, saved: Mapping[str, Any]) -> None:
         """Raise what ``load_state_dict`` would raise for everything but the arrays and their memory
         order.
 
         Args:
-            saved: as in ``state_numbers``, or a whole state dict.
+            saved: as in ``_state_numbers``, or a whole state dict.
 
         Raises:
             TypeError, ValueError: naming the entry.
         """
-        self.check_params()
-        self.check_values(saved)
+        self._check_params()
+        self._check_values(saved)
 
-    def check_options(self) -> None:
+    def _check_options(self) -> None:
         """Raise TypeError or ValueError, as a step does, for options and hyper-parameters that are
         of a wrong kind, and for a rate without the array of the state that it needs."""
         for name, option in OPTIONS.items():
@@ -211,15 +207,15 @@ class BaseOptimizer(Options):
                 as_numbers(name, group[name])
         self._bound.check_rates(self._rates)
 
-    def check_values(self, saved: Mapping[str, Any]) -> None:
-        """``check_numbers`` without the check of the parameters."""
+    def _check_values(self, saved: Mapping[str, Any]) -> None:
+        """``_check_numbers`` without the check of the parameters."""
         t, steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], t + 1, rates)
         self._bound.check(hypers, saved["max_grad_norm"], steps)
 
-    def load_numbers(self, saved: Mapping[str, Any]) -> None:
-        """Take over numbers that ``check_numbers`` has accepted."""
+    def _load_numbers(self, saved: Mapping[str, Any]) -> None:
+        """Take over numbers that ``_check_numbers`` has accepted."""
         for group, found in zip(self.param_groups, saved["param_groups"], strict=True):
             group.update({name: as_numbers(name, found[name]) for name in HYPERPARAMETERS})
         for name, value in self._loaded_options(saved).items():
@@ -228,7 +224,7 @@ class BaseOptimizer(Options):
         self._bound.t, steps = step_counts(saved, self.names)
         self._bound.set_steps(steps)
 
-    def state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:
+    def _state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:
         """By role, the storage type and shape of the arrays that one process keeps of a tensor."""
         return state_layout(param.dtype.name, param.shape, self._state_options)
 
@@ -272,7 +268,7 @@ class BaseOptimizer(Options):
             for group, tree in pairs
         ]
 
-    def get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
+    def _get_options(self, selects: Callable[[Option], bool]) -> dict[str, Any]:
         """The values of the options that a predicate selects, as numbers of Python; bad ones, which
         steps refuse, as they are."""
         values = {name: getattr(self, name) for name, x in OPTIONS.items() if selects(x)}
@@ -289,10 +285,10 @@ class BaseOptimizer(Options):
 
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""
-        values = self.get_options(lambda option: True)
+        values = self._get_options(lambda option: True)
         return "".join(f", {k}={x!r}" for k, x in values.items() if x != OPTIONS[k].default)
 
     def __copy__(self) -> NoReturn:
         """Raise TypeError: a shallow copy would share the arrays of the state, but not ``t``."""
-        instead = "copy.deepcopy, or a checkpoint" if self.comm is None else "save_checkpoint"
+        instead = "copy.deepcopy, or a checkpoint" if self._comm is None else "save_checkpoint"
         raise TypeError(f"{type(self).__name__} cannot be copied in part; use {instead}")

@@ -56,16 +56,16 @@ def pair(params, sharded_options=None, **options):
 def same_state(single, sharded):
     """Whether each slice of this rank is that part of the state of the single process."""
     for tensor, state in enumerate(single._state):
-        for shard in sharded.shards(tensor):
+        for shard in sharded._shards(tensor):
             if shard.rank != RANK:
                 continue
-            for role in sharded.state_entries(sharded.param_arrays()[tensor]):
-                whole = single.own_state(single.shards(tensor)[0], role)
+            for role in sharded._state_entries(sharded._arrays[tensor]):
+                whole = single._own_state(single._shards(tensor)[0], role)
                 first = shard.begin // BLOCK if role.endswith("_scale") else shard.begin
-                own = sharded.own_state(shard, role)
+                own = sharded._own_state(shard, role)
                 if own.tobytes() != whole[first : first + own.size].tobytes():
                     return False
-        assert list(sharded.state_entries(sharded.param_arrays()[tensor])) == list(state.arrays)
+        assert list(sharded._state_entries(sharded._arrays[tensor])) == list(state.arrays)
     gathered = sharded.gather_ema(), sharded.gather_master()
     for whole, found in zip((single.ema, single.master), gathered, strict=True):
         if whole is None or found is None:

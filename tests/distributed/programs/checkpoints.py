@@ -298,8 +298,8 @@ def interrupted():
     opt, other = sharded(), sharded(first=9)
     last = RANK == RANKS - 1
     for optimizer, name, function in (
-        (opt, "own_state", save_checkpoint),
-        (other, "gather_params", load_checkpoint),
+        (opt, "_own_state", save_checkpoint),
+        (other, "_gather_params", load_checkpoint),
     ):
         original, caught = getattr(optimizer, name), False
 

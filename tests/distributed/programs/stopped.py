@@ -35,7 +35,7 @@ def terminate(number, frame):
 signal.signal(signal.SIGTERM, raise_terminated)
 signal.signal(signal.SIGALRM, terminate)
 opt = ShardedAdamW(draw([(70_000,), (7, 9)]), bucket_bytes=SMALL_BUCKETS)
-grads = [np.ones_like(p) for p in opt.param_arrays()]
+grads = [np.ones_like(p) for p in opt._arrays]
 COMM.Barrier()
 try:
     try:
