@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
-import numpy as np
+from mix_training import final_loss
 from tables import table
 
 from fused_adamw import runtime_info
@@ -36,14 +36,11 @@ from fused_adamw.bench.environment import (
 )
 from fused_adamw.bench.harness import Comparison, time_block
 from fused_adamw.bench.implementations.bandwidth_bound import BANDWIDTH_BOUND
-from fused_adamw.bench.mixes import Workload, available_mixes, numpy_dtype, optimizer_of
+from fused_adamw.bench.mixes import Workload, available_mixes
 from fused_adamw.bench.report import format_ratio
 from fused_adamw.bench.statistics import ratios
 from fused_adamw.bench.workloads import CASES, Case
-from fused_adamw.tiny import TinyTransformer, read_text, text_task, train
-from fused_adamw.tiny.text_data import mean_loss
 
-ROOT = Path(__file__).parent.parent
 MIN_PER_THREAD = 2**15  # parameters; with fewer the package takes fewer threads
 
 # ---------------------------------------------------------------------------- options
@@ -223,41 +220,6 @@ def speed_table(results, mixes):
 
 def format_bytes(number):
     return f"{number:.2f}".rstrip("0").rstrip(".")
-
-
-# ---------------------------------------------------------------------------- losses
-
-
-class StoredParameters:
-    """An optimizer of the parameters of a model, which it keeps in the dtype of a mix."""
-
-    SCALE = 2.0**10  # of the gradients, which keeps small ones in the range of float16
-
-    def __init__(self, model, mix, lr):
-        self.model, self.dtype = model, numpy_dtype(mix.param_dtype)
-        self.params = {name: p.astype(self.dtype) for name, p in model.parameters.items()}
-        self.optimizer = optimizer_of(mix, self.params, lr=lr, num_threads=1)
-        self.copy_to_model()
-
-    def step(self, grads):
-        scaled = {
-            name: (g * np.float32(self.SCALE)).astype(self.dtype) for name, g in grads.items()
-        }
-        self.optimizer.step(scaled, grad_scale=1 / self.SCALE)
-        self.copy_to_model()
-
-    def copy_to_model(self):
-        for name, parameter in self.model.parameters.items():
-            parameter[...] = self.params[name]
-
-
-def final_loss(mix, seed, steps=300, lr=3e-3):
-    """The mean loss on all of the training text."""
-    corpus = read_text(ROOT / "README.md", context=32)
-    task = text_task(corpus, 32, 16, seed, d_model=32, n_heads=2, d_ff=128)
-    model = TinyTransformer(seed, "float32", **task.sizes)
-    train(model, StoredParameters(model, mix, lr), task.batches(), steps)
-    return float(mean_loss(model, corpus.train))
 
 
 # ---------------------------------------------------------------------------- all of it

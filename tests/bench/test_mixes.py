@@ -33,6 +33,11 @@ def bench(monkeypatch):
     return importlib.import_module("bench_mixes")
 
 
+@pytest.fixture
+def training(bench):
+    return importlib.import_module("mix_training")
+
+
 def named(name):
     return next((mix, traffic) for mix, traffic in available_mixes().items() if mix.name == name)
 
@@ -158,11 +163,11 @@ def test_the_tables(bench):
     assert all(float(cell) > 0 for cell in cells[3:])
 
 
-def test_the_loss_of_a_mix(bench):
+def test_the_loss_of_a_mix(training):
     """Parameters in 16 bits train, and the model has what the optimizer stores."""
     mix, _ = named("float16/float32")
-    model = bench.TinyTransformer(0, "float32")
-    stored = bench.StoredParameters(model, mix, 1e-3)
+    model = training.TinyTransformer(0, "float32")
+    stored = training.StoredParameters(model, mix, 1e-3)
     _, grads = model.loss_and_gradients(np.array(bench_tokens()[0]), np.array(bench_tokens()[1]))
     before = {name: p.copy() for name, p in model.parameters.items()}
     stored.step(grads)
@@ -171,7 +176,7 @@ def test_the_loss_of_a_mix(bench):
         assert np.any(parameter != before[name])
         # the first step of Adam has the length of lr wherever there is a gradient
         assert np.max(np.abs(parameter - before[name])) < 3e-3
-    assert bench.final_loss(mix, 0, steps=20) < bench.final_loss(mix, 0, steps=1)
+    assert training.final_loss(mix, 0, steps=20) < training.final_loss(mix, 0, steps=1)
 
 
 def bench_tokens():

@@ -20,6 +20,7 @@ def run(ranks, name, *arguments):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_bits_are_those_of_a_single_process(ranks):
     run(ranks, "bits.py")
+    run(ranks, "bits_of_trees.py")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -73,6 +74,7 @@ def test_handlers_that_raise_on_all_ranks_save_or_end_the_job(seed, tmp_path):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_checkpoint_does_not_depend_on_the_number_of_ranks(ranks, tmp_path):
     run(ranks, "checkpoints.py", tmp_path)
+    run(ranks, "checkpoint_faults.py", tmp_path)
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
