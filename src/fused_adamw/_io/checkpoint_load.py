@@ -46,7 +46,7 @@ from .safetensors_stream import PIECE_ELEMENTS, read_exactly
 SCRATCH_ARRAYS = 14  # of PIECE_ELEMENTS with 8 bytes each
 """An upper bound of what reading allocates, plus 2 MiB for the allocators' own pages."""
 
-Target: TypeAlias = tuple[ShardSlice, Array]
+ShardMemory: TypeAlias = tuple[ShardSlice, Array]
 """A shard of this rank, and memory for its elements, in memory order."""
 
 
@@ -189,38 +189,38 @@ def _read(
         if not own:
             continue
         memory = arrays[i].ravel("K").view(storage_dtype(arrays[i].dtype.name))
-        targets = [(s, memory[s.begin : s.end]) for s in own]
-        _read_tensor(file, header, f"params/{name}", arrays[i], targets)
+        shards = [(s, memory[s.begin : s.end]) for s in own]
+        _read_tensor(file, header, f"params/{name}", arrays[i], shards)
         if match.is_equal:
             for role in optimizer._state_entries(arrays[i]):
-                targets = [(s, optimizer._own_state(s, role)) for s in own]
-                _read_tensor(file, header, f"{role}/{name}", arrays[i], targets)
+                shards = [(s, optimizer._own_state(s, role)) for s in own]
+                _read_tensor(file, header, f"{role}/{name}", arrays[i], shards)
         else:
             convert_shards(file, header, match, optimizer, name, own)
 
 
 def _read_tensor(
-    file: FileIO, header: Header, key: str, param: Array, targets: list[Target]
+    file: FileIO, header: Header, key: str, param: Array, shards: list[ShardMemory]
 ) -> None:
-    """Read what ``targets`` need of a tensor that is stored as it is in memory, or shaped."""
+    """Read what ``shards`` need of a tensor that is stored as it is in memory, or shaped."""
     info = header.tensors[key]
     if len(info.shape) > 1 and order_of(param) == "F":
-        _read_transposed(file, header, key, targets)
+        _read_transposed(file, header, key, shards)
         return
-    for shard, data in targets:
+    for shard, data in shards:
         first, last = items_of_range(shard.begin, shard.end, info.size, param.size)
         if first < last:
             position = header.position(key) + first * info.storage.itemsize
             read_exactly(file, position, data)
 
 
-def _read_transposed(file: FileIO, header: Header, key: str, targets: list[Target]) -> None:
+def _read_transposed(file: FileIO, header: Header, key: str, shards: list[ShardMemory]) -> None:
     """Read a tensor in C order into memory in Fortran order."""
     info = header.tensors[key]
     piece = np.empty(min(info.size, PIECE_ELEMENTS), info.storage)
     position = header.position(key)
-    if targets[0][0].size == info.size:
-        whole = targets[0][1].reshape(info.shape, order="F")
+    if shards[0][0].size == info.size:
+        whole = shards[0][1].reshape(info.shape, order="F")
         for slab in slabs(whole, PIECE_ELEMENTS):
             data = piece[: slab.size]
             read_exactly(file, position, data)
@@ -231,6 +231,6 @@ def _read_transposed(file: FileIO, header: Header, key: str, targets: list[Targe
         data = piece[: info.size - begin]
         read_exactly(file, position + begin * info.storage.itemsize, data)
         positions = transposed_positions(begin, begin + data.size, info.shape)
-        for shard, memory in targets:
+        for shard, memory in shards:
             inside = (shard.begin <= positions) & (positions < shard.end)
             memory[positions[inside] - shard.begin] = data[inside]

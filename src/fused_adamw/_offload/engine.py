@@ -30,7 +30,7 @@ Groups = Sequence[Mapping[str, Any]]
 OptimizerState = Mapping[Tensor, dict[str, Tensor]]
 
 
-class PlannedUpdate(NamedTuple):
+class CheckedUpdate(NamedTuple):
     """The update of a parameter, checked, with nothing changed yet."""
 
     p: Tensor
@@ -66,7 +66,7 @@ class Begun(NamedTuple):
 
 
 class Engine:
-    """Plans and begins updates, and waits for them.
+    """Checks and begins updates, and waits for them.
 
     Attributes:
         begun: updates of the step that is to be taken, which began during backward.
@@ -117,21 +117,21 @@ class Engine:
             finalize(self, pump.stop).atexit = False
         return pump
 
-    # ---- plans
+    # ---- checks
 
-    def plan(
+    def check(
         self, groups: Groups, state: OptimizerState, *, with_host: bool, grad_scale: float = 1.0
-    ) -> list[PlannedUpdate]:
+    ) -> list[CheckedUpdate]:
         """The updates of a step that have not begun.
 
         Args:
-            with_host: plan those of parameters on the CPU too.
+            with_host: check those of parameters on the CPU too.
             grad_scale: a factor of the gradients.
 
         Raises:
             TypeError, ValueError, KeyError: something cannot be updated.
         """
-        updates: list[PlannedUpdate] = []
+        updates: list[CheckedUpdate] = []
         for first, group in numbered(groups):
             recipes = None
             for index, p in enumerate(group["params"], first):
@@ -140,7 +140,7 @@ class Engine:
                 lane = self.lanes.or_host(p) if with_host else self.lanes.of(p)
                 if lane is not None:
                     recipes = recipes or Recipes(group, grad_scale)
-                    updates.append(self.plan_one(p, index, recipes, state.get(p, {})))
+                    updates.append(self.check_one(p, index, recipes, state.get(p, {})))
         indices = [update.host_state.index for update in updates]
         check_apart(
             zip(indices, (update.p for update in updates), strict=True),
@@ -152,14 +152,14 @@ class Engine:
             rehearse(*sample)
         return updates
 
-    def plan_one(
+    def check_one(
         self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]
-    ) -> PlannedUpdate:
+    ) -> CheckedUpdate:
         """The update of one parameter; its recipe is still to be rehearsed."""
         grad: Tensor = redistributed(p.grad, p)
         host_state = self._host_state(p, index, recipes, entry)
         check_gradient(p, grad, index)
-        return PlannedUpdate(p, grad, self.lanes.or_host(p), host_state, recipes.of(p))
+        return CheckedUpdate(p, grad, self.lanes.or_host(p), host_state, recipes.of(p))
 
     def _host_state(
         self, p: Tensor, index: int, recipes: Recipes, entry: dict[str, Tensor]
@@ -189,7 +189,7 @@ class Engine:
 
     # ---- the norm
 
-    def begin_sum(self, update: PlannedUpdate) -> SumJob:
+    def begin_sum(self, update: CheckedUpdate) -> SumJob:
         """Begin to sum the squares of a gradient, unless that has been done."""
         known = self._summed.get(update.p)
         if known is not None and known[1].is_still(update.grad):
@@ -203,7 +203,7 @@ class Engine:
         pump.put([pieces])
         return job
 
-    def norm(self, updates: Sequence[PlannedUpdate]) -> float:
+    def norm(self, updates: Sequence[CheckedUpdate]) -> float:
         """The norm of all gradients, with the bits of ``AdamW``."""
         with DeferredSignals():  # or a thread, or a job, could be begun and not known
             jobs = [self.begin_sum(update) for update in updates]
@@ -215,7 +215,7 @@ class Engine:
 
     # ---- updates
 
-    def make_ready(self, updates: Sequence[PlannedUpdate], clip: float = 1.0) -> list[ReadyUpdate]:
+    def make_ready(self, updates: Sequence[CheckedUpdate], clip: float = 1.0) -> list[ReadyUpdate]:
         """Make the jobs of updates, and the thread that does them. Nothing changes yet.
 
         Raises:
@@ -247,7 +247,7 @@ class Engine:
         self._pump().put(update.pieces for update in updates)
 
     def _job_arguments(
-        self, update: PlannedUpdate, ready: Ticket
+        self, update: CheckedUpdate, ready: Ticket
     ) -> tuple[Lane, Ticket, Tensor, Tensor]:
         p, grad = update.p, local_of(update.grad)
         if p.stride() != grad.stride() and not same_strides(local_of(p), grad):

@@ -14,7 +14,7 @@ from .._torch.grad_scaler import is_scaled
 from .._torch.options import numbered
 from .._torch.state import is_lazy
 from .checks import check_apart
-from .engine import Begun, Engine, Gradient, Groups, OptimizerState, PlannedUpdate
+from .engine import Begun, CheckedUpdate, Engine, Gradient, Groups, OptimizerState
 from .recipe import Recipes
 from .stepper import rehearse
 
@@ -35,7 +35,7 @@ class Overlap:
         groups: Groups,
         state: OptimizerState,
         sums_only: bool,
-        check: Callable[[PlannedUpdate], None],
+        check: Callable[[CheckedUpdate], None],
     ) -> None:
         self._engine, self._groups, self._state = engine, groups, state
         self._sums_only, self._check = sums_only, check
@@ -81,7 +81,7 @@ class Overlap:
                 "its update had begun, as from checkpointing with use_reentrant=True or from two "
                 "backward passes"
             )
-        grad, update = p.grad, engine.plan_one(p, index, recipes, self._state.get(p, {}))
+        grad, update = p.grad, engine.check_one(p, index, recipes, self._state.get(p, {}))
         assert grad is not None
         engine.check_state()
         self._check(update)

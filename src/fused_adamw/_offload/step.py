@@ -12,7 +12,7 @@ from .._torch.hooks import outside_of_graphs
 from .._torch.options import numbered
 from .._torch.paths import note_paths
 from . import overlap
-from .engine import PlannedUpdate
+from .engine import CheckedUpdate
 from .lanes import Lanes
 from .modules import require_waited
 
@@ -38,7 +38,7 @@ def _step(optimizer: AdamW) -> None:
         order.require_same_params()
     scale = grad_scale_of(optimizer)
     clips = optimizer.max_grad_norm is not None
-    updates = engine.plan(
+    updates = engine.check(
         optimizer.param_groups,
         optimizer.state,
         with_host=clips,
@@ -67,7 +67,7 @@ def _step(optimizer: AdamW) -> None:
     unscale(optimizer, [] if order else grads)
 
 
-def _finish(optimizer: AdamW, updates: list[PlannedUpdate]) -> None:
+def _finish(optimizer: AdamW, updates: list[CheckedUpdate]) -> None:
     """What ``overlapped`` has begun is of this step; with ``module`` the gradients are used up."""
     engine, order = optimizer._engine(), optimizer._order()
     used = [*engine.begun, *(update.p for update in updates)]
@@ -79,7 +79,7 @@ def _finish(optimizer: AdamW, updates: list[PlannedUpdate]) -> None:
     engine.updated = set(used)
 
 
-def require_used_in_order(optimizer: AdamW, updates: list[PlannedUpdate]) -> None:
+def require_used_in_order(optimizer: AdamW, updates: list[CheckedUpdate]) -> None:
     """Raise RuntimeError where parameters have been used before their update."""
     if optimizer._order() is not None and updates:
         indices = {update.p: update.host_state.index for update in updates}
@@ -89,7 +89,7 @@ def require_used_in_order(optimizer: AdamW, updates: list[PlannedUpdate]) -> Non
 def _dispatch_host(
     optimizer: torch.optim.AdamW, lanes: Lanes, none: bool = False
 ) -> list[GroupDispatch]:
-    """Prepare the step of the parameters on the CPU. ``none``: it is planned otherwise."""
+    """Prepare the step of the parameters on the CPU. ``none``: the engine takes it otherwise."""
     dispatches: list[list[GroupDispatch]] = []
     for first, group in numbered(optimizer.param_groups):
         params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]

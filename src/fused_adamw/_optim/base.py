@@ -19,9 +19,9 @@ from .options import (
     OPTIONS,
     RATE_OPTIONS,
     ROLES,
+    DecayRates,
     Option,
     Options,
-    Rates,
     check_flag,
     rates_of,
     roles_of,
@@ -66,7 +66,7 @@ class BaseOptimizer(Options):
     _grouped: bool
     _decays: list[bool]  # by tensor, whether weight decay applies to it
     _state_options: StateOptions
-    _rates: Rates
+    _rates: DecayRates
     _state: list[TensorState]  # by slot
     _bound: BoundTensors
 

@@ -98,11 +98,11 @@ ROLES = {row.option: row.name for row in BUFFERS.values()} | {"master_weights": 
 RATE_OPTIONS = tuple(row.option if row.has_decay else None for row in BUFFERS.values())
 """The options that are decay rates, in the order of the optional buffers; None for a flag."""
 
-Rates = tuple[float | None, ...]
+DecayRates = tuple[float | None, ...]
 """The values of RATE_OPTIONS."""
 
 _ROLE_ITEMS = tuple(ROLES.items())
-NO_RATES: Rates = (None,) * len(RATE_OPTIONS)
+NO_RATES: DecayRates = (None,) * len(RATE_OPTIONS)
 
 
 def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def roles_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     return roles
 
 
-def rates_of(values: Mapping[Any, Any]) -> Rates:
+def rates_of(values: Mapping[Any, Any]) -> DecayRates:
     """The decay rates of the optional buffers among these values by option; None for those without
     one. (None is not a key of ``values``.)"""
     if values.keys().isdisjoint(RATE_OPTIONS):

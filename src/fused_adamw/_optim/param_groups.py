@@ -17,13 +17,13 @@ from .._core import (
     require_known_keys,
 )
 from .arrays import Array
-from .options import HYPERPARAMETERS, SCHEDULED, Rates, check_flag
+from .options import HYPERPARAMETERS, SCHEDULED, DecayRates, check_flag
 from .state_formats import ELEMENT_TYPES, StateOptions, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
 """The parameters of a group under "params", and its hyper-parameters."""
 
-Hyperparams: TypeAlias = tuple[float, tuple[float, float], float, float, Rates]
+Hyperparams: TypeAlias = tuple[float, tuple[float, float], float, float, DecayRates]
 """lr, betas, eps, weight_decay of one step, and the decay rates of the optional buffers."""
 
 DecayMask: TypeAlias = (

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .._core import default_num_threads
-from .._optim.options import Rates
+from .._optim.options import DecayRates
 from .._optim.param_groups import Hyperparams
 from .options import DEFAULTS
 
 
-def hyperparams_of(group: Mapping[str, Any], rates: Rates) -> Hyperparams:
+def hyperparams_of(group: Mapping[str, Any], rates: DecayRates) -> Hyperparams:
     """The numbers of the formula; ``rates``: those of optional buffers."""
     lr = group["lr"]
     if isinstance(lr, Tensor):

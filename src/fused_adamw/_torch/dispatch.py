@@ -15,7 +15,7 @@ from .._core import (
     gather_tensors,
     step_all,
 )
-from .._optim.options import NO_RATES, Rates, rates_of, roles_of
+from .._optim.options import NO_RATES, DecayRates, rates_of, roles_of
 from .._optim.state_formats import has_scales
 from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
@@ -81,7 +81,7 @@ class GroupDispatch(NamedTuple):
     fusible: list[bool] | None = None  # of ``fallback``, where it is known
     new_state: Mapping[Tensor, State] = NO_STATES  # to be added before the step
     stale_masters: Sequence[State] = ()  # the state whose master weights the step does not update
-    rates: Rates = NO_RATES
+    rates: DecayRates = NO_RATES
     increment_versions: Callable[[list[Tensor]], None] = increment_version
 
     @property
@@ -268,7 +268,7 @@ def _missing_states(
     return {p: missing_state(p, optimizer.state.get(p), group) for p in params.values()}
 
 
-def _arguments(optimizer: torch.optim.AdamW, group: Group, rates: Rates) -> dict[str, Any]:
+def _arguments(optimizer: torch.optim.AdamW, group: Group, rates: DecayRates) -> dict[str, Any]:
     """The arguments of ``PreparedStep.prepare``."""
     return {
         "hyper": hyperparams_of(group, rates),

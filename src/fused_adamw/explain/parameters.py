@@ -35,7 +35,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Storage:
+class StateBytes:
     """A way of storing parameters and state.
 
     Attributes:
@@ -60,7 +60,7 @@ class Parameters:
     tensors: list[Tensor]
     total: int
     state_values: int  # m and v
-    storage: list[Storage]
+    storage: list[StateBytes]
 
 
 def explain_parameters() -> Parameters:
@@ -73,10 +73,10 @@ def explain_parameters() -> Parameters:
     ]
     shapes = [tensor.shape for tensor in tensors]
     total = sum(tensor.count for tensor in tensors)
-    return Parameters(tensors, total, 2 * total, [_storage_of(mix, shapes) for mix in all_mixes()])
+    return Parameters(tensors, total, 2 * total, [_bytes_of(mix, shapes) for mix in all_mixes()])
 
 
-def _storage_of(mix: Mix, shapes: Sequence[tuple[int, ...]]) -> Storage:
+def _bytes_of(mix: Mix, shapes: Sequence[tuple[int, ...]]) -> StateBytes:
     per_parameter = mix.traffic([(BLOCK,)]).state_bytes
     total = mix.traffic(shapes).total_state
-    return Storage(mix.param_dtype, mix.format, mix.master_weights, per_parameter, total)
+    return StateBytes(mix.param_dtype, mix.format, mix.master_weights, per_parameter, total)

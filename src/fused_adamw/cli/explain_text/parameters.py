@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from ..._core import BLOCK
-from ...explain.parameters import Parameters, Storage
+from ...explain.parameters import Parameters, StateBytes
 from ..console import heading, paragraph, text_table
 
 
@@ -38,7 +38,7 @@ def tensors_table(found: Parameters) -> Table:
     return table
 
 
-def storage_table(rows: Sequence[Storage]) -> Table:
+def storage_table(rows: Sequence[StateBytes]) -> Table:
     """Return the bytes of state of each combination."""
     table = text_table("parameters", "m and v", "master weights")
     table.add_column("bytes per parameter", justify="right")
