@@ -1,0 +1,106 @@
+"""What updates that begin during backward refuse."""
+
+import pytest
+
+torch = pytest.importorskip("torch", minversion="2.10")
+
+from offloading import Net, on_device, parameter  # noqa: E402
+
+
+def test_two_backwards_are_refused():
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2)
+    with opt.overlapped():
+        net.loss(0).backward()
+        with pytest.raises(RuntimeError, match="must have one gradient"):
+            net.loss(1).backward()
+
+
+def test_a_weight_that_backward_still_needs():
+    """PyTorch notices that it was written."""
+    w = torch.nn.Parameter(torch.randn(4, 4))
+    v = torch.nn.Parameter(torch.randn(4, 4))
+    opt = on_device([w, v], lr=1e-2)
+    x = torch.randn(4, 4) @ w.detach().clone().requires_grad_(False)
+    loss = ((x @ v) @ w.detach()) @ w  # the gradient of v needs w after that of w
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"), opt.overlapped():
+        loss.sum().backward()
+
+
+@pytest.mark.parametrize("what", ["clip", "scale", "lr"])
+def test_changes_after_an_update_has_begun_are_refused(what):
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2)
+    with opt.overlapped():
+        net.loss(0).backward()
+    if what == "clip":
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+    elif what == "lr":
+        opt.param_groups[0]["lr"] = 1e-3
+    else:
+        opt.grad_scale = torch.tensor(2.0)
+    with pytest.raises(RuntimeError, match=r"overlapped\(\)"):
+        opt.step()
+
+
+@pytest.mark.parametrize(
+    ("what", "changed", "instead"),
+    [
+        ("gradients", [1, 3], "Clip with max_grad_norm instead"),
+        ("options such as lr", [2, 3], "Change them after step() instead"),
+    ],
+)
+def test_what_has_changed_is_named(what, changed, instead):
+    params = [parameter(torch.float32, (9,), seed) for seed in range(4)]
+    opt = on_device([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2)
+    with opt.overlapped():
+        sum(p.sum() for p in params).backward()
+    if what == "gradients":
+        params[1].grad.mul_(2)
+        params[3].grad = torch.zeros(9)
+    else:
+        opt.param_groups[1]["lr"] = 1e-3
+    with pytest.raises(RuntimeError) as raised:
+        opt.step()
+    assert str(raised.value) == (
+        f"{what} must be the same in overlapped() and in step(); got changes for parameters "
+        f"{changed}, which were updated with the old ones; the others are not updated. {instead}"
+    )
+    opt.zero_grad()
+    with opt.overlapped():  # the next step
+        sum(p.sum() for p in params).backward()
+    opt.step()
+    assert {int(entry["step"]) for entry in opt.state.values()} == {2}
+
+
+@pytest.mark.parametrize("step", [-1.0, 0.5])
+def test_a_number_of_steps_that_is_refused(step):
+    p = parameter(shape=(9,))
+    opt = on_device([p], lr=1e-2)
+    with opt.overlapped():
+        p.sum().backward()
+    opt.step()
+    opt.state[p]["step"].fill_(step)
+    before = p.detach().clone()
+    with pytest.raises(TypeError, match=f"must be a whole number; got {step}"), opt.overlapped():
+        p.sum().backward()
+    assert torch.equal(p, before)
+
+
+def test_grad_scaler_is_refused():
+    net = Net(torch.float32)
+    opt = on_device(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu")
+    with opt.overlapped():
+        scaler.scale(net.loss(0)).backward()
+    with pytest.raises(RuntimeError, match=r"overlapped\(\) does not support GradScaler"):
+        scaler.step(opt)
+
+
+def test_gradients_that_processes_average_are_refused(monkeypatch):
+    net = Net()
+    opt = on_device(net.parameters(), lr=1e-2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="does not support gradients that are averaged"):
+        opt.overlapped()
