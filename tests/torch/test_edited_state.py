@@ -10,6 +10,7 @@ from torch_ranks import only_rank  # noqa: E402
 
 from fused_adamw.torch import AdamW  # noqa: E402
 
+SETTABLE = [(torch.float32, {}), (torch.float32, {"state_dtype": "8bit"})]
 OPTIONS = [{}, {"state_dtype": "float32"}, {"state_dtype": "8bit"}, {"ema_decay": 0.5}]
 
 
@@ -169,6 +170,43 @@ def test_a_load_by_pytorch_that_failed_is_forgotten(tmp_path):
         saved["state"][0]["step"] = torch.tensor(0.0)
         opt.load_state_dict(saved)
     assert opt.state[model.weight]["step"] == 0
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(torch.bfloat16, {"master_weights": True}), *SETTABLE]
+)
+def test_what_was_edited_is_set_beside_what_was_not(tmp_path, dtype, options, broadcast, sharded):
+    """PyTorch's functions get the optimizer's own tensors; what a program leaves as it is stays."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    model = torch.nn.Linear(5, 3, dtype=dtype)
+    with only_rank(tmp_path):
+        if sharded:
+            fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        opt = AdamW(model.parameters(), ema_decay=0.5, **options)
+        how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast)
+        for edited in (("step",), ("step", "exp_avg", "exp_avg_sq")):
+            model(torch.ones(2, 5, dtype=dtype)).sum().backward()
+            opt.step()
+            expected = {name: copy.deepcopy(opt.state[p]) for name, p in model.named_parameters()}
+            saved = get_optimizer_state_dict(model, opt, options=how)
+            for entries in (saved["state"], expected):
+                for entry in entries.values():
+                    zeros = {k: torch.zeros_like(x) for k, x in entry.items() if k in edited}
+                    entry |= zeros
+            set_optimizer_state_dict(model, opt, saved, options=how)
+            for name, p in model.named_parameters():
+                assert opt.state[p].keys() == expected[name].keys()
+                for key, x in expected[name].items():
+                    assert torch.equal(opt.state[p][key], x), key
 
 
 def test_state_that_a_step_adds_is_not_what_it_lacks():

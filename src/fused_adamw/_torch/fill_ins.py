@@ -41,25 +41,28 @@ class Noted(NamedTuple):
         return cls(local_of(x), version_of(local_of(x)))
 
     def is_still(self, x: object) -> bool:
-        """Whether a tensor has this memory, to which nothing has been written."""
+        """Whether this is that tensor, to which nothing has been written. Another one may have the
+        same memory: a program loads what the optimizer has, beside other counts of steps."""
         if not isinstance(x, Tensor):
             return False
         found = local_of(x)
-        is_same = found is self.tensor or (
-            found.numel() > 0 and found.data_ptr() == self.tensor.data_ptr()
-        )
-        return is_same and version_of(found) == self.version
+        return found is self.tensor and version_of(found) == self.version
 
 
-def note_tensors(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Note the tensors of a state dict of the optimizer that PyTorch is about to fill. One that is
-    made otherwise ends what was noted before, for a load that failed."""
+def to_be_filled(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of the optimizer; one that PyTorch is about to fill with tensors that nothing
+    else refers to, which are noted. One that is made otherwise ends what was noted before, for a
+    load that failed."""
     vars(optimizer).pop(NOTED, None)
-    if _is_being_set():
-        vars(optimizer)[NOTED] = {
-            p: {k: Noted.of(x) for k, x in saved["state"][i].items() if isinstance(x, Tensor)}
-            for p, i, *_ in saved_entries(optimizer.param_groups, saved)
-        }
+    if not _is_being_set():
+        return saved
+    state, noted = dict(saved["state"]), {}
+    for p, i, *_ in saved_entries(optimizer.param_groups, saved):
+        tensors = {k: x.detach() for k, x in state[i].items() if isinstance(x, Tensor)}
+        state[i] = state[i] | tensors
+        noted[p] = {k: Noted.of(x) for k, x in tensors.items()}
+    vars(optimizer)[NOTED] = noted
+    return {**saved, "state": state}
 
 
 def without_fill_ins(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:

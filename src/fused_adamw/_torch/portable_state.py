@@ -29,7 +29,7 @@ from .dtensors import (
     placed_like,
     placements_of,
 )
-from .fill_ins import note_tensors, saved_entries
+from .fill_ins import saved_entries, to_be_filled
 from .flat_memory import flat_view
 from .merged_blocks import merge_blocks
 from .options import Group
@@ -40,9 +40,7 @@ MOMENTS = ("m", "v")
 
 def portable_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """A state dict of an optimizer, as others can load it."""
-    portable = _portable(optimizer.param_groups, saved)
-    note_tensors(optimizer, portable)
-    return portable
+    return to_be_filled(optimizer, _portable(optimizer.param_groups, saved))
 
 
 def _portable(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
