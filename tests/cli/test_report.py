@@ -15,6 +15,7 @@ from fused_adamw.tiny import sentence_task
 from fused_adamw.tiny.model import TARGETS, TOKENS, TinyTransformer
 from fused_adamw.tiny.recording import Recorder
 
+BLUE, ORANGE = "#2f81f7", "#d9730d"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -67,6 +68,9 @@ def test_the_page_has_what_the_model_was_and_became(run):
         first = [10 ** row[0] for row in heat_map["z"]]
         np.testing.assert_allclose(first, list(expected.values()), rtol=1e-5)
 
+    titles = [note["text"] for note in data["figures"]["attention"]["layout"]["annotations"]]
+    assert titles == ["head 0, start", "head 0, now", "head 1, start", "head 1, now"]
+
     curve = next(c for name, c in data["curves"].items() if name.startswith("b_2["))
     assert curve[0] == list(range(1, 13))
     name = next(name for name in data["curves"] if name.startswith("b_2["))
@@ -87,6 +91,9 @@ def test_the_losses_of_a_text_the_rates_and_the_line_of_the_clipping(run, text):
     assert held_out["y"][0] == record["initial_held_out_loss"]
     assert held_out["y"][-1] == record["final_held_out_loss"]
     assert rate["y"] == record["learning_rates"]
+    page = Path("run.html").read_text(encoding="utf-8")  # has no legend
+    for curve, name, color in ((training, "blue", BLUE), (held_out, "orange", ORANGE)):
+        assert (f"({name})" in page, curve["line"]["color"]) == (True, color)
     assert figures["norm"]["data"][0]["y"] == record["gradient_norms"]
     (line,) = figures["norm"]["layout"]["shapes"]
     assert line["y0"] == line["y1"] == 0.5

@@ -50,9 +50,9 @@ def sections(
 
 
 LOSS_TEXT = (
-    "The cross entropy in nats per token: of each batch before its update, and of the held-out "
-    "text where there is one. The dotted line is the loss of guessing, ln of the size of the "
-    "vocabulary."
+    "The cross entropy in nats per token: of each batch before its update (blue), and of the "
+    "held-out text where there is one (orange). The dotted line is the loss of guessing, ln of the "
+    "size of the vocabulary."
 )
 NORM_TEXT = (
     "The global norm of the gradient of each update: the root of the sum of all squares. Where a "
@@ -133,7 +133,7 @@ def attention_figure(recorder: Recorder, task: Task) -> "Figure":
 
     first, last = recorder.snapshots[0], recorder.snapshots[-1]
     heads = first.attention.shape[0]
-    titles = [f"head {head + 1}, {when}" for head in range(heads) for when in ("start", "now")]
+    titles = [f"head {head}, {when}" for head in range(heads) for when in ("start", "now")]
     figure = make_subplots(
         rows=heads,
         cols=2,
