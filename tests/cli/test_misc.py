@@ -1,8 +1,10 @@
 """`fused-adamw info`, help, version, terminals."""
 
 import platform
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -51,3 +53,31 @@ def test_a_terminal_without_the_characters():
     done = in_a_process(MAIN, "train", "--steps", 1, PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert "1.829868" in done.stdout
+
+
+def shown_in(columns, run, monkeypatch, *arguments):
+    """What a command prints on a terminal of this width."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, _ = run(*arguments)
+    assert status == 0
+    return out
+
+
+@pytest.mark.parametrize("columns", [30, 40, 60])
+@pytest.mark.parametrize("section", ["adamw", "forward", "backward", "parameters"])
+def test_a_narrow_terminal_shows_every_character(run, monkeypatch, section, columns):
+    arguments = (run, monkeypatch, "explain", section)
+    wide, narrow = (shown_in(width, *arguments) for width in (200, columns))
+
+    def characters(text):  # but those of lines and blanks; an ellipsis would be one more
+        return Counter(re.sub(r"[\s─]", "", text))
+
+    assert characters(narrow) == characters(wide)
+
+
+def test_a_narrow_terminal_shows_whose_time_it_is(run, monkeypatch):
+    bench = ("bench", "--case", "2^16", "--implementation", "numpy", "--rounds", 1)
+    out = shown_in(40, run, monkeypatch, *bench)
+    table = out.partition("one array of")[2].partition("of this package")[0]
+    assert [name for name in ("AdamW", "numpy") if f"\n {name} " in table] == ["AdamW", "numpy"]
+    assert "…" not in out

@@ -187,9 +187,17 @@ def number_table(*headers: str, title: str | None = None, caption: str | None = 
     return table
 
 
+class _UncutTable(Table):
+    """A table that continues on the next line what is too wide for a narrow terminal. Rich's own
+    ends it with an ellipsis, which would hide digits, exponents and names."""
+
+    def add_column(self, *args: Any, **kwargs: Any) -> None:
+        super().add_column(*args, **{"overflow": "fold", **kwargs})
+
+
 def text_table(*headers: str, title: str | None = None) -> Table:
     """Return a table whose columns are text."""
-    table = Table(
+    table = _UncutTable(
         box=box.SIMPLE_HEAD,
         title=title and f" {title}",
         title_justify="left",
@@ -205,13 +213,9 @@ def benchmark_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasized: str
 ) -> Table:
     """Return the statistics of implementations, a row each, one of which is in bold. In 80 columns,
-    as in a file, long names continue on the next line, so that no number is cut off."""
+    as in a file, only long names continue on the next line: numbers are narrower."""
     table = number_table(*columns, title=title)
     table.padding, table.min_width = 0, len(title) + 2  # the title in one line
-    names, *numbers = table.columns
-    names.overflow = "fold"
-    for column in numbers:
-        column.no_wrap = True
     for row in rows:
         table.add_row(*row, style="bold" if row[0] == emphasized else "")
     return table
@@ -219,7 +223,7 @@ def benchmark_table(
 
 def key_value_table(rows: Mapping[str, str]) -> Table:
     """Return a table of names and values without a header."""
-    table = Table(box=None, show_header=False, padding=(0, 2))
+    table = _UncutTable(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
     for name, value in rows.items():
