@@ -1,5 +1,6 @@
 /* Derives the scalars of a step from hyper-parameters; the keys and the dither of stochastic
  * rounding. */
+#include "bias_correction.h"
 #include "float_env.h"
 #include "internal.h"
 #include "rng.h"
@@ -71,12 +72,6 @@ static int find_not_representable(const fused_adamw_scalars *s)
     return FUSED_ADAMW_OK;
 }
 
-/* 1 - beta^t, without the cancellation of that expression where beta is close to 1. */
-static double bias_correction(double beta, double t)
-{
-    return -expm1(t * log(beta)); /* 1 for a beta of 0 */
-}
-
 /* The betas are rounded once. Everything else follows in double from the rounded ones, each
  * expression evaluated as Python evaluates it, and is then rounded once. If a beta and its
  * complement were rounded separately, they would not add up to 1, an error that grows with t. */
@@ -84,7 +79,6 @@ static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
                   fused_adamw_scalars *scalars)
 {
     const int compute = fused_adamw_element_types[element_type].compute;
-    const double steps = (double)t;
     const int status = find_invalid(h);
     if (status != FUSED_ADAMW_OK)
         return status; /* before a number is converted that float cannot represent */
@@ -94,8 +88,8 @@ static int derive(const fused_adamw_hyperparams *h, int element_type, int64_t t,
         .b2 = b2,
         .c1 = rounded(compute, 1 - b1),
         .c2 = rounded(compute, 1 - b2),
-        .step = rounded(compute, h->lr / bias_correction(b1, steps)),
-        .rsqrt_bc2 = rounded(compute, 1 / sqrt(bias_correction(b2, steps))),
+        .step = rounded(compute, h->lr / bias_correction(b1, t)),
+        .rsqrt_bc2 = rounded(compute, 1 / sqrt(bias_correction(b2, t))),
         .decay = rounded(compute, h->lr * h->weight_decay),
         .eps = rounded(compute, h->eps),
         .scale = 1,

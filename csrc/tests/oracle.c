@@ -123,8 +123,8 @@ void oracle_step(problem *p, const fused_adamw_hyperparams *h, int64_t t, double
     const int is_double = is_named(element_name(p), "float64");
     const double b1 = is_double ? h->beta1 : (float)h->beta1;
     const double b2 = is_double ? h->beta2 : (float)h->beta2;
-    const double correction1 = -expm1((double)t * log(b1));
-    const double correction2 = -expm1((double)t * log(b2));
+    const double correction1 = oracle_bias_correction(b1, t);
+    const double correction2 = oracle_bias_correction(b2, t);
     const oracle_scalars s = {h, h->lr / correction1, 1 / sqrt(correction2), scale};
     if (!is_double) {
         step_in_float(p, &s, t, rng_key, element_offset);

@@ -26,6 +26,8 @@ int oracle_layout(problem *p);
 void oracle_step(problem *p, const fused_adamw_hyperparams *h, int64_t t, double scale,
                  uint32_t rng_key, ptrdiff_t element_offset);
 
+double oracle_bias_correction(double beta, int64_t t);
+
 void oracle_sums(const problem *p, double *partial_sums);
 
 /* The moments of a problem as float32, and back: stochastically, or to the nearest, as the problem

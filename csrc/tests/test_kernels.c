@@ -195,6 +195,7 @@ int main(int argc, char **argv)
     test_scalars();
     test_dispatch();
     test_codecs();
+    test_bias_corrections();
     test_offsets();
     test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1);
     test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5);

@@ -41,7 +41,7 @@ def by_reference(beta1, beta2, t):
 @pytest.mark.parametrize("t", STEPS)
 @pytest.mark.parametrize("beta", BETAS[1:])
 def test_beta1_and_beta2(step, beta, t):
-    """A dozen roundings of half a unit, 1.1e-16, and expm1's: a unit or two."""
+    """A dozen roundings of half a unit, 1.1e-16; in pure Python expm1's, a unit or two."""
     for betas in ((beta, 0.999), (0.9, beta), (beta, beta)):
         found = step(*betas, t)
         assert relative_error(found, exact_parameter(*betas, t)) < 1.2e-15
@@ -52,3 +52,14 @@ def test_a_beta_of_0_corrects_nothing():
     fused_adamw(p, g, m, v, 5, lr=1.0, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0)
     assert p[0] == -1
     assert adamw_update(0.0, 0.25, M, V, 5, 1.0, 0.0, 0.0, 0.0, 0.0) == (-1, 0.25, 0.0625)
+
+
+@pytest.mark.parametrize("t", [*STEPS, 2**20 + 1, 10**9, 2**53 - 1])
+@pytest.mark.parametrize("beta", [*BETAS, 2**-54, 1.5 * 2**-53, 1 - 2**-53])
+def test_nearest_number(beta, t):
+    """The kernel's is the nearest double, also where two are as near as each other (to even)."""
+    with localcontext(prec=150):
+        correction = float(1 - Decimal(beta) ** t)
+    p, g, m, v = (np.array([x]) for x in (0.0, 0.0, 1.0, 0.0))
+    fused_adamw(p, g, m, v, t, lr=1.0, betas=(beta, 0.0), eps=1.0, weight_decay=0.0)
+    assert p[0] == -(1 / correction) * beta

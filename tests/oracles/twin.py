@@ -1,13 +1,15 @@
 """The arithmetic of csrc/kernels/formula.inc in NumPy, which the kernels match bit by bit."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 
 
 def bias_correction(beta, t):
-    """1 - beta^t, without the cancellation of that expression where beta is close to 1."""
-    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+    """1 - beta^t, rounded once: from so many digits that even ties are seen."""
+    with localcontext(prec=150):
+        return float(1 - Decimal(beta) ** t)
 
 
 def adamw_twin(

@@ -16,7 +16,7 @@ def fused_adamw(
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    1 - b^t is evaluated as -expm1(t log b), which stays accurate where b is close to 1.
+    1 - b^t is rounded once, from its exact value.
 
     Args:
         params: one array, or nested sequences and mappings of arrays; float32 or float64, in native
@@ -40,14 +40,12 @@ def fused_adamw(
             for a while after a step that had to wait for other processes. A small step runs on the
             calling thread, and so does one for which no thread can be created.
 
-    Returns None. The result is the same to the last bit on every instruction set, for every number
-    of threads and every alignment, in every floating-point environment of the calling thread, and
-    however the elements are split into tensors; NumPy, evaluating the lines of
-    ``csrc/kernels/formula.inc``, gives it too. In float64 that is for one kind of machine: ``log``
-    and ``expm1``, of which the bias corrections are made, differ in the last bit between C
-    libraries, and between processors with fused multiply-add and without. NaN and infinity follow
-    IEEE 754 and stay in their own element; the sign and the payload of a NaN are not part of this.
-    The GIL is released during the update.
+    Returns None. The result is the same to the last bit on every machine and instruction set, for
+    every number of threads and every alignment, in every floating-point environment of the calling
+    thread, and however the elements are split into tensors; NumPy, evaluating the lines of
+    ``csrc/kernels/formula.inc``, gives it too. NaN and infinity follow IEEE 754 and stay in their
+    own element; the sign and the payload of a NaN are not part of this. The GIL is released during
+    the update.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
