@@ -1,6 +1,7 @@
 """Weights that other code writes between steps are noticed."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 
@@ -110,13 +111,22 @@ def test_master_weights_that_are_loaded_before_their_weights_are_kept():
     assert torch.equal(opt.state[p]["master"], resumed.state[q]["master"])
 
 
-def test_master_weights_that_were_not_in_use_for_a_while():
-    p = parameter(torch.float16)
-    opt = on_device([p], lr=1e-2)
-    steps(opt, p)
-    opt.param_groups[0]["master_weights"] = False
-    steps(opt, p, count=50, first=2)
-    before = p.detach().clone()
-    opt.param_groups[0]["master_weights"] = True
-    steps(opt, p, count=1, first=52)
-    assert 0 < (p - before).abs().max() < 0.05
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("without", [1, 50])
+def test_master_weights_that_were_not_in_use_for_a_while(without, overlapped):
+    """They start again from the parameter, also where they still round to it: as on the CPU."""
+    pair = [
+        (p, cls([p], lr=1e-4, master_weights=True, state_dtype="float32"))
+        for cls in (on_device, ForHost)
+        for p in [parameter(torch.float16)]
+    ]
+    for step in range(without + 5):
+        for p, opt in pair:
+            opt.param_groups[0]["master_weights"] = not 2 <= step < 2 + without
+            torch.manual_seed(step)
+            opt.zero_grad()
+            with opt.overlapped() if overlapped and opt is pair[0][1] else nullcontext():
+                (p * torch.randn(p.shape).half()).sum().backward()
+            opt.step()
+            assert ("master" in opt.state[p]) == opt.param_groups[0]["master_weights"]
+        assert torch.equal(pair[0][0], pair[1][0])

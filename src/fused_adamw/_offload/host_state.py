@@ -20,6 +20,7 @@ from .._torch.dtensors import (
 from .._torch.flat_memory import flat_view, same_strides
 from .._torch.local_shards import version_of
 from .._torch.state import (
+    WHOLE_MASTER,
     Kind,
     State,
     dtype_name,
@@ -92,8 +93,7 @@ class HostState:
         added: what the optimizer's state of the parameter lacks; it is new.
         fresh: the roles that are to start as the parameter when that arrives on the host.
         unverified: those that are to start so where they do not round to it: master weights that
-            were loaded, or not in use for a while. (The kernels do the same with those of two
-            bytes.)
+            were loaded. (The kernels do the same with those of two bytes.)
         written: the parameter's address after its last update; None where nothing is known.
     """
 
@@ -148,6 +148,8 @@ class HostState:
         if self.added:
             entry.update(self.added)
             self.added = {}
+        if "master" not in self._flat and self._dtype == dtype_name(WHOLE_MASTER):
+            entry.pop("master", None)  # it would be older than the parameter
         self.fresh.clear()
         self.unverified.clear()
         self.step += 1

@@ -27,6 +27,7 @@ from .portable_state import restore_masters
 from .reasons import refuse
 from .state import (
     NOTHING,
+    WHOLE_MASTER,
     GroupTensors,
     Kind,
     State,
@@ -150,9 +151,8 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
 
 
 def _stale_masters(group: Group, state: Mapping[Tensor, State]) -> list[State]:
-    """The state with whole master weights of a group without them: of float16 parameters. (Those of
-    bfloat16 complete the parameter, whatever it has become.)"""
-    stepped = (p for p in group["params"] if p.dtype == torch.float16 and p.grad is not None)
+    """The state with master weights of a group without them, which become older than they are."""
+    stepped = (p for p in group["params"] if p.dtype == WHOLE_MASTER and p.grad is not None)
     return [state[p] for p in stepped if "master" in state.get(p, {})]
 
 

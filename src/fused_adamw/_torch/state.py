@@ -35,6 +35,10 @@ State = dict[str, Tensor]  # of one parameter, by name
 
 NAMES = {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"}  # PyTorch's names
 
+# Parameters whose master weights are stored whole, in float32. Those of bfloat16 complete the
+# parameter, whatever it has become.
+WHOLE_MASTER = torch.float16
+
 
 class GroupTensors(NamedTuple):
     """Lists of one length: the parameters that have a gradient, in the order of the group."""
