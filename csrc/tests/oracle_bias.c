@@ -47,11 +47,12 @@ static fraction power(double beta, int64_t t)
 static double nearest(const fraction *x)
 {
     uint64_t mantissa = 0;
-    int num_bits = 0, end = 0, next = 0, more = 0;
+    uint32_t next = 0, more = 0;
+    int num_bits = 0, end = 0;
     for (int i = 0; i < NUM_BITS; i++) {
-        const int bit = x->digits[i / 16] >> (15 - i % 16) & 1;
+        const uint32_t bit = x->digits[i / 16] >> (15 - i % 16) & 1;
         if (num_bits < 53) {
-            mantissa = 2 * mantissa + (uint64_t)bit;
+            mantissa = 2 * mantissa + bit;
             num_bits += mantissa > 0;
             end = i + 1;
         } else if (i == end) {
