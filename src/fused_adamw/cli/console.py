@@ -27,6 +27,7 @@ from rich.text import Text
 
 from ..tiny.epochs import Epoch
 from ..tiny.train_loop import History
+from .spelling import spelled
 
 
 def make_console() -> Console:
@@ -69,7 +70,7 @@ def visible(token: str) -> str:
 
 def heading(text: str) -> Padding:
     """Return a bold line with an empty one above it."""
-    return Padding(Text(text, style="bold"), (1, 0, 0, 1), expand=False)
+    return Padding(Text(spelled(text), style="bold"), (1, 0, 0, 1), expand=False)
 
 
 def step_count(steps: int) -> str:
@@ -79,14 +80,14 @@ def step_count(steps: int) -> str:
 
 def paragraph(text: str) -> Padding:
     """Return text with the left margin of tables."""
-    return Padding(Text(text), (0, 0, 0, 1), expand=False)
+    return Padding(Text(spelled(text)), (0, 0, 0, 1), expand=False)
 
 
 def bullets(items: Iterable[str]) -> Padding:
     """Return a list with the left margin of tables."""
     table = Table.grid(padding=(0, 1))
     for item in items:
-        table.add_row("-", Text(item))
+        table.add_row("-", Text(spelled(item)))
     return Padding(table, (0, 0, 0, 1), expand=False)
 
 
@@ -181,7 +182,7 @@ def _manual_bar(quiet: bool, *columns: ProgressColumn, transient: bool = False) 
 def number_table(*headers: str, title: str | None = None, caption: str | None = None) -> Table:
     """Return a table whose first column is text and whose others are numbers."""
     table = text_table(title=title)
-    table.caption, table.caption_justify = caption, "left"
+    table.caption, table.caption_justify = caption and spelled(caption), "left"
     for i, header in enumerate(headers):
         table.add_column(header, justify="right" if i else "left")
     return table
@@ -191,15 +192,23 @@ class _UncutTable(Table):
     """A table that continues on the next line what is too wide for a narrow terminal. Rich's own
     ends it with an ellipsis, which would hide digits, exponents and names."""
 
-    def add_column(self, *args: Any, **kwargs: Any) -> None:
-        super().add_column(*args, **{"overflow": "fold", **kwargs})
+    def add_column(self, *headers: Any, **kwargs: Any) -> None:
+        super().add_column(*_spelled_texts(headers), **{"overflow": "fold", **kwargs})
+
+    def add_row(self, *cells: Any, **kwargs: Any) -> None:
+        super().add_row(*_spelled_texts(cells), **kwargs)
+
+
+def _spelled_texts(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield the items, texts as standard output can show them."""
+    return (spelled(item) if isinstance(item, str) else item for item in items)
 
 
 def text_table(*headers: str, title: str | None = None) -> Table:
     """Return a table whose columns are text."""
     table = _UncutTable(
         box=box.SIMPLE_HEAD,
-        title=title and f" {title}",
+        title=title and spelled(f" {title}"),
         title_justify="left",
         title_style="bold",
         header_style="dim",

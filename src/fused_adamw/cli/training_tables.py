@@ -11,6 +11,7 @@ from rich.text import Text
 from ..tiny.text_data import Prediction
 from ..tiny.train_loop import History, TrainingResult
 from .console import decimals, number_table, perplexity, text_table, visible
+from .spelling import spelled
 
 
 def losses_table(curves: Mapping[str, TrainingResult], vocab_size: int) -> Table:
@@ -82,7 +83,7 @@ def reference_comparison(history: History, reference_seconds: float) -> Text:
     step = history.optimizer_seconds / history.steps
     ratio = reference_seconds / step
     return Text.assemble(
-        f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "
+        spelled(f" One AdamW step: {1e6 * step:,.1f} µs fused, {1e6 * reference_seconds:,.0f} µs "),
         "in pure Python, ",
         (f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.1f} times", "bold"),
         " as long.\n",
