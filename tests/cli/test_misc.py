@@ -1,5 +1,6 @@
 """`fused-adamw info`, help, version, terminals."""
 
+import os
 import platform
 import re
 import subprocess
@@ -72,6 +73,14 @@ def test_a_terminal_without_the_characters(command, parts):
     assert tables
     for table in tables:  # every line as wide as the first
         assert len(set(map(len, table.splitlines()))) == 1
+
+
+@pytest.mark.slow
+def test_interrupted_while_it_is_imported(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = in_a_process(MAIN, "explain", PYTHONPATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def shown_in(columns, run, monkeypatch, *arguments):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -35,6 +36,9 @@ try:
     from .train_options import OPTIONAL_VALUES
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
+except KeyboardInterrupt:  # the imports take most of a second
+    print("error: interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 __all__ = ["main"]
 
