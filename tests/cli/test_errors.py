@@ -33,7 +33,7 @@ from cli_process import MAIN, in_a_process
         ("--text long.txt --context 200", "long.txt must have at least 223 characters"),
         ("--text long.txt --d-model 9", "--d-model must be a multiple of n_heads (2); got 9"),
         ("--plot missing/plot.png", "does not exist; create it first"),
-        ("--plot long.txt/plot.png", "does not exist; create it first"),
+        ("--plot long.txt/plot.png", "long.txt/plot.png must be in a folder; got the file "),
         ("--plot folder.png", "'--plot': must be a file; got the folder 'folder.png'"),
         *(
             (f"--{name}=", f"'--{name}': must be the name of a file; got ''")
@@ -95,7 +95,7 @@ from cli_process import MAIN, in_a_process
         ("--checkpoint long.txt --resume", "long.txt is corrupt"),
         ("--checkpoint empty.txt --resume", "empty.txt is corrupt"),
         ("--checkpoint missing/run", "does not exist; create it first"),
-        ("--checkpoint long.txt/run", "does not exist; create it first"),
+        ("--checkpoint long.txt/run", "long.txt/run must be in a folder; got the file "),
         # That a folder cannot be written to is found by trying: this one not even by root.
         ("--checkpoint /proc/run", "proc"),
         (f"--checkpoint {'x' * 256}", "x cannot be written: File name too long"),

@@ -15,6 +15,8 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
     Existing files stay as they are, and no new one is left.
     """
     target = Path(os.path.realpath(path))
+    if target.parent.is_file():
+        raise ValueError(f"{path} must be in a folder; got the file {target.parent}")
     if not target.parent.is_dir():
         raise ValueError(f"{path}: folder {target.parent} does not exist; create it first")
     try:
