@@ -56,7 +56,7 @@ class AdamW(HostAdamW):
             ``fused_adamw.torch.AdamW``.
         foreach, capturable, differentiable, fused: As there, for parameters on the CPU; others need
             their defaults, or ``fused=True``.
-        state_dtype: As there; None for moments in the dtype of the parameters.
+        state_dtype: As there; None for moments in the dtype of the parameters, which float64 needs.
         master_weights: As there.
         max_grad_norm: Clip the gradients to this global norm, as ``fused_adamw.AdamW`` does;
             ``grad_norm`` is the norm in the last step. Do not clip them elsewhere as well.

@@ -142,7 +142,8 @@ def test_dtypes_that_a_format_does_not_support():
     for p in (good, bad):
         set_gradient(p, 0)
     match = (
-        "parameter 1 must be dense and of .* with state_dtype='8bit'; got Parameter, torch.float64"
+        "parameter 1 must be dense and of .* with state_dtype='8bit'; "
+        r"got Parameter, torch.float64 \(needs state_dtype=None\), torch.strided"
     )
     assert_refused(opt, good, TypeError, match)
 

@@ -97,7 +97,7 @@ def elsewhere():
     ("make", "reason"),
     [
         (with_gaps, "with gaps or overlaps in memory"),
-        (double, "of dtype torch.float64"),
+        (double, "of dtype torch.float64, which needs state_dtype=None"),
         (complex_one, "of dtype torch.complex64"),
         (elsewhere, "on device meta"),
     ],

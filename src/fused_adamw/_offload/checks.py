@@ -9,34 +9,29 @@ import torch
 from torch import Tensor
 
 from .._optim.options import roles_of
-from .._optim.state_formats import (
-    ELEMENT_TYPES,
-    StateOptions,
-    format_of,
-    is_compatible,
-    supported_dtypes,
-)
+from .._optim.state_formats import StateOptions, supported_dtypes
 from .._torch.dtensors import is_part_of_same, is_partial, local_of, placements_of
 from .._torch.flat_memory import is_dense
-from .._torch.state import dtype_name
+from .._torch.reasons import dtype_hint, has_kernel
 
 
 def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
     """Raise TypeError for a parameter that the kernels do not support."""
-    name, state_dtype = dtype_name(p.dtype), group.get("state_dtype")
+    state_dtype, supported = group.get("state_dtype"), has_kernel(p, group)
     if (
-        p.layout is not torch.strided
+        not supported
+        or p.layout is not torch.strided
         or _has_own_dispatch(local_of(p))
-        or name not in ELEMENT_TYPES
-        or not is_compatible(name, format_of(name, state_dtype))
         or not is_dense(local_of(p))
         or p.is_neg()
         or is_partial(p)
     ):
         dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
+        hint = f" ({dtype_hint(p)})" if not supported and dtype_hint(p) else ""
         raise TypeError(
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
-            f"got {type(local_of(p)).__name__}, {p.dtype}, {p.layout}, shape {tuple(p.shape)}, "
+            f"got {type(local_of(p)).__name__}, {p.dtype}{hint}, {p.layout}, "
+            f"shape {tuple(p.shape)}, "
             f"strides {p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
         )
 

@@ -1,7 +1,7 @@
 """Why no kernel supports a parameter, in words, as far as it can be seen from its tensors."""
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -37,22 +37,32 @@ NO_STEPS = torch.zeros((), device="cpu")
 
 def reason_of(p: Tensor, group: Group, state: State) -> str:
     """What is wrong with a parameter of a group, its gradient or its state."""
-    local, name = local_of(p), dtype_name(p.dtype)
+    local = local_of(p)
     if p.device.type != "cpu":
         return f"on device {p.device}"
     if type(local) not in (Tensor, torch.nn.Parameter):
         return f"of class {type(p).__name__}"
     if p.layout is not torch.strided:
         return f"of layout {p.layout}"
-    if name not in ELEMENT_TYPES or not is_compatible(
-        name, format_of(name, group.get("state_dtype"))
-    ):
-        return f"of dtype {p.dtype}"
+    if not has_kernel(p, group):
+        hint = dtype_hint(p)
+        return f"of dtype {p.dtype}" + (f", which {hint}" if hint else "")
     if local.is_neg():
         return "a negated view"
     if not is_dense(local):
         return "with gaps or overlaps in memory"
     return _of_step(state) or _of_gradient(p) or _of_state(p, group, state) or OTHER
+
+
+def has_kernel(p: Tensor, group: Mapping[str, Any]) -> bool:
+    """Whether there is a kernel for this dtype with the `state_dtype` of the group."""
+    name = dtype_name(p.dtype)
+    return name in ELEMENT_TYPES and is_compatible(name, format_of(name, group.get("state_dtype")))
+
+
+def dtype_hint(p: Tensor) -> str:
+    """What to do about a dtype without a kernel, if there is something."""
+    return "needs state_dtype=None" if has_kernel(p, {}) else ""
 
 
 def refuse(
