@@ -38,7 +38,8 @@ def torch(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def nightly(session: nox.Session) -> None:
-    """The tests with what will be the next releases, and more of those that draw random cases;
+    """The tests with what will be the next releases, and with more random cases.
+
     NIGHTLY_INDEX has the wheels of NumPy."""
     session.install(".[test]")
     index = os.environ.get("NIGHTLY_INDEX")
@@ -158,8 +159,9 @@ def c_sanitizer(session: nox.Session, sanitizer: str) -> None:
 
 @nox.session(default=False)
 def sanitized_python(session: nox.Session) -> None:
-    """The tests of arrays, state and checkpoints under AddressSanitizer and
-    UndefinedBehaviorSanitizer; arguments go to pytest."""
+    """Tests under AddressSanitizer and UndefinedBehaviorSanitizer; arguments go to pytest.
+
+    Those of arrays, state and checkpoints."""
     sanitized_install(session, [".[test]"], "address,undefined")
     folders = [f"tests/{name}" for name in ("core", "state", "checkpoint", "optimizer")]
     environment = {
@@ -178,8 +180,9 @@ def sanitized_python(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def thread_sanitizer(session: nox.Session) -> None:
-    """Tests of the off-loading optimizer, whose updates have a thread of their own, under
-    ThreadSanitizer; arguments go to pytest."""
+    """Tests of the off-loading optimizer under ThreadSanitizer; arguments go to pytest.
+
+    Its updates have a thread of their own."""
     torch = os.environ.get("TORCH", "torch")
     sanitized_install(session, [".[test]", torch], "thread", **ONE_THREAD)
     environment = {
