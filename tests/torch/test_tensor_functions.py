@@ -73,6 +73,23 @@ def test_steps_without_them_have_the_same_bits(monkeypatch, options, dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("derived", [False, True], ids=["Parameter", "a derived class"])
+def test_gradients_that_a_class_computes_are_those_of_the_step(monkeypatch, derived):
+    cls = type("Derived", (torch.nn.Parameter,), {}) if derived else torch.nn.Parameter
+    param = cls(torch.zeros(3))
+    param.grad = torch.full((3,), float("nan"))
+    computed = property(lambda _: torch.ones(3), lambda *_: None)
+    monkeypatch.setattr(cls, "grad", computed, raising=False)
+    exchange = _core.DLPackExchange(torch.Tensor, cls, is_negated=torch.Tensor.is_neg)
+    state = {name: torch.zeros(3) for name in ("exp_avg", "exp_avg_sq")} | {
+        "step": torch.tensor(0.0)
+    }
+    step = _core.PreparedStep(exchange, {"m": "exp_avg", "v": "exp_avg_sq"})
+    hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
+    assert step.prepare([param], {param: state}, hyper, maximize=False, num_threads=1)
+    assert torch.equal(step.grads()[0], torch.ones(3))
+
+
 @pytest.mark.parametrize("name", tensor_functions._NAMES)
 def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
     symbol, load = tensor_functions._NAMES[name], ctypes.CDLL

@@ -42,6 +42,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from time import perf_counter
+from types import GetSetDescriptorType
 from typing import NamedTuple
 
 import numpy as np

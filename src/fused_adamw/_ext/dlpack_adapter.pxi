@@ -11,6 +11,10 @@ cdef extern from "Python.h":
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
     void release_object "Py_DECREF"(PyObject *)
     void *type_of_object "Py_TYPE"(PyObject *) noexcept
+    void *PyType_GetSlot(object, int)
+    int Py_tp_descr_get
+
+ctypedef object (*DescriptorGet)(object, object, object)
 
 cdef double MOST_STEPS = 2.0**53  # that a double counts
 
@@ -74,6 +78,8 @@ cdef class DLPackExchange:
     cdef void *second_type
     cdef tuple types
     cdef object is_negated
+    cdef object grad           # the descriptor that all types have under this name
+    cdef DescriptorGet get_grad  # NULL where it is none of C
     cdef TensorFunctions functions
     cdef bint has_functions
 
@@ -94,6 +100,7 @@ cdef class DLPackExchange:
                 f"that of {self.api.major}"
             )
         self.types, self.is_negated = types, is_negated
+        self.find_grad()
         self.tensor_type = <void *>types[0]
         self.second_type = <void *>types[len(types) > 1]
         if functions:
@@ -102,6 +109,22 @@ cdef class DLPackExchange:
                 if self.view_any(tensor, &view):
                     add_example(&self.functions, <PyObject *>tensor, &view)
             self.has_functions = True
+
+    cdef int find_grad(self) except -1:
+        self.grad = getattr(self.types[0], "grad", None)
+        if type(self.grad) is not GetSetDescriptorType:
+            return 0
+        for found in self.types:
+            if getattr(found, "grad", None) is not self.grad:
+                return 0
+        self.get_grad = <DescriptorGet>PyType_GetSlot(GetSetDescriptorType, Py_tp_descr_get)
+        return 0
+
+    cdef inline object grad_of(self, tensor):
+        """``tensor.grad``; of the types without the cost of looking the attribute up."""
+        if self.get_grad != NULL and self.is_known(<PyObject *>tensor):
+            return self.get_grad(self.grad, tensor, <object>type_of_object(<PyObject *>tensor))
+        return tensor.grad
 
     cdef inline bint is_known(self, PyObject *tensor) except -1:
         """Whether it is of one of the types."""

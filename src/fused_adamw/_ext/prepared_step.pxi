@@ -118,7 +118,7 @@ cdef class PreparedStep(CheckedTensors):
             if len(params) != num_params:
                 raise_changed_length(num_params, len(params))
             p = params[i]
-            grad = p.grad  # a property, which may run any code
+            grad = self.exchange.grad_of(p)  # may run any code
             i += 1
             if grad is None:
                 continue

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, cast
 
 import torch
+from torch import compiler
 from torch.autograd import _profiler_enabled
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -31,7 +32,8 @@ def hook_step(step: Step, unobserved: Step) -> Step:
     def step_if_hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return hooked(self, *args, **kwargs)
-        if torch.compiler.is_compiling():
+        # By its module: Dynamo does not trace functions that name none of PyTorch's.
+        if compiler.is_dynamo_compiling():
             return uncompiled(self)
         if (
             self._optimizer_step_pre_hooks
