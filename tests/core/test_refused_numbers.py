@@ -12,7 +12,7 @@ def test_t_too_small(arrays, t):
     assert_refused(arrays, ValueError, "t must be", t=t)
 
 
-@pytest.mark.parametrize("t", [1.0, "1", None, np.ones(2)])
+@pytest.mark.parametrize("t", [1.0, "1", None, np.ones(2), True, np.True_, np.array(True)])
 def test_t_not_an_integer(arrays, t):
     assert_refused(arrays, TypeError, "t must be an integer", t=t)
 
@@ -73,9 +73,18 @@ def test_num_threads_out_of_range(arrays, num_threads):
     assert_refused(arrays, ValueError, "num_threads", num_threads=num_threads)
 
 
-@pytest.mark.parametrize("num_threads", [1.5, "2", (1,)])
+@pytest.mark.parametrize("num_threads", [1.5, "2", (1,), True, np.True_])
 def test_num_threads_not_an_integer(arrays, num_threads):
     assert_refused(arrays, TypeError, "num_threads", num_threads=num_threads)
+
+
+@pytest.mark.parametrize("name", ["t", "num_threads"])
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["large", "small"])
+def test_integers_that_python_does_not_print(arrays, name, value):
+    """Python refuses to write more than 4,300 digits, in a message too."""
+    assert_refused(
+        arrays, ValueError, f"{name} must be within the range of float64", **{name: value}
+    )
 
 
 def test_numbers_of_other_kinds(arrays, tensor):

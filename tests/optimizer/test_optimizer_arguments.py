@@ -205,6 +205,8 @@ BAD_ARGUMENTS = [
     (vector, {"max_grad_norm": "1"}, TypeError, ["max_grad_norm"]),
     (vector, {"state_dtype": "float64"}, ValueError, ["state_dtype", "float64"]),
     (vector, {"num_threads": 0}, ValueError, ["num_threads"]),
+    (vector, {"num_threads": True}, TypeError, ["num_threads must be an integer; got True"]),
+    (vector, {"seed": False}, TypeError, ["seed must be an integer; got False"]),
     (vector, {"maximize": "no"}, TypeError, ["maximize must be a bool; got 'no'"]),
     (vector, {"ema_decay": 1.0}, ValueError, ["ema_decay", "got 1.0"]),
     (vector, {"ema_decay": -0.5}, ValueError, ["ema_decay", "got -0.5"]),

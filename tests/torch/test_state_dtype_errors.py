@@ -53,7 +53,7 @@ def test_options(options, message):
         AdamW(parameters(), **options)
 
 
-@pytest.mark.parametrize("wrong", [{"state_dtype": "int4"}, {"seed": "x"}])
+@pytest.mark.parametrize("wrong", [{"state_dtype": "int4"}, {"seed": "x"}, {"seed": False}])
 def test_a_group_that_is_refused_is_not_there(wrong):
     opt = AdamW(parameters(), state_dtype="8bit")
     with pytest.raises((ValueError, TypeError), match=f"^{next(iter(wrong))} "):

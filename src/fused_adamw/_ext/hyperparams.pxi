@@ -6,27 +6,32 @@ cdef extern from "Python.h":
     double try_real "PyFloat_AsDouble"(object) noexcept
     long long PyLong_AsLongLongAndOverflow(object, int *) except? -1
 
+cdef enum:
+    MOST_BITS = 1024  # of an integer within the range of float64
 
-cdef integer(str name, value):
-    if type(value) is int:
-        return value
-    try:
-        return PyNumber_Index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer; got {value!r} ({type(value).__name__})"
-        ) from None
+
+cdef integer(str name, value, str what="an integer"):
+    """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
+    ValueError for one that is too long to be printed in a message. ``what``: is allowed, for the
+    message of the first."""
+    cdef int overflow
+    number = value if type(value) is int else None
+    if number is None:
+        try:
+            number = None if isinstance(value, bool) else int(PyNumber_Index(value))
+        except TypeError:
+            pass
+    if number is None:
+        raise TypeError(f"{name} must be {what}; got {value!r}")
+    PyLong_AsLongLongAndOverflow(number, &overflow)
+    if overflow != 0 and number.bit_length() > MOST_BITS:
+        raise ValueError(f"{name} must be within the range of float64; got a number beyond it")
+    return number
 
 
 def as_integer(str name not None, value, str what not None="an integer", minimum=None):
-    """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
-    ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
-    try:
-        number = None if isinstance(value, bool) else int(PyNumber_Index(value))
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{name} must be {what}; got {value!r}")
+    """``integer``; raise ValueError below ``minimum``, too."""
+    number = integer(name, value, what)
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be {minimum} or more; got {number}")
     return number
