@@ -39,6 +39,17 @@ def taken_by_another_thread(lock):
         thread.join()
 
 
+def test_a_block_is_left_by_the_thread_that_entered_it():
+    lock = ReentrantLock()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^exclusive\(\) must be left by "):
+            lock.__exit__()
+        with taken_by_another_thread(lock), pytest.raises(RuntimeError, match="must be left"):
+            lock.__exit__()
+    with lock:  # as before
+        pass
+
+
 def test_one_thread_at_a_time():
     lock, inside, most = ReentrantLock(), [], []
 

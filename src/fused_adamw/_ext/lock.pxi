@@ -51,6 +51,8 @@ cdef class ReentrantLock:
         return self
 
     def __exit__(self, *exception):
+        if self.depth < 1 or self.owner != PyThread_get_thread_ident():
+            raise RuntimeError("exclusive() must be left by the thread that is in it; got one that is not")
         self.release()
 
     cdef int acquire(self) except -1:
