@@ -1,4 +1,4 @@
-"""Schedules that are called with what is no step, or that return no number."""
+"""Schedules that are called with what is no step, that return no number, or that change things."""
 
 import numpy as np
 import pytest
@@ -51,3 +51,59 @@ def test_the_length_of_what_follows():
     for number in True, 3.0, "3":
         with pytest.raises(TypeError, match=r"^following\.steps must be an int or None; got "):
             Constant(0.1, 3).then(ending_after(number))
+
+
+def changing(change):
+    """An optimizer with a schedule that makes a change before its second step."""
+    w = np.ones(3)
+
+    def schedule(t):
+        if t == 2:
+            change(opts[0], w)
+        return 0.1
+
+    opts = []  # empty while the first one is constructed
+    opts.append(AdamW(w, lr=schedule))
+    opts[0].step(np.ones(3))
+    return opts[0], w
+
+
+def reset(opt, w):
+    opt._bound.t = 0
+
+
+def test_a_schedule_that_counts_steps_is_refused():
+    opt, w = changing(reset)
+    before = w.copy()
+    with pytest.raises(ValueError, match=r"^lr and eps must be schedules that leave .* 1 to 0$"):
+        opt.step(np.ones(3))
+    np.testing.assert_array_equal(w, before)
+
+
+def test_a_schedule_that_steps_has_stepped():
+    """The step that asked for the rate is refused, since that rate is of another step."""
+    nested = []
+
+    def step_once(opt, w):
+        if not nested:
+            nested.append(True)
+            opt.step(np.ones(3))
+
+    opt, w = changing(step_once)
+    with pytest.raises(ValueError, match=r"^lr and eps must be schedules that leave .* 1 to 2$"):
+        opt.step(np.ones(3))
+    expected = np.ones(3)
+    other = AdamW(expected, lr=0.1)
+    for _ in range(2):
+        other.step(np.ones(3))
+    np.testing.assert_array_equal(w, expected)
+    opt.step(np.ones(3))
+    assert opt.t == 3
+
+
+def test_a_parameter_that_a_schedule_makes_read_only_is_not_written_to():
+    opt, w = changing(lambda opt, w: w.setflags(write=False))
+    before = w.copy()
+    with pytest.raises(ValueError, match=r"^params must be writable"):
+        opt.step(np.ones(3))
+    np.testing.assert_array_equal(w, before)

@@ -57,11 +57,22 @@ cdef class BoundTensors(BoundArrays):
         lock.acquire()
         try:
             return self.step(
-                grads, hypers_at(self.t + 1), grad_scale, max_grad_norm, skip_nonfinite, maximize,
-                num_threads,
+                grads, self.next_hypers(hypers_at), grad_scale, max_grad_norm, skip_nonfinite,
+                maximize, num_threads,
             )
         finally:
             lock.release()
+
+    cdef list next_hypers(self, hypers_at):
+        """The ``hypers`` of the next step; ValueError where a schedule has counted steps itself."""
+        cdef long long t = self.t
+        hypers = hypers_at(t + 1)
+        if self.t != t:
+            raise ValueError(
+                "lr and eps must be schedules that leave the optimizer as it is; got one that has "
+                f"changed t from {t} to {self.t}"
+            )
+        return hypers
 
     cdef void run(
         self, const fused_adamw_isa *isa, Workspace *space, int threads, bint may_use_fewer
@@ -199,6 +210,16 @@ cdef class BoundTensors(BoundArrays):
             if not 0 <= integer("steps", number) < 2**63 - 1:
                 raise ValueError(f"steps must be from 0 to 2**63 - 2; got {number}")
         return 0
+
+    def shares_memory(self, array):
+        """Whether an array of NumPy lies, in part, between the bounds of parameters or state."""
+        cdef Py_buffer buffer
+        cdef ArrayView view
+        if acquire_buffer(&buffer, &view, array) < 0:
+            return False
+        shared = overlaps(&self.written, extent_of(&view))
+        PyBuffer_Release(&buffer)
+        return shared
 
     # ---- steps of ranges, for shards
 

@@ -140,13 +140,15 @@ cdef class ParamSources:
             if not same_arrays(params, self.spec.tree_of_group(g), self.expected, &k):
                 self.refuse_replaced(g, k)
             g += 1
-        if written:
-            for k in range(self.num_resettable):
-                if not is_writable(self.resettable[k]):
-                    refuse_readonly(
-                        self.spec, "params", self.index_of(self.resettable[k]),
-                        "it is updated in place",
-                    )
+        return self.require_writable_params() if written else 0
+
+    cdef int require_writable_params(self) except -1:
+        cdef Py_ssize_t k
+        for k in range(self.num_resettable):
+            if not is_writable(self.resettable[k]):
+                refuse_readonly(
+                    self.spec, "params", self.index_of(self.resettable[k]), "it is updated in place"
+                )
         return 0
 
     def check_unchanged(self, groups, bint written):
@@ -167,9 +169,11 @@ cdef class ParamSources:
         return 0
 
     def hyperparams(self, groups, long long t, tuple rates not None):
-        """``hyperparams_at``, after a check of what a step needs."""
-        self.check(groups, True)
-        return hyperparams_at(groups, t, rates)
+        """``hyperparams_at``, with a check of what a step needs."""
+        self.check(groups, False)
+        found = hyperparams_at(groups, t, rates)
+        self.require_writable_params()  # which schedules may have changed
+        return found
 
     cdef Py_ssize_t index_of(self, PyObject *array) noexcept:
         cdef Py_ssize_t k = 0
