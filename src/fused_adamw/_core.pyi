@@ -134,6 +134,7 @@ class BoundTensors(BoundArrays):
         maximize: bool,
         num_threads: int | None,
     ) -> float | None: ...
+    def shares_memory(self, array: _Array) -> bool: ...
     def step_range(
         self,
         first: int,

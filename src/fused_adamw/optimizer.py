@@ -215,7 +215,7 @@ class AdamW(DecodedState):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
             own = self._state_entries(param)
             require_saved_roles(where, saved, entry)
-            entries.append(recognized_entry(where, entry, own, param, convert))
+            entries.append(recognized_entry(where, entry, own, param, convert, self._bound))
         return entries
 
     # ---- checkpoints

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import abbreviated, as_integer
+from .._core import BoundTensors, abbreviated, as_integer
 from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
@@ -158,14 +158,20 @@ def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[s
 
 
 def recognized_entry(
-    where: str, entry: Mapping[str, Any], own: Layout, param: Array, convert: bool
+    where: str,
+    entry: Mapping[str, Any],
+    own: Layout,
+    param: Array,
+    convert: bool,
+    bound: BoundTensors,
 ) -> SavedState:
-    """The state in an entry of a state dict.
+    """The state in an entry of a state dict, in plain arrays apart from what loading writes to.
 
     Args:
         where: the name of the entry, for messages.
         entry: the arrays of one tensor, its ``step`` and ``order``.
         own, param, convert: as in ``match_state``.
+        bound: the arrays that loading writes to.
 
     Raises:
         TypeError, ValueError: as ``match_state`` does.
@@ -177,10 +183,15 @@ def recognized_entry(
         # NumPy imports np.ma when it is first asked for.
         if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{where}[{role!r}] must have no mask; got MaskedArray")
+    # Those of a matrix, for one, are never flat.
+    arrays = {role: np.ndarray.view(array, np.ndarray) for role, array in arrays.items()}
     found = {role: (array.dtype, array.shape) for role, array in arrays.items()}
     match = match_state(where, found, entry.get("order"), own, param, convert)
     if match.order is not None:  # flat arrays, which are decoded where they are
         arrays = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
+    for role, array in arrays.items():
+        if bound.shares_memory(array):  # it may be written to before it is read
+            arrays[role] = array.copy()
     return SavedState(TensorState(match.format, arrays), match.order, match.difference)
 
 
@@ -200,8 +211,7 @@ def match_state(
     Raises:
         TypeError, ValueError: it is no state of such a parameter, or cannot be loaded.
     """
-    if order not in (None, "C", "F"):
-        raise ValueError(f"the order of {where} must be 'C' or 'F'; got {order!r}")
+    _check_order(where, order)
     for role, row in BUFFERS.items():
         if not row.from_params and (role in saved) != (role in own):
             raise ValueError(
@@ -225,6 +235,12 @@ def match_state(
         )
     check_difference(where, difference, convert)
     return StateMatch(format_, own_format, order, difference, tuple(saved))
+
+
+def _check_order(where: str, order: Any) -> None:
+    is_order = isinstance(order, str) and order in ("C", "F")  # an array may equal one
+    if order is not None and not is_order:
+        raise ValueError(f"the order of {where} must be 'C' or 'F'; got {order!r}")
 
 
 def _described(format_: str, arrays: ArrayTypes, order: MemoryOrder | None) -> Stored:
