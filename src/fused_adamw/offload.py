@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import ParamsT
 
-from ._core import DeferredSignals, clip_factor
+from ._core import DeferredSignals
 from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine
@@ -98,7 +98,6 @@ class AdamW(HostAdamW):
         module: Module | None = None,
     ) -> None:
         self.max_grad_norm = OPTIONS["max_grad_norm"].check("max_grad_norm", max_grad_norm)
-        clip_factor(1.0, self.max_grad_norm)  # which checks the value
         self.grad_norm = None
         super().__init__(
             params,

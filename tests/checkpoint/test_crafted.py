@@ -178,7 +178,7 @@ def test_what_is_no_version(path, version):
 
 def test_numbers_given_as_booleans_are_saved_as_numbers(path):
     """The constructor takes True for 1; a file has the number."""
-    optimizer = trained({"w": draw(3)}, 1, lr=True, betas=(False, 0.9), max_grad_norm=np.True_)
+    optimizer = trained({"w": draw(3)}, 1, lr=True, betas=(False, 0.9), weight_decay=np.True_)
     save_checkpoint(path, optimizer)
     other = AdamW({"w": draw(3)})
     load_checkpoint(path, other)

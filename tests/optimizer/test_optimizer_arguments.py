@@ -142,6 +142,7 @@ def raising(t):
         ("group", "eps", None, TypeError),
         ("group", "weight_decay", -0.1, ValueError),
         ("option", "max_grad_norm", 0.0, ValueError),
+        ("option", "max_grad_norm", True, TypeError),
         ("option", "num_threads", 0, ValueError),
         ("option", "ema_decay", 0.9, ValueError),  # without averages from the start
     ],
@@ -203,6 +204,7 @@ BAD_ARGUMENTS = [
     (vector, {"max_grad_norm": 0}, ValueError, ["max_grad_norm"]),
     (vector, {"max_grad_norm": -1.0}, ValueError, ["max_grad_norm"]),
     (vector, {"max_grad_norm": "1"}, TypeError, ["max_grad_norm"]),
+    (vector, {"max_grad_norm": True}, TypeError, ["max_grad_norm must be a number or None"]),
     (vector, {"state_dtype": "float64"}, ValueError, ["state_dtype", "float64"]),
     (vector, {"num_threads": 0}, ValueError, ["num_threads"]),
     (vector, {"num_threads": True}, TypeError, ["num_threads must be an integer; got True"]),

@@ -65,8 +65,8 @@ cdef double real(str name, value) except? -1:
     return number
 
 
-cdef double rate_or_zero(str name, value) except? -1:
-    """A decay rate; 0 stands for None, and is not what False means: that it is switched off."""
+cdef double number_or_zero(str name, value) except? -1:
+    """0 stands for None, and is not what False means: that something is switched off."""
     if value is None:
         return 0
     if isinstance(value, (bool, np.bool_)):
@@ -85,7 +85,7 @@ cdef double positive_or_none(str name, value) except? -1:
     """0 stands for None."""
     if value is None:
         return 0
-    cdef double number = real(name, value)
+    cdef double number = number_or_zero(name, value)
     if not (number > 0 and isfinite(number)):
         raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
     return number
@@ -111,8 +111,13 @@ cdef uint32_t seed_of(seed, str name="seed") except? 0:
 
 def check_decay(str name, value):
     """Raise TypeError or ValueError for a decay rate that is not None or in [0, 1)."""
-    if not 0 <= rate_or_zero(name, value) < 1:
+    if not 0 <= number_or_zero(name, value) < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1; got {value!r}")
+
+
+def check_norm(str name, value):
+    """Raise TypeError or ValueError for a norm that is not None or a finite number above 0."""
+    positive_or_none(name, value)
 
 
 def check_seed(str name, seed):
@@ -207,7 +212,7 @@ cdef int derive(
     given.beta2 = real("betas[1]", beta2)
     given.eps = real("eps", eps)
     for k in range(FUSED_ADAMW_NUM_BUFFERS):
-        given.buffer_decays[k] = rate_or_zero(OPTIONAL_BUFFERS[k].option, rates[k])
+        given.buffer_decays[k] = number_or_zero(OPTIONAL_BUFFERS[k].option, rates[k])
     derived.group = group
     derived.t = t
     derived.decays = decays

@@ -13,7 +13,14 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from .._core import as_integer, as_number, check_decay, check_num_threads, check_seed
+from .._core import (
+    as_integer,
+    as_number,
+    check_decay,
+    check_norm,
+    check_num_threads,
+    check_seed,
+)
 from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
@@ -67,8 +74,8 @@ def _checked_decay(name: str, value: Any) -> Any:
     return None if value is None else as_number(name, value)
 
 
-def _number_or_none(name: str, value: Any) -> float | None:
-    """A number that ``BoundTensors.check`` and ``step`` check with the hyper-parameters."""
+def _checked_norm(name: str, value: Any) -> float | None:
+    check_norm(name, value)
     return None if value is None else as_number(name, value)
 
 
@@ -77,7 +84,7 @@ class Options:
 
     amsgrad: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
     maximize: Annotated[bool, Option(False, check_flag)]
-    max_grad_norm: Annotated[float | None, Option(None, _number_or_none)]
+    max_grad_norm: Annotated[float | None, Option(None, _checked_norm)]
     skip_nonfinite: Annotated[bool, Option(False, check_flag)]
     state_dtype: Annotated[
         StateDtype | None, Option(None, check_state_dtype, saved=False, fixed=True, torch=True)
