@@ -41,7 +41,7 @@ def test_float64_keeps_its_own_moments(state_dtype, view):
 
 
 def test_there_is_no_amsgrad_in_8_bits():
-    expected = "amsgrad=True is not supported with state_dtype='8bit'"
+    expected = "amsgrad must be False with state_dtype='8bit'; got True"
     with pytest.raises(ValueError, match=expected):
         AdamW(np.ones(3, np.float32), state_dtype="8bit", amsgrad=True)
 

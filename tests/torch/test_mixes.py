@@ -226,12 +226,12 @@ def master_of(p, stored):
         (
             {"master_weights": True, "foreach": True},
             ValueError,
-            "foreach=True cannot be combined with master_weights",
+            "foreach must be None or False with master_weights=True; got True",
         ),
         (
             {"master_weights": 1, "fused": False},
             ValueError,
-            "fused=False cannot be combined with master_weights",
+            "fused must be None or True with master_weights=1; got False",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def check_roles(options: StateOptions) -> None:
     state_dtype, buffers = options.state_dtype, _like_v(options)
     if buffers and state_dtype is not None and not FORMATS[state_dtype].amsgrad:
         name = buffers[0].option
-        raise ValueError(f"{name}=True is not supported with state_dtype={state_dtype!r}")
+        raise ValueError(f"{name} must be False with state_dtype={state_dtype!r}; got True")
 
 
 def _like_v(options: StateOptions) -> list[OptionalBuffer]:

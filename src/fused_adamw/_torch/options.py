@@ -25,6 +25,15 @@ ADAMW = {"decoupled_weight_decay": True}
 UPDATES = ("foreach", "fused", "capturable", "differentiable")
 """PyTorch's options that choose one of its updates."""
 
+_WITH_KERNELS: dict[str, tuple[bool | None, ...]] = {
+    "foreach": (None, False),
+    "capturable": (False,),
+    "differentiable": (False,),
+    "fused": (None, True),
+    "decoupled_weight_decay": (True,),
+}
+"""The values of PyTorch's options that leave the update to the kernels."""
+
 
 def numbered(groups: Iterable[AnyGroup]) -> Iterator[tuple[int, AnyGroup]]:
     """Each group, and the number of its first parameter among all of the optimizer."""
@@ -54,17 +63,16 @@ def check_group(group: Group) -> None:
     check(group)
     option = kernel_only(group)
     if option is not None:
-        require_kernels(group, option)
+        require_kernels(group, f"{option}={group[option]!r}")
 
 
 def require_kernels(group: Mapping[str, Any], feature: str) -> None:
     """Raise ValueError for options that ask for PyTorch's own updates, which lack a feature."""
-    for name in ("foreach", "capturable", "differentiable"):
-        if group.get(name):
-            raise ValueError(f"{name}={group[name]} cannot be combined with {feature}")
-    for name in ("fused", "decoupled_weight_decay"):
-        if group.get(name) is False:
-            raise ValueError(f"{name}=False cannot be combined with {feature}")
+    for name, allowed in _WITH_KERNELS.items():
+        value = group.get(name)
+        if value is not None and bool(value) not in allowed:
+            listed = " or ".join(map(repr, allowed))
+            raise ValueError(f"{name} must be {listed} with {feature}; got {value!r}")
 
 
 def check(group: Group) -> None:
