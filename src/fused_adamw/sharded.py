@@ -235,7 +235,8 @@ class ShardedAdamW(BaseOptimizer):
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         self._operations.raise_refused()
-        return {"the operation": operation, "the optimizer": self._number, **numbers}
+        which = {"the optimizer (by order of construction)": self._number}
+        return {"the operation": operation, **which, **numbers}
 
     # ---- checkpoints
 

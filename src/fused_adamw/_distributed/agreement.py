@@ -26,8 +26,9 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
 
     Args:
         comm: a communicator of mpi4py; None: a single process, where nothing is done.
-        fingerprint: values by name, which the block may fill in, that must be equal on all ranks.
-            The first block of an operation has the operation among them.
+        fingerprint: values by name, which the block may fill in, that must be equal on all ranks;
+            False for a name that others have. The first block of an operation has the operation
+            among them.
 
     Raises:
         ValueError: the fingerprints differ; the message names the first difference.
@@ -101,7 +102,7 @@ def _raise_difference(comm: Any, fingerprint: Mapping[str, Any]) -> None:
     first = gathered[0]
     for rank, other in enumerate(gathered):
         for name in {**first, **other}:
-            ours, theirs = first.get(name, "missing"), other.get(name, "missing")
+            ours, theirs = first.get(name, "False"), other.get(name, "False")
             if ours != theirs:
                 raise ValueError(
                     f"{name} must be the same on all ranks; got {_shortened(ours)} on rank 0 and "

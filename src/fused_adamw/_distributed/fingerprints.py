@@ -1,7 +1,7 @@
 """What must be the same on all ranks, by the names that messages use."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -28,17 +28,16 @@ def of_construction(
         flat: the elements of each parameter.
     """
     fingerprint = _options(optimizer, lambda option: option.saved or option.fixed)
-    fingerprint["the parameter names"] = optimizer.names
+    for i, name in enumerate([*optimizer.names, None]):  # None: the end
+        fingerprint[f"the name of parameter {i}"] = name
     arrays = optimizer._arrays
     for name, array, applies in zip(params, arrays, decays, strict=True):
         order = "C" if order_of(array) == "C" else "Fortran"
         fingerprint[name] = f"{array.dtype} {array.shape} in {order} order"
         fingerprint[f"decay_mask for {name}"] = applies
     for g, group in enumerate(optimizer.param_groups):
-        for name in HYPERPARAMETERS:
-            value = group[name]
-            shown = "a schedule" if callable(value) else _plain(value)
-            fingerprint[f"{name} of group {g}"] = shown
+        values = (group[name] for name in HYPERPARAMETERS)
+        fingerprint |= _of_group(g, ("a schedule" if callable(x) else _plain(x) for x in values))
     for name, elements in zip(params, flat, strict=True):
         fingerprint[f"the values of {name} (CRC-32)"] = zlib.crc32(elements.view(np.uint8).data)
     return fingerprint
@@ -50,11 +49,16 @@ def of_step(
     """Of a step by these gradients; None for a tensor without one."""
     fingerprint = _options(optimizer, lambda option: option.saved)
     if any(grad is None for grad in grads):
-        names = zip(optimizer.names, grads, strict=True)
-        fingerprint["the list of tensors without a gradient"] = [
-            name for name, grad in names if grad is None
-        ]
-    return fingerprint | {"grad_scale": float(grad_scale), "param_groups": _plain(hypers)}
+        names = zip(optimizer._spec.argument_names("grads"), grads, strict=True)
+        fingerprint |= {f"whether {name} is None": True for name, grad in names if grad is None}
+    fingerprint["grad_scale"] = float(grad_scale)
+    for g, (*values, _) in enumerate(hypers):  # the last are options
+        fingerprint |= _of_group(g, map(_plain, values))
+    return fingerprint
+
+
+def _of_group(g: int, values: Iterable[Any]) -> dict[str, Any]:
+    return {f"{name} of group {g}": x for name, x in zip(HYPERPARAMETERS, values, strict=True)}
 
 
 def _options(optimizer: BaseOptimizer, choose: Callable[[Option], bool]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
+from mpi4py import MPI
 
 from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
@@ -117,8 +118,12 @@ def numbers_that_differ():
         return
     right = params()
     same = "must be the same on all ranks; got"
-    missing = on_last({**right, "b": None}, right)
-    step_raises(ValueError, f"the list of tensors without a gradient {same}", missing)
+    none, missing = f"is None {same}", {**right, "b": None}
+    has, lacks = (f"{x} on rank 0 and {not x} on rank {LAST}" for x in (False, True))
+    step_raises(ValueError, f"whether grads['b'] {none} {has}", on_last(missing, right))
+    step_raises(ValueError, f"whether grads['b'] {none} {lacks}", on_last(right, missing))
+    both = on_last({**missing, "c": None}, missing)
+    step_raises(ValueError, f"whether grads['c'] {none} {has}", both)
     step_raises(ValueError, f"grad_scale {same}", right, grad_scale=on_last(0.5, 1.0))
 
     def rate(opt):
@@ -127,7 +132,7 @@ def numbers_that_differ():
     def norm(opt):
         opt.max_grad_norm = on_last(0.5, None)
 
-    step_raises(ValueError, f"param_groups {same}", right, change=rate)
+    step_raises(ValueError, f"lr of group 0 {same} 0.1 on rank 0", right, change=rate)
     step_raises(ValueError, f"max_grad_norm {same}", right, change=norm)
 
 
@@ -223,7 +228,10 @@ def construction_that_differs():
     differs("max_grad_norm", max_grad_norm=on_last(1.0, None))
     differs("bucket_bytes", bucket_bytes=on_last(1 << 20, 1 << 21))
     differs("decay_mask for params['a']", decay_mask=lambda name, array: on_last(True, False))
-    differs("the parameter names", on_last({"a": np.ones(3)}, params()))
+    differs("the name of parameter 0", on_last({"d": np.ones(3)}, params()))
+    differs("the name of parameter 1", on_last({"a": np.ones(3)}, params()))
+    many = [np.ones(3) for _ in range(99)]
+    differs("the name of parameter 99", on_last(many, [*many, np.ones(3)]))
     differs("params['b']", on_last(params([(70_000,), (9, 7), ()]), params()))
     differs("params['a']", on_last(params(dtype=np.float64), params()))
     other = params()
@@ -267,6 +275,11 @@ def arrays_that_are_replaced():
 def communicators():
     kind = f"got {type(COMM.Get_group()).__name__}"
     refused(TypeError, kind, lambda: made(comm=COMM.Get_group()), start="comm must be")
+    freed = COMM.Dup()
+    freed.Free()
+    for absent in (MPI.COMM_NULL, freed):
+        expected = "comm must have this process and not be freed; got MPI.COMM_NULL"
+        refused(ValueError, expected, lambda absent=absent: made(comm=absent))
 
 
 def copies():
