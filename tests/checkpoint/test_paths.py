@@ -133,11 +133,19 @@ def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
         "missing/run": FileNotFoundError,
         "link": FileNotFoundError,
         "run/": IsADirectoryError,
+        "run/.": IsADirectoryError,
+        "new/": FileNotFoundError,
+        "new/.": FileNotFoundError,
+        "missing/../run": FileNotFoundError,
+        "run/../run": NotADirectoryError,
+        "": FileNotFoundError,
     }
     for path, kind in errors.items():
         with pytest.raises(kind) as caught:
             save_checkpoint(path, optimizer)
         assert caught.value.filename == path
+        with pytest.raises((FileNotFoundError, NotADirectoryError)):
+            load_checkpoint(path, optimizer)
     assert sorted(os.listdir()) == ["link", "run"]
     assert Path("run").read_bytes() == whole
 

@@ -22,6 +22,9 @@ def test_permissions(path):
         path.chmod(0o604)
         save_checkpoint(path, optimizer)
         assert stat.S_IMODE(path.stat().st_mode) == 0o604
+        path.chmod(0o6754)  # the new file may belong to somebody else
+        save_checkpoint(path, optimizer)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o754
     finally:
         os.umask(umask)
 

@@ -6,7 +6,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, EINVAL, EISDIR, ENOSYS, ENOTSUP, EPERM
+from errno import EACCES, EINVAL, EISDIR, ENOENT, ENOSYS, ENOTSUP, EPERM
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +14,7 @@ from .file_lock import remove_unlocked, try_lock
 from .files import hidden_sibling, require_regular
 
 REFUSED = (EACCES, EPERM, EINVAL, ENOSYS, ENOTSUP)  # by file systems without permissions
+_PERMISSIONS = stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO  # not setuid: the owner may change
 RENAMES_OPEN_FILES = os.name != "nt"
 
 
@@ -28,20 +29,34 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     processes left are removed first: those that no process has locked.
 
     Raises:
-        OSError: also where a file exists and is not a regular one, or where the path ends in a
-            separator, as that of a folder. It names ``path``, not the temporary file.
+        OSError: also where a file exists and is not a regular one, or where the path is that of a
+            folder, such as one that ends in a separator. It names ``path``, not the temporary file.
     """
     text = os.fspath(path)
     target = Path(os.path.realpath(text))
     try:
-        if text.endswith((os.sep, os.altsep or os.sep)):
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        _require_file_name(text)
         with _replacement(target) as file:
             yield file
     except OSError as error:
         if not _is_of_file(error, target):
             raise
         raise OSError(error.errno, error.strerror, text) from error
+
+
+def _require_file_name(text: str) -> None:
+    """Raise OSError for a path that cannot be opened, but that ``realpath`` makes another one of,
+    which could be: an empty one, and "missing/../file"."""
+    if not text:
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
+    folder, name = os.path.split(text)
+    if folder:
+        try:
+            os.stat(folder)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror) from error
+    if name in ("", os.curdir, os.pardir):
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
 
 
 def _is_of_file(error: OSError, target: Path) -> bool:
@@ -98,7 +113,7 @@ def _mode(target: Path) -> int | None:
     except FileNotFoundError:
         return None
     require_regular(mode, str(target))
-    return stat.S_IMODE(mode)
+    return mode & _PERMISSIONS
 
 
 def _set_mode(path: Path, mode: int) -> None:
