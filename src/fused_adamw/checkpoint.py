@@ -104,8 +104,8 @@ def load_checkpoint(
     been saved with one too. The file is verified as a whole before anything is changed. Signal
     handlers of Python are deferred while parameters and state are written.
 
-    With ``ShardedAdamW`` all ranks have to call this, and to reach the file. Rank 0 verifies it;
-    each rank reads the shards that are its own.
+    With ``ShardedAdamW`` all ranks have to call this, and to reach the file, or copies of it. Rank
+    0 verifies it, and a rank that has a copy verifies that. Each reads the shards that are its own.
 
     Args:
         path: a file that ``save_checkpoint`` wrote, with any number of ranks.

@@ -1,5 +1,6 @@
 """Loading: the file is verified as a whole, then read into the memory of its tensors."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from errno import EIO
@@ -77,7 +78,8 @@ def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, A
 
 
 def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
-    """The header of a file that is intact, and the same on every rank."""
+    """The header of a file that is intact, and the same on every rank. Rank 0 verifies the file,
+    and so does each rank that reads a copy of it."""
     with ranks.agreement(), translate_read_errors(path):
         header = read_checkpoint_header(path, file)
         if ranks.rank == 0:
@@ -88,7 +90,17 @@ def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
     with ranks.agreement():
         if checksum != expected:
             raise CorruptCheckpointError(f"{printable(path)} differs from the file read by rank 0")
+    verified = ranks.broadcast(_identity(file))
+    with ranks.agreement(), translate_read_errors(path):
+        if _identity(file) != verified:
+            verify_tensors(file, header)
     return header
+
+
+def _identity(file: FileIO) -> str:
+    """What is the same on all machines that share a file, and differs between copies."""
+    status = os.fstat(file.fileno())
+    return f"file {status.st_ino} of {status.st_size} bytes, written at {status.st_mtime_ns}"
 
 
 def _match(

@@ -142,6 +142,24 @@ def another_file_on_one_rank():
     assert same_bits(arrays(opt), before)
 
 
+def copies_on_other_ranks():
+    """Are verified too: the header alone does not tell that one is damaged."""
+    opt = sharded()
+    take(opt, range(1))
+    save_checkpoint(path("first"), opt)
+    before = [x.copy() for x in arrays(opt)]
+    own = path(f"copy of rank {RANK}")
+    content = bytearray(path("first").read_bytes())
+    own.write_bytes(content)
+    COMM.Barrier()
+    load_checkpoint(own, opt)
+    if RANK == RANKS - 1:
+        content[-1] ^= 1
+        own.write_bytes(content)
+    refused(CorruptCheckpointError, "checksum mismatch", lambda: load_checkpoint(own, opt))
+    assert same_bits(arrays(opt), before)
+
+
 def interrupted():
     """SIGINT on one rank takes effect when the file, or the state, is complete on all."""
     opt, other = sharded(), sharded(first=9)
@@ -169,6 +187,6 @@ def interrupted():
 
 PROGRAMS = (
     *(bad_files, failed_saves, saves_that_fail_while_data_is_sent),
-    *(arguments_of_rank_0, another_file_on_one_rank, interrupted),
+    *(arguments_of_rank_0, another_file_on_one_rank, copies_on_other_ranks, interrupted),
 )
 run({f.__name__: f for f in PROGRAMS})
