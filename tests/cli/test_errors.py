@@ -95,6 +95,7 @@ from cli_process import MAIN, in_a_process
         ("--checkpoint long.txt --resume", "long.txt is corrupt"),
         ("--checkpoint empty.txt --resume", "empty.txt is corrupt"),
         ("--checkpoint missing/run", "does not exist; create it first"),
+        ("--checkpoint missing/../run", "run cannot be written: No such file or directory"),
         ("--checkpoint long.txt/run", "long.txt/run must be in a folder; got the file "),
         # That a folder cannot be written to is found by trying: this one not even by root.
         ("--checkpoint /proc/run", "proc"),

@@ -35,7 +35,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     text = os.fspath(path)
     target = Path(os.path.realpath(text))
     try:
-        _require_file_name(text)
+        require_file_name(text)
         with _replacement(target) as file:
             yield file
     except OSError as error:
@@ -44,7 +44,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, text) from error
 
 
-def _require_file_name(text: str) -> None:
+def require_file_name(text: str) -> None:
     """Raise OSError for a path that cannot be opened, but that ``realpath`` makes another one of,
     which could be: an empty one, and "missing/../file"."""
     if not text:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
-from .._io.atomic_write import temporary_path
+from .._io.atomic_write import require_file_name, temporary_path
 from .._io.files import require_regular
 
 
@@ -20,6 +20,7 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
     if not target.parent.is_dir():
         raise ValueError(f"{path}: folder {target.parent} does not exist; create it first")
     try:
+        require_file_name(os.fspath(path))
         exists = target.exists()
         if exists:
             require_regular(target.stat().st_mode, str(path))
