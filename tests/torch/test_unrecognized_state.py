@@ -5,6 +5,7 @@ from torch_state import assert_equal_tensors
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+import fused_adamw.offload  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 SIZE = 6
@@ -80,3 +81,21 @@ def test_state_with_nothing_of_a_format(state_dtype):
     with pytest.raises(KeyError, match="exp_avg"):
         opt.step()
     assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("make", [AdamW, fused_adamw.offload.AdamW])
+@pytest.mark.parametrize("wrong", [None, [1], torch.ones(SIZE)], ids=["None", "list", "tensor"])
+def test_what_is_no_dict(make, wrong):
+    """PyTorch takes it over before it finds out."""
+    p, opt = stepped(SIZE, make)
+    kind = type(wrong).__name__
+    for key, expected in (
+        ("state", rf"^state_dict\['state'\]\[0\] must be a dict; got {kind}$"),
+        ("param_groups", rf"^state_dict\['param_groups'\]\[0\] must be a dict; got {kind}$"),
+    ):
+        saved, before = opt.state_dict(), dict(opt.state[p])
+        saved[key] = type(saved[key])(saved[key])
+        saved[key][0] = wrong
+        with pytest.raises(TypeError, match=expected):
+            opt.load_state_dict(saved)
+        assert opt.state[p] == before

@@ -83,8 +83,12 @@ def check(group: Group) -> None:
 
 
 def require_hyperparams(saved: dict[str, Any]) -> None:
-    """Raise ValueError for a state dict of an optimizer that lacks one of AdamW's numbers."""
+    """Raise ValueError for a state dict of an optimizer that lacks one of AdamW's numbers, and
+    TypeError for what has no such groups."""
     for i, group in enumerate(saved["param_groups"]):
+        if not isinstance(group, dict):
+            kind = type(group).__name__
+            raise TypeError(f"state_dict['param_groups'][{i}] must be a dict; got {kind}")
         missing = [name for name in HYPERPARAMETERS if name not in group]
         if missing:
             raise ValueError(

@@ -87,12 +87,14 @@ def to_load(
     for p, i, group in _params_of(groups, completed):
         entry, target = state.get(i), target_of(p, group)
         where = f"state_dict['state'][{i!r}]"
+        if i in state and not isinstance(entry, dict):
+            raise TypeError(f"{where} must be a dict; got {type(entry).__name__}")
         if entry and is_lazy(p) and kernel_only(group) is not None:
             raise ValueError(
                 f"{where} must be loaded after the first forward, which gives the parameter its "
                 "shape; got a parameter of a lazy module before it"
             )
-        if target is None or not entry or not isinstance(entry, dict):
+        if target is None or not entry:
             continue  # for PyTorch to load, or to refuse
         require_count(where, entry)
         found = _chosen(recognized(entry, target), target.storage)
