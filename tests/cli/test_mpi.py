@@ -170,6 +170,27 @@ def test_only_one_rank_prints(tmp_path):
 
 @pytest.mark.slow
 @needs_mpi
+def test_ranks_with_other_options_end_at_once(tmp_path):
+    """A rank with a checkpoint would wait in its save for one without."""
+    for name, text in (("text", TEXT), ("other", TEXT.replace("quick", "brisk"))):
+        (tmp_path / name).write_text(text)
+    common = ["--mpi", "--steps", 4]
+    text, other = ["--text", tmp_path / "text"], ["--text", tmp_path / "other"]
+    for first, second, expected in (
+        (["--checkpoint", tmp_path / "file"], [], "whether --checkpoint is given"),
+        ([], ["--steps", 6], "--steps"),
+        ([*text, "--schedule", "linear"], text, "--schedule"),
+        (text, [*text, "--batch-size", 32], "--batch-size"),
+        (text, other, "the digest of --text"),
+    ):
+        module = ["-m", "fused_adamw", "train"]
+        rest = [*common, *first, ":", "-n", 1, sys.executable, *module, *common, *second]
+        result = start(1, *module, *rest)
+        assert result.returncode == 2, result.stderr
+        assert f"error: {expected} must be the same on all ranks; got " in result.stderr
+        assert not (tmp_path / "file").exists()
+
+
 def test_a_step_that_includes_communication_is_not_compared():
     """With that of one process in pure Python."""
     assert "pure Python" not in train(2, "--steps", 5).stdout

@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -36,8 +38,10 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
     """Train the tiny transformer; show what it learns and where the time goes."""
     processes = MPIProcesses() if options.mpi else Processes()
     with _checkpoint_locked(options, processes):
-        with bad_input_reported(), processes.errors_on_all_ranks():
+        shared: dict[str, Any] = {}
+        with bad_input_reported(), processes.errors_on_all_ranks(shared):
             training = _prepare(config, options, processes)
+            shared |= _shared(training)
         with training.log() as log:
             sweeps = training.run(log)
     results = [sweep.shown for sweep in sweeps if sweep.shown is not None]
@@ -83,6 +87,19 @@ def _prepare(config: TrainConfig, options: TrainOptions, processes: Processes) -
         if _resumes(options):
             history = checkpoint.read_history()
     return Training(config, options, processes, task, steps, prompt, checkpoint, history)
+
+
+def _shared(training: Training) -> dict[str, Any]:
+    """What the ranks of a training must have in common, or some would wait for others."""
+    checkpoint, config = training.checkpoint, training.config
+    named = config.to_dict(training.task.text_digest, training.steps)
+    shared = {flag(k): x.value if isinstance(x, Enum) else x for k, x in named.items()}
+    shared["the digest of --text"] = shared.pop(flag("text"))
+    return shared | {
+        "whether --checkpoint is given": checkpoint is not None,
+        flag("every"): training.options.every,
+        "the step to resume from": training.history.resumed_from,
+    }
 
 
 def _check_files(options: TrainOptions) -> None:

@@ -39,8 +39,11 @@ class Processes:
     is_main = True  # whether this process prints and writes files
     size = 1  # the number of processes
 
-    def errors_on_all_ranks(self) -> AbstractContextManager[None]:
-        """Raise an error of one process in all of them."""
+    def errors_on_all_ranks(
+        self, shared: dict[str, Any] | None = None
+    ) -> AbstractContextManager[None]:
+        """Raise an error of one process in all of them, and ValueError where values that the block
+        puts into `shared`, by name, differ between them."""
         return nullcontext()
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -91,8 +94,10 @@ class MPIProcesses(Processes):
         self.comm = mpi.private_duplicate(mpi.world())
         self.is_main, self.size = bool(self.comm.rank == 0), int(self.comm.size)
 
-    def errors_on_all_ranks(self) -> AbstractContextManager[None]:
-        return raise_on_all_ranks(self.comm)
+    def errors_on_all_ranks(
+        self, shared: dict[str, Any] | None = None
+    ) -> AbstractContextManager[None]:
+        return raise_on_all_ranks(self.comm, shared)
 
     def check_batch_size(self, batch_size: int) -> None:
         rows_of_rank(batch_size, self.comm.rank, self.comm.size)
