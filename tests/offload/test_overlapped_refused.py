@@ -104,3 +104,31 @@ def test_gradients_that_processes_average_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match="does not support gradients that are averaged"):
         opt.overlapped()
+
+
+class GradientInAnotherParameter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, p, other):
+        ctx.other = other
+        return (p * other).sum()
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.other.data, None
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_gradient_in_the_memory_of_another_parameter(max_grad_norm):
+    p, other, fixed = (parameter(torch.float32, (9,), seed) for seed in range(3))
+    fixed.requires_grad_(False)  # no update writes to it
+    opt = on_device([p, other, fixed], lr=1e-2, max_grad_norm=max_grad_norm)
+    with opt.overlapped():
+        (GradientInAnotherParameter.apply(p, fixed) + other.sum()).backward()
+    opt.step()
+    opt.zero_grad()
+    before = p.detach().clone()
+    match = "the gradient of parameter 0 must not share memory with parameter 1"
+    with pytest.raises(ValueError, match=match), opt.overlapped():
+        GradientInAnotherParameter.apply(p, other).backward()
+    assert torch.equal(p, before)
+    assert opt.state[p]["step"] == 1

@@ -65,16 +65,32 @@ def check_apart(
 ) -> None:
     """Raise ValueError where parameters, numbered as in the optimizer, share memory with one
     another or with a gradient. Gradients may share memory."""
-    ranges = sorted((*_range_of(p), i) for i, p in params)
-    check_ranges((begin, nbytes, f"parameter {i}") for begin, nbytes, i in ranges)
-    owners = [x for x in ranges if x[1]]
+    memory = ParameterMemory(params)
     for index, grad in grads:
+        memory.require_apart(grad, index)
+
+
+class ParameterMemory:
+    """Where parameters are, numbered as in the optimizer.
+
+    Raises:
+        ValueError: they share memory with one another.
+    """
+
+    def __init__(self, params: Iterable[tuple[int, Tensor]]) -> None:
+        ranges = sorted((*_range_of(p), i) for i, p in params)
+        check_ranges((begin, nbytes, f"parameter {i}") for begin, nbytes, i in ranges)
+        self._ranges = [x for x in ranges if x[1]]
+
+    def require_apart(self, grad: Tensor, index: int) -> None:
+        """Raise ValueError where a gradient shares memory with one of them. ``index``: of the
+        parameter whose gradient it is."""
         begin, nbytes = _range_of(grad)
-        k = bisect_left(owners, (begin + nbytes,)) - 1  # the last that begins before its end
-        if nbytes and k >= 0 and sum(owners[k][:2]) > begin:
+        k = bisect_left(self._ranges, (begin + nbytes,)) - 1  # the last that begins before its end
+        if nbytes and k >= 0 and sum(self._ranges[k][:2]) > begin:
             raise ValueError(
                 f"the gradient of parameter {index} must not share memory with parameter "
-                f"{owners[k][2]}"
+                f"{self._ranges[k][2]}"
             )
 
 

@@ -13,7 +13,7 @@ from .._torch.dtensors import is_dtensor
 from .._torch.grad_scaler import is_scaled
 from .._torch.options import numbered
 from .._torch.state import is_lazy
-from .checks import check_apart
+from .checks import ParameterMemory
 from .engine import Begun, CheckedUpdate, Engine, Gradient, Groups, OptimizerState
 from .recipe import Recipes
 from .stepper import rehearse
@@ -47,10 +47,12 @@ class Overlap:
         handles = []
         try:
             found = [x for x in self._on_devices() if not is_lazy(x[1])]
-            check_apart((index, p) for index, p, _ in found if p.layout is torch.strided)
+            strided = [(index, p) for index, p, _ in found if p.layout is torch.strided]
+            ParameterMemory(strided)
+            memory = ParameterMemory((index, p) for index, p in strided if p.requires_grad)
             for index, p, recipes in found:
                 if p.requires_grad:
-                    hook = partial(self._on_gradient, index, recipes)
+                    hook = partial(self._on_gradient, index, recipes, memory)
                     handles.append(p.register_post_accumulate_grad_hook(hook))
             yield
         except BaseException as error:
@@ -73,7 +75,9 @@ class Overlap:
                 if recipes is not None and self._engine.lanes.of(p) is not None:
                     yield index, p, recipes
 
-    def _on_gradient(self, index: int, recipes: Recipes, p: Tensor) -> None:
+    def _on_gradient(
+        self, index: int, recipes: Recipes, memory: ParameterMemory, p: Tensor
+    ) -> None:
         engine = self._engine
         if p in engine.begun:
             raise RuntimeError(
@@ -83,6 +87,7 @@ class Overlap:
             )
         grad, update = p.grad, engine.check_one(p, index, recipes, self._state.get(p, {}))
         assert grad is not None
+        memory.require_apart(update.grad, index)
         engine.check_state()
         self._check(update)
         if self._sums_only:
