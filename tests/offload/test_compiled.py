@@ -54,6 +54,25 @@ def test_the_bits_of_a_step_that_is_not_compiled(compiled, options, with_module)
     assert_equal_tensors(trained(compiled), trained(lambda opt: opt.step))
 
 
+@pytest.mark.parametrize("compiles_module", [True, False])
+def test_what_was_compiled_before_waits_for_the_updates(compiles_module):
+    """PyTorch does not notice that a module which it has compiled gets hooks."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 300), torch.nn.Linear(300, 1))
+    x = torch.ones(2, 4)
+    run = torch.compile(net if compiles_module else lambda x: net(x), backend="eager")
+    with torch.no_grad():
+        run(x)
+    run(x)
+    opt = on_device(net.parameters(), lr=1e-1, module=net, delay=0.02)
+    for _ in range(2):
+        run(x).sum().backward()
+        opt.step()
+        with torch.no_grad():
+            found = run(x)
+        opt.synchronize()
+        assert torch.equal(found, net(x))
+
+
 def test_a_whole_graph_is_refused_with_nothing_changed():
     net = Net()
     opt = on_device(net.parameters(), lr=1e-2)

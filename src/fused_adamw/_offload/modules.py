@@ -1,5 +1,6 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -52,6 +53,7 @@ class UseOrder:
             if found._parameters or found is module:
                 found.register_forward_pre_hook(hook, prepend=True)
         module.register_state_dict_pre_hook(_Hook(self._before_state_dict))
+        _forget_compiled()
 
     def require_same_params(self) -> None:
         """Raise RuntimeError where parameters of the model have been replaced."""
@@ -89,6 +91,12 @@ class UseOrder:
         engine = self._engine()
         if engine is not None and engine.pending:
             engine.wait_for(params)
+
+
+def _forget_compiled() -> None:
+    """Let PyTorch compile again what it has compiled: that would not call new hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def require_whole(
