@@ -73,6 +73,40 @@ def test_what_was_compiled_before_waits_for_the_updates(compiles_module):
         assert torch.equal(found, net(x))
 
 
+@pytest.mark.parametrize("with_module", [False, True])
+def test_a_compiled_step_does_not_compile_the_updates(with_module):
+    def trained(compiled):
+        torch.manual_seed(0)
+        net = Net()
+        modules = {"module": net} if with_module else {}
+        opt = on_device(net.parameters(), lr=1e-2, **modules)
+
+        def step(seed):
+            with opt.overlapped():
+                net.loss(seed).backward()
+            opt.step()
+            opt.zero_grad()
+
+        step = torch.compile(step, backend="eager") if compiled else step
+        for seed in range(3):
+            step(seed)
+        opt.synchronize()
+        return contents(opt)
+
+    expected = trained(compiled=False)
+    torch._dynamo.utils.counters.clear()
+    assert_equal_tensors(trained(compiled=True), expected)
+    assert torch._dynamo.utils.counters["frames"]["total"] < 50  # those of an update are more
+
+
+def test_a_forward_that_waits_is_no_whole_graph():
+    net = torch.nn.Linear(2, 2)
+    opt = on_device(net.parameters(), lr=1e-2, module=net)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="construct the optimizer without mod"):
+        torch.compile(net, backend="eager", fullgraph=True)(torch.ones(2))
+    assert not opt.state
+
+
 def test_a_whole_graph_is_refused_with_nothing_changed():
     net = Net()
     opt = on_device(net.parameters(), lr=1e-2)

@@ -13,12 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from .._torch.dtensors import has_dtensors
 from .engine import Engine
 
+WHY_UNCOMPILED = (
+    "fused_adamw waits for updates before the forward of a module, between two graphs; compile "
+    "without fullgraph=True, or construct the optimizer without module="
+)
+
 
 class _Hook:
     """Calls a function, not in compiled code. Copies of a module have nothing to wait for."""
 
     def __init__(self, call: Callable[..., None]) -> None:
-        self._call: Callable[..., None] = torch.compiler.disable(call)
+        self._call: Callable[..., None] = torch.compiler.disable(call, reason=WHY_UNCOMPILED)
 
     def __call__(self, *arguments: Any) -> None:
         self._call(*arguments)

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from .._core import DeferredSignals
 from .._torch.dtensors import is_dtensor
 from .._torch.grad_scaler import is_scaled
+from .._torch.hooks import uncompiled
 from .._torch.options import numbered
 from .._torch.state import is_lazy
 from .checks import ParameterMemory
@@ -44,16 +46,9 @@ class Overlap:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """A block in which they are registered."""
-        handles = []
+        handles: list[RemovableHandle] = []
         try:
-            found = [x for x in self._on_devices() if not is_lazy(x[1])]
-            strided = [(index, p) for index, p, _ in found if p.layout is torch.strided]
-            ParameterMemory(strided)
-            memory = ParameterMemory((index, p) for index, p in strided if p.requires_grad)
-            for index, p, recipes in found:
-                if p.requires_grad:
-                    hook = partial(self._on_gradient, index, recipes, memory)
-                    handles.append(p.register_post_accumulate_grad_hook(hook))
+            uncompiled(self._register)(handles)
             yield
         except BaseException as error:
             if self._engine.begun:
@@ -66,6 +61,17 @@ class Overlap:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _register(self, handles: list[RemovableHandle]) -> None:
+        found = [x for x in self._on_devices() if not is_lazy(x[1])]
+        strided = [(index, p) for index, p, _ in found if p.layout is torch.strided]
+        ParameterMemory(strided)
+        memory = ParameterMemory((index, p) for index, p in strided if p.requires_grad)
+        on_gradient = uncompiled(self._on_gradient)
+        for index, p, recipes in found:
+            if p.requires_grad:
+                hook = partial(on_gradient, index, recipes, memory)
+                handles.append(p.register_post_accumulate_grad_hook(hook))
 
     def _on_devices(self) -> Iterator[tuple[int, Tensor, Recipes]]:
         for first, group in numbered(self._groups):

@@ -1,8 +1,9 @@
 """What PyTorch does around each step of an optimizer, without its cost where it does nothing."""
 
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import compiler
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Step = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 WHY_UNCOMPILED = (
     "fused_adamw updates parameters by a compiled kernel of its own, between two graphs; compile "
@@ -55,3 +57,11 @@ def outside_of_graphs(function: Step) -> Step:
     uncompiled._torchdynamo_disable = True
     uncompiled._torchdynamo_disable_msg = WHY_UNCOMPILED  # an error of fullgraph=True has it
     return cast(Step, uncompiled)
+
+
+def uncompiled(function: Function) -> Function:
+    """The same, which PyTorch does not compile where it is called from what has been compiled: the
+    hooks of a backward in it are."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast(Function, torch.compiler.disable(function))
