@@ -155,12 +155,12 @@ cdef class BoundTensors(BoundArrays):
 
     # ---- numbers
 
-    def check(self, list hypers, max_grad_norm, list steps):
-        """Raise what a step with these numbers, after ``steps`` of each tensor, would raise."""
+    def check(self, list hypers, list steps):
+        """Raise what a step with these hyper-parameters, after ``steps`` of each tensor, would
+        raise."""
         cdef Derived derived
         cdef Py_ssize_t i
         self.require_hypers(hypers)
-        positive_or_none("max_grad_norm", max_grad_norm)
         self.require_steps(steps)
         for i in range(self.num_params):
             derive_for(&derived, &self.params[i], steps[i], hypers)
@@ -207,7 +207,7 @@ cdef class BoundTensors(BoundArrays):
             found = None if steps is None else len(steps)
             raise ValueError(f"steps must have {self.num_params} numbers; got {found}")
         for number in steps:
-            if not 0 <= integer("steps", number) < 2**63 - 1:
+            if not 0 <= printable_integer("steps", number) < 2**63 - 1:
                 raise ValueError(f"steps must be from 0 to 2**63 - 2; got {number}")
         return 0
 

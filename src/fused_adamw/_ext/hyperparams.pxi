@@ -10,11 +10,9 @@ cdef enum:
     MOST_BITS = 1024  # of an integer within the range of float64
 
 
-cdef integer(str name, value, str what="an integer"):
+cpdef as_integer(str name, value, str what="an integer", minimum=None):
     """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
-    ValueError for one that is too long to be printed in a message. ``what``: is allowed, for the
-    message of the first."""
-    cdef int overflow
+    ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
     number = value if type(value) is int else None
     if number is None:
         try:
@@ -23,17 +21,18 @@ cdef integer(str name, value, str what="an integer"):
             pass
     if number is None:
         raise TypeError(f"{name} must be {what}; got {value!r}")
-    PyLong_AsLongLongAndOverflow(number, &overflow)
-    if overflow != 0 and number.bit_length() > MOST_BITS:
-        raise ValueError(f"{name} must be within the range of float64; got a number beyond it")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} must be {minimum} or more; got {number}")
     return number
 
 
-def as_integer(str name not None, value, str what not None="an integer", minimum=None):
-    """``integer``; raise ValueError below ``minimum``, too."""
-    number = integer(name, value, what)
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} must be {minimum} or more; got {number}")
+cpdef printable_integer(str name, value):
+    """``as_integer``; raise ValueError, too, for one with more digits than belong in a message."""
+    cdef int overflow
+    number = as_integer(name, value)
+    PyLong_AsLongLongAndOverflow(number, &overflow)
+    if overflow != 0 and number.bit_length() > MOST_BITS:
+        raise ValueError(f"{name} must be within the range of float64; got a number beyond it")
     return number
 
 
@@ -93,7 +92,7 @@ cdef double positive_or_none(str name, value) except? -1:
 
 cdef long long count_of_steps(t) except -1:
     cdef int overflow
-    cdef long long steps = PyLong_AsLongLongAndOverflow(integer("t", t), &overflow)
+    cdef long long steps = PyLong_AsLongLongAndOverflow(printable_integer("t", t), &overflow)
     if overflow != 0 or steps < 1:
         raise ValueError(f"t must be the number of this step: 1, 2, 3, ...; got {t}")
     return steps
@@ -103,7 +102,7 @@ cdef uint32_t seed_of(seed, str name="seed") except? 0:
     """``seed``: an integer from 0 to 2^32 - 1; None rounds to the nearest."""
     if seed is None:
         return 0
-    number = integer(name, seed)
+    number = printable_integer(name, seed)
     if not 0 <= number < 2**32:
         raise ValueError(f"{name} must be None or from 0 to 2**32 - 1; got {number}")
     return number

@@ -64,7 +64,7 @@ cpdef int check_num_threads(num_threads) except -1:
     """The number of threads that ``num_threads`` stands for; None is the default."""
     if num_threads is None:
         return fused_adamw_default_threads(ASKED_THREADS, CPU_QUOTA)
-    threads = integer("num_threads", num_threads)
+    threads = printable_integer("num_threads", num_threads)
     if not 1 <= threads <= FUSED_ADAMW_MAX_THREADS:
         raise ValueError(f"num_threads must be from 1 to {FUSED_ADAMW_MAX_THREADS}; got {threads}")
     return threads

@@ -90,7 +90,7 @@ class BaseOptimizer(Options):
         if decay_mask is not None:
             self._decays = resolve_decay_mask(self._spec, decay_mask, self._sources.arrays)
             self._bound.set_decays(self._decays)
-        self._bound.check(self._hypers_at(1), self.max_grad_norm, [0] * len(self._arrays))
+        self._bound.check(self._hypers_at(1), [0] * len(self._arrays))
 
     def _hypers_at(self, t: int) -> list[Hyperparams]:
         return self._sources.hyperparams(self.param_groups, t, self._rates)
@@ -212,7 +212,7 @@ class BaseOptimizer(Options):
         t, steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], t + 1, rates)
-        self._bound.check(hypers, saved["max_grad_norm"], steps)
+        self._bound.check(hypers, steps)
 
     def _load_numbers(self, saved: Mapping[str, Any]) -> None:
         """Take over numbers that ``_check_numbers`` has accepted."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, abbreviated, as_integer
+from .._core import BoundTensors, abbreviated, printable_integer
 from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
@@ -290,7 +290,7 @@ def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
 
 
 def _checked_count(where: str, count: Any) -> int:
-    number = as_integer(where, count)
+    number = printable_integer(where, count)
     if not 0 <= number < MAX_STEPS:
         raise ValueError(f"{where} must be a number of steps >= 0 and < {MAX_STEPS}; got {number}")
     return number
