@@ -191,6 +191,8 @@ def test_ranks_with_other_options_end_at_once(tmp_path):
         assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.slow
+@needs_mpi
 def test_a_step_that_includes_communication_is_not_compared():
     """With that of one process in pure Python."""
     assert "pure Python" not in train(2, "--steps", 5).stdout
