@@ -19,7 +19,7 @@ from ._offload.simulation import new_engine, simulated
 from ._offload.step import require_used_in_order, take_step, take_step_uncompiled
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
-from ._torch.hooks import hook_step, uncompiled
+from ._torch.hooks import hook_step, outside_of_graphs_if_any
 from ._torch.paths import GroupPath
 from ._torch.state import states_of
 from ._torch.stored import Target
@@ -135,7 +135,7 @@ class AdamW(HostAdamW):
                 ``step``, where ``GradScaler`` is used, or gradients or options have changed since.
                 After any error in the block the next ``step`` updates the other parameters.
         """
-        return uncompiled(self._overlapped)()
+        return outside_of_graphs_if_any(self._overlapped)()
 
     def _overlapped(self) -> AbstractContextManager[None]:
         engine = self._engine()

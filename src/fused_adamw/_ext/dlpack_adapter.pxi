@@ -78,8 +78,8 @@ cdef class DLPackExchange:
     cdef void *second_type
     cdef tuple types
     cdef object is_negated
-    cdef object grad           # the descriptor that all types have under this name
-    cdef DescriptorGet get_grad  # NULL where it is none of C
+    cdef object grad             # the descriptor that the first type has under this name
+    cdef DescriptorGet get_grad  # of it; NULL where a type has another one, or it is in Python
     cdef TensorFunctions functions
     cdef bint has_functions
 
@@ -111,6 +111,7 @@ cdef class DLPackExchange:
             self.has_functions = True
 
     cdef int find_grad(self) except -1:
+        """Find what ``grad_of`` calls."""
         self.grad = getattr(self.types[0], "grad", None)
         if type(self.grad) is not GetSetDescriptorType:
             return 0
@@ -121,7 +122,7 @@ cdef class DLPackExchange:
         return 0
 
     cdef inline object grad_of(self, tensor):
-        """``tensor.grad``; of the types without the cost of looking the attribute up."""
+        """``tensor.grad``, without the cost of finding the attribute in the types above."""
         if self.get_grad != NULL and self.is_known(<PyObject *>tensor):
             return self.get_grad(self.grad, tensor, <object>type_of_object(<PyObject *>tensor))
         return tensor.grad

@@ -52,7 +52,9 @@ cdef class ReentrantLock:
 
     def __exit__(self, *exception):
         if self.depth < 1 or self.owner != PyThread_get_thread_ident():
-            raise RuntimeError("exclusive() must be left by the thread that is in it; got one that is not")
+            raise RuntimeError(
+                "exclusive() must be left by the thread that entered it; got another thread"
+            )
         self.release()
 
     cdef int acquire(self) except -1:

@@ -45,8 +45,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def require_file_name(text: str) -> None:
-    """Raise OSError for a path that cannot be opened, but that ``realpath`` makes another one of,
-    which could be: an empty one, and "missing/../file"."""
+    """Raise OSError for a path that cannot be opened, although what ``realpath`` returns for it
+    can: an empty one, or "missing/../file"."""
     if not text:
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
     folder, name = os.path.split(text)

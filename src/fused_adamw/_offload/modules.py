@@ -1,6 +1,5 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
@@ -11,6 +10,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from .._torch.dtensors import has_dtensors
+from .._torch.hooks import compiler_is_loaded
 from .engine import Engine
 
 WHY_UNCOMPILED = (
@@ -100,7 +100,7 @@ class UseOrder:
 
 def _forget_compiled() -> None:
     """Let PyTorch compile again what it has compiled: that would not call new hooks."""
-    if "torch._dynamo" in sys.modules:
+    if compiler_is_loaded():
         torch.compiler.reset()
 
 

@@ -12,10 +12,10 @@ from torch.utils.hooks import RemovableHandle
 from .._core import DeferredSignals
 from .._torch.dtensors import is_dtensor
 from .._torch.grad_scaler import is_scaled
-from .._torch.hooks import uncompiled
+from .._torch.hooks import outside_of_graphs_if_any
 from .._torch.options import numbered
 from .._torch.state import is_lazy
-from .checks import ParameterMemory
+from .checks import ParameterMemory, check_apart
 from .engine import Begun, CheckedUpdate, Engine, Gradient, Groups, OptimizerState
 from .recipe import Recipes
 from .stepper import rehearse
@@ -48,7 +48,7 @@ class Overlap:
         """A block in which they are registered."""
         handles: list[RemovableHandle] = []
         try:
-            uncompiled(self._register)(handles)
+            outside_of_graphs_if_any(self._register)(handles)
             yield
         except BaseException as error:
             if self._engine.begun:
@@ -65,9 +65,9 @@ class Overlap:
     def _register(self, handles: list[RemovableHandle]) -> None:
         found = [x for x in self._on_devices() if not is_lazy(x[1])]
         strided = [(index, p) for index, p, _ in found if p.layout is torch.strided]
-        ParameterMemory(strided)
+        check_apart(strided)
         memory = ParameterMemory((index, p) for index, p in strided if p.requires_grad)
-        on_gradient = uncompiled(self._on_gradient)
+        on_gradient = outside_of_graphs_if_any(self._on_gradient)
         for index, p, recipes in found:
             if p.requires_grad:
                 hook = partial(on_gradient, index, recipes, memory)

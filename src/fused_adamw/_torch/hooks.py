@@ -34,7 +34,7 @@ def hook_step(step: Step, unobserved: Step) -> Step:
     def step_if_hooked(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return hooked(self, *args, **kwargs)
-        # By its module: Dynamo does not trace functions that name none of PyTorch's.
+        # Not imported by name: Dynamo skips functions that refer to no module of PyTorch.
         if compiler.is_dynamo_compiling():
             return uncompiled(self)
         if (
@@ -59,9 +59,14 @@ def outside_of_graphs(function: Step) -> Step:
     return cast(Step, uncompiled)
 
 
-def uncompiled(function: Function) -> Function:
-    """The same, which PyTorch does not compile where it is called from what has been compiled: the
-    hooks of a backward in it are."""
-    if "torch._dynamo" not in sys.modules:
+def outside_of_graphs_if_any(function: Function) -> Function:
+    """The same for a method, which ``outside_of_graphs`` cannot take; where nothing can have been
+    compiled, the method itself."""
+    if not compiler_is_loaded():
         return function
-    return cast(Function, torch.compiler.disable(function))
+    return cast(Function, torch.compiler.disable(function, reason=WHY_UNCOMPILED))
+
+
+def compiler_is_loaded() -> bool:
+    """Whether PyTorch may have compiled something."""
+    return "torch._dynamo" in sys.modules

@@ -83,8 +83,8 @@ def check(group: Group) -> None:
 
 
 def require_hyperparams(saved: dict[str, Any]) -> None:
-    """Raise ValueError for a state dict of an optimizer that lacks one of AdamW's numbers, and
-    TypeError for what has no such groups."""
+    """Raise TypeError where a group of a state dict is no dict, and ValueError where it lacks one
+    of AdamW's numbers, as those of other optimizers do."""
     for i, group in enumerate(saved["param_groups"]):
         if not isinstance(group, dict):
             kind = type(group).__name__
