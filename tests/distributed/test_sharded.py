@@ -26,6 +26,7 @@ def test_the_bits_are_those_of_a_single_process(ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_mistake_on_one_rank_is_the_same_error_on_all(ranks):
     run(ranks, "faults.py")
+    run(ranks, "construction_faults.py")
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch_state import by_index
 
 from fused_adamw.torch import AdamW
 
@@ -290,17 +291,3 @@ def exchange_with_plain(mesh, kinds):
             states.append(back.state_dict())
         found[kind] = states
     return found
-
-
-def by_index(saved):
-    """A state dict with numbers in place of names, as optimizers have it."""
-    names = [name for group in saved["param_groups"] for name in group["params"]]
-    number = {name: i for i, name in enumerate(names)}
-    groups = [
-        {**group, "params": [number[name] for name in group["params"]]}
-        for group in saved["param_groups"]
-    ]
-    return {
-        "state": {number[name]: state for name, state in saved["state"].items()},
-        "param_groups": groups,
-    }

@@ -71,3 +71,17 @@ def assert_equal_tensors(these, those):
     for a, b in zip(these, those, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
+
+
+def by_index(saved):
+    """A state dict with numbers in place of names, as optimizers have it."""
+    names = [name for group in saved["param_groups"] for name in group["params"]]
+    number = {name: i for i, name in enumerate(names)}
+    groups = [
+        {**group, "params": [number[name] for name in group["params"]]}
+        for group in saved["param_groups"]
+    ]
+    return {
+        "state": {number[name]: state for name, state in saved["state"].items()},
+        "param_groups": groups,
+    }

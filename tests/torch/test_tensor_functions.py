@@ -31,15 +31,20 @@ MATRICES = {
 }
 
 
-def unsupported(exchange, param, grad):
-    """Whether a parameter is left to PyTorch."""
+def prepared(exchange, param):
+    """A step of one parameter, prepared."""
     state = torch.zeros(param.shape, dtype=param.dtype)
     entry = {"step": torch.tensor(0.0), "exp_avg": state, "exp_avg_sq": state.clone()}
     step = _core.PreparedStep(exchange, {"m": "exp_avg", "v": "exp_avg_sq"})
     hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
-    param.grad = grad
     assert step.prepare([param], {param: entry}, hyper, maximize=False, num_threads=1)
-    return step.unsupported
+    return step
+
+
+def unsupported(exchange, param, grad):
+    """Whether a parameter is left to PyTorch."""
+    param.grad = grad
+    return prepared(exchange, param).unsupported
 
 
 def test_this_version_of_pytorch_has_the_functions():
@@ -81,13 +86,7 @@ def test_gradients_that_a_class_computes_are_those_of_the_step(monkeypatch, deri
     computed = property(lambda _: torch.ones(3), lambda *_: None)
     monkeypatch.setattr(cls, "grad", computed, raising=False)
     exchange = _core.DLPackExchange(torch.Tensor, cls, is_negated=torch.Tensor.is_neg)
-    state = {name: torch.zeros(3) for name in ("exp_avg", "exp_avg_sq")} | {
-        "step": torch.tensor(0.0)
-    }
-    step = _core.PreparedStep(exchange, {"m": "exp_avg", "v": "exp_avg_sq"})
-    hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
-    assert step.prepare([param], {param: state}, hyper, maximize=False, num_threads=1)
-    assert torch.equal(step.grads()[0], torch.ones(3))
+    assert torch.equal(prepared(exchange, param).grads()[0], torch.ones(3))
 
 
 @pytest.mark.parametrize("name", tensor_functions._NAMES)
