@@ -26,9 +26,9 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
 
     Args:
         comm: a communicator of mpi4py; None: a single process, where nothing is done.
-        fingerprint: values by name, which the block may fill in, that must be equal on all ranks;
-            False for a name that others have. The first block of an operation has the operation
-            among them.
+        fingerprint: values by name, which the block may fill in, that must be equal on all ranks.
+            A name that only some ranks have counts as False on the others. The first block of an
+            operation has the operation among them.
 
     Raises:
         ValueError: the fingerprints differ; the message names the first difference.

@@ -39,7 +39,9 @@ def world() -> Comm:
 def private_duplicate(comm: Comm) -> Comm:
     """A communicator of the same ranks for our messages alone; made once for each ``comm``."""
     if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL:
-        raise ValueError("comm must have this process and not be freed; got MPI.COMM_NULL")
+        raise ValueError(
+            "comm must include this process and must not have been freed; got MPI.COMM_NULL"
+        )
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm must be an intracommunicator of mpi4py; got {type(comm).__name__}")
     duplicate = comm.Get_attr(_DUPLICATE)

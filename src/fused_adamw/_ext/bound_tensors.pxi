@@ -212,7 +212,7 @@ cdef class BoundTensors(BoundArrays):
         return 0
 
     def shares_memory(self, array):
-        """Whether an array of NumPy lies, in part, between the bounds of parameters or state."""
+        """Whether any part of a NumPy array lies within the memory of parameters or state."""
         cdef Py_buffer buffer
         cdef ArrayView view
         if acquire_buffer(&buffer, &view, array) < 0:

@@ -65,7 +65,7 @@ cdef double real(str name, value) except? -1:
 
 
 cdef double number_or_zero(str name, value) except? -1:
-    """0 stands for None, and is not what False means: that something is switched off."""
+    """0 stands for None. False is refused: it would mean that the option is off."""
     if value is None:
         return 0
     if isinstance(value, (bool, np.bool_)):

@@ -183,7 +183,7 @@ def recognized_entry(
         # NumPy imports np.ma when it is first asked for.
         if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{where}[{role!r}] must have no mask; got MaskedArray")
-    # Those of a matrix, for one, are never flat.
+    # A matrix, for one, cannot be made flat.
     arrays = {role: np.ndarray.view(array, np.ndarray) for role, array in arrays.items()}
     found = {role: (array.dtype, array.shape) for role, array in arrays.items()}
     match = match_state(where, found, entry.get("order"), own, param, convert)

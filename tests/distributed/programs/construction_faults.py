@@ -91,8 +91,8 @@ def communicators():
     refused(TypeError, kind, lambda: made(comm=COMM.Get_group()), start="comm must be")
     freed = COMM.Dup()
     freed.Free()
+    expected = "comm must include this process and must not have been freed; got MPI.COMM_NULL"
     for absent in (MPI.COMM_NULL, freed):
-        expected = "comm must have this process and not be freed; got MPI.COMM_NULL"
         refused(ValueError, expected, lambda absent=absent: made(comm=absent))
 
 
