@@ -11,7 +11,9 @@ cdef extern from "Python.h":
     object call_with "PyObject_CallFunctionObjArgs"(object, PyObject *, void *)
     void release_object "Py_DECREF"(PyObject *)
     void *type_of_object "Py_TYPE"(PyObject *) noexcept
-    void *PyType_GetSlot(object, int)
+    ctypedef struct PyTypeObject:
+        pass
+    void *PyType_GetSlot(PyTypeObject *, int)
     int Py_tp_descr_get
 
 ctypedef object (*DescriptorGet)(object, object, object)
@@ -118,7 +120,9 @@ cdef class DLPackExchange:
         for found in self.types:
             if getattr(found, "grad", None) is not self.grad:
                 return 0
-        self.get_grad = <DescriptorGet>PyType_GetSlot(GetSetDescriptorType, Py_tp_descr_get)
+        self.get_grad = <DescriptorGet>PyType_GetSlot(
+            <PyTypeObject *>GetSetDescriptorType, Py_tp_descr_get
+        )
         return 0
 
     cdef inline object grad_of(self, tensor):
