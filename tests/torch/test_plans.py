@@ -1,6 +1,7 @@
 """Steps that are taken like the last one: whatever changes between two of them takes effect, as in
 PyTorch's class."""
 
+import collections
 import copy
 import weakref
 
@@ -167,3 +168,30 @@ def test_a_plan_keeps_no_tensor():
     p.grad = None
     opt.state[p] = {}
     assert [x() for x in kept] == [None] * 4
+
+
+def test_a_plan_keeps_no_parameter():
+    opt = planned()
+    opt.step()
+    kept = weakref.ref(first(opt))
+    del opt.state[kept()]
+    opt.param_groups[0]["params"] = opt.param_groups[0]["params"][1:]
+    assert kept() is None
+
+
+def test_a_step_within_a_step_changes_nothing():
+    opt = planned()
+
+    class Stepping(collections.defaultdict):
+        def get(self, p, default=None):
+            opt.step()
+            return super().get(p, default)
+
+    before, state = contents(opt), opt.state
+    opt.state = Stepping(dict, state)
+    with pytest.raises(RuntimeError, match="step must be called between steps; got a call during"):
+        opt.step()
+    assert all(map(torch.equal, contents(opt), before))
+    opt.state = state
+    opt.step()
+    assert state[first(opt)]["step"] == 3

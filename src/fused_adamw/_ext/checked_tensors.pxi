@@ -3,6 +3,7 @@
 cdef enum:
     OWN = 3  # references to a parameter, its gradient, its counter; those to its state come next
     AT_ONCE = 8  # parameters whose tensors are fetched from memory while others are checked
+    FEW = 64     # parameters whose tensors are mostly in the cache without
 
 
 cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:

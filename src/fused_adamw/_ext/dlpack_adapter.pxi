@@ -147,6 +147,20 @@ cdef class DLPackExchange:
             return describe(&self.functions, <PyObject *>tensor, view)
         return self.view_any(tensor, view)
 
+    cdef bint view_number(self, tensor, ArrayView *view) except -1:
+        """Whether the tensor has one element, in host memory."""
+        cdef int i
+        if self.has_functions:
+            return self.is_known(<PyObject *>tensor) and describe_number(
+                &self.functions, <PyObject *>tensor, view
+            )
+        if not self.view(tensor, view) or view.data == NULL:
+            return False
+        for i in range(view.ndim):
+            if view.shape[i] != 1:
+                return False
+        return True
+
     cdef bint view_any(self, tensor, ArrayView *view) except -1:
         """The same, also of types derived from these. ``nbytes``: of ``measure``."""
         cdef DLTensor found
@@ -220,12 +234,8 @@ cdef class DLPackExchange:
         """Whether the tensor is one number that counts steps."""
         cdef ArrayView view
         cdef double steps
-        cdef int i
-        if not self.view(tensor, &view) or view.data == NULL:
+        if not self.view_number(tensor, &view):
             return False
-        for i in range(view.ndim):
-            if view.shape[i] != 1:
-                return False
         if view.element_type == FUSED_ADAMW_FLOAT32:
             steps = (<float *>view.data)[0]
         elif view.element_type == FUSED_ADAMW_FLOAT64:

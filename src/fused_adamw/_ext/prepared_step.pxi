@@ -131,8 +131,9 @@ cdef class PreparedStep(CheckedTensors):
             self.num_found += 1  # so that an error releases them
             numbers[count] = i - 1
             count += 1
-            for k in range(OWN + self.num_roles):
-                self.exchange.prefetch(found[k])
+            if num_params > FEW:
+                for k in range(OWN + self.num_roles):
+                    self.exchange.prefetch(found[k])
         return i
 
     cdef int add_one(self, Py_ssize_t i, Py_ssize_t first, list indices) except -1:

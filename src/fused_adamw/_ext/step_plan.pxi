@@ -1,51 +1,90 @@
 """Steps of all groups of an optimizer for PyTorch, as long as their options stay the same."""
 
-cdef frozenset READ_EACH_TIME = frozenset(("params", "lr", "betas", "eps", "weight_decay"))
-cdef object ANY = object()  # for the values of these
+cdef enum:
+    NUM_READ = 5  # options that are read at each step
+
+cdef tuple READ_EACH_TIME = ("params", "lr", "betas", "eps", "weight_decay")
+
+
+cdef struct Option:
+    PyObject *name
+    PyObject *value
+    int place  # in READ_EACH_TIME; -1 for what must keep its value
 
 
 @cython.no_gc
 cdef class GroupPlan:
-    """How a group is stepped whose options are those of ``group`` at this moment; ``hyper`` are
-    read at each step."""
+    """How a group is stepped whose options are those of ``group`` at this moment; its parameters
+    and its ``hyper`` are read at each step."""
 
-    cdef list options  # names and values, which the pointers are to
-    cdef PyObject **pointers
+    cdef list objects  # which `options` point to
+    cdef Option *options
     cdef Py_ssize_t num_options
     cdef PreparedStep prepared
     cdef tuple rates
     cdef bint maximize
+    cdef list params   # of this step
+    cdef tuple hyper
     cdef Py_ssize_t num_updated
 
     def __cinit__(
         self, dict group not None, PreparedStep prepared not None, tuple rates not None
     ):
-        cdef Py_ssize_t i
-        self.options = []
+        cdef Py_ssize_t i = 0
+        for name in READ_EACH_TIME:
+            if name not in group:
+                raise KeyError(name)
+        self.objects = []
+        self.options = <Option *>allocate(len(group), sizeof(Option))
         for name, value in group.items():
-            self.options += [name, ANY if name in READ_EACH_TIME else value]
-        self.num_options = len(group)
-        self.pointers = <PyObject **>allocate(2 * self.num_options, sizeof(PyObject *))
-        for i in range(2 * self.num_options):
-            self.pointers[i] = <PyObject *>self.options[i]
+            if name in READ_EACH_TIME:
+                self.options[i] = Option(<PyObject *>name, NULL, READ_EACH_TIME.index(name))
+            else:
+                self.options[i] = Option(<PyObject *>name, <PyObject *>value, -1)
+                self.objects.append(value)
+            self.objects.append(name)
+            i += 1
+        self.num_options = i
         self.prepared, self.rates = prepared, rates
         self.maximize = group["maximize"]
 
     def __dealloc__(self):
-        PyMem_Free(self.pointers)
+        PyMem_Free(self.options)
 
-    cdef bint has_changed(self, dict group) except -1:
-        """Whether an option has been added, removed, or set to another object."""
+    cdef bint read(self, group) except -1:
+        """Read the options of a step; False where another one has been added, removed, or set to
+        another object, or where a type differs from those that the plan is for."""
+        cdef PyObject *found[NUM_READ]
+        cdef Option *option
         cdef Py_ssize_t i = 0, position = 0
         cdef PyObject *name
         cdef PyObject *value
+        if type(group) is not dict:
+            return False
         while PyDict_Next(group, &position, &name, &value):
-            if i == self.num_options or name != self.pointers[2 * i] or (
-                value != self.pointers[2 * i + 1] and self.pointers[2 * i + 1] != <PyObject *>ANY
-            ):
-                return True
+            if i == self.num_options:
+                return False
+            option = &self.options[i]
+            if name != option.name or (option.place < 0 and value != option.value):
+                return False
+            if option.place >= 0:
+                found[option.place] = value
             i += 1
-        return i != self.num_options
+        if i != self.num_options:
+            return False
+        params, lr = <object>found[0], <object>found[1]
+        if type(params) is not list or not isinstance(lr, (float, int)):
+            return False
+        self.params = params
+        self.hyper = (
+            lr, <object>found[2], <object>found[3], <object>found[4], self.rates
+        )
+        return True
+
+    cdef int forget(self) except -1:
+        """Give up what was read."""
+        self.params, self.hyper = None, None
+        return 0
 
 
 @cython.no_gc
@@ -59,6 +98,7 @@ cdef class StepPlan:
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
     cdef bint has_stepped
+    cdef Py_ssize_t stepping_in  # how many forks led to the process of a step; -1 between steps
 
     def __cinit__(
         self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
@@ -75,15 +115,22 @@ cdef class StepPlan:
                 plan.prepared.factor = -1 if plan.maximize else 1
                 self.steps.append(plan.prepared)
             last = plan
-        self.groups, self.lock = groups, lock
+        self.groups, self.lock, self.stepping_in = groups, lock, -1
         self.num_threads, self.increment_version = num_threads, increment_version
 
     def step(self, groups not None, state not None):
         """Step all groups, without a moment at which signal handlers of Python run; or return
-        False, with nothing changed, where one is no longer as planned."""
+        False, with nothing changed, where one is no longer as planned.
+
+        RuntimeError: code that this step calls, such as a method of ``state``, has called it."""
         cdef PreparedStep prepared
+        cdef GroupPlan plan
         cdef list params
         self.lock.acquire()
+        if self.stepping_in == self.lock.forks:
+            self.lock.release()
+            raise RuntimeError("step must be called between steps; got a call during one")
+        self.stepping_in = self.lock.forks
         try:
             if type(groups) is not list or not self.prepare(groups, state):
                 return False
@@ -99,6 +146,9 @@ cdef class StepPlan:
         finally:
             for prepared in self.steps:
                 prepared.clear()
+            for plan in self.groups:
+                plan.forget()
+            self.stepping_in = -1
             self.lock.release()
 
     def updated(self):
@@ -120,14 +170,12 @@ cdef class StepPlan:
             prepared.num_params = 0
         for i, group in enumerate(groups):
             plan = <GroupPlan>self.groups[i]
-            if type(group) is not dict or plan.has_changed(group):
+            if not plan.read(group):
                 return False
-            if type(group["params"]) is not list:
-                return False
-            plan.prepared.num_params += len(<list>group["params"])
+            plan.prepared.num_params += len(plan.params)
         for prepared in self.steps:
             prepared.begin(prepared.num_params)
-        if not self.add_groups(groups, state):
+        if not self.add_groups(state):
             return False
         for prepared in self.steps:
             if prepared.has_overlaps():
@@ -138,30 +186,24 @@ cdef class StepPlan:
                 prepared.threads = check_num_threads(self.num_threads())
         return True
 
-    cdef bint add_groups(self, list groups, state) except -1:
-        cdef Py_ssize_t i, begin, number = 0, first = 0  # parameter of the group in the optimizer
-        cdef list params
+    cdef bint add_groups(self, state) except -1:
+        cdef Py_ssize_t begin, number = 0, first = 0  # parameter of the group in the optimizer
         cdef StateCursor cursor = StateCursor(0, 0)
         cdef GroupPlan plan
-        cdef tuple hyper = None, before
-        for i, group in enumerate(groups):
-            plan = <GroupPlan>self.groups[i]
+        cdef list params
+        cdef tuple hyper, before = None
+        for plan in self.groups:
+            params, hyper = plan.params, plan.hyper
             begin = plan.prepared.space.num_active
-            if not isinstance(group["lr"], (float, int)):
-                return False
-            params = group["params"]
             if not plan.prepared.add(params, state, &cursor, first, None):
                 return False
             first += len(params)
             if plan.prepared.unsupported:
                 return False
-            before = hyper
-            hyper = (
-                group["lr"], group["betas"], group["eps"], group["weight_decay"], plan.rates
-            )
             number += before is None or not same_objects(before, hyper)
             plan.prepared.derive_scalars(begin, number, hyper)
             plan.num_updated = plan.prepared.space.num_active - begin
+            before = hyper
         return True
 
 

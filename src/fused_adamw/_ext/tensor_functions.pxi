@@ -32,7 +32,7 @@ cdef struct ElementCode:
 
 cdef struct TensorFunctions:
     NumberOf layout, device, dtype
-    LengthOf dim
+    LengthOf dim, numel
     LengthsOf sizes, strides
     AddressOf data
     IsNegated is_negated
@@ -62,6 +62,7 @@ cdef int find_functions(TensorFunctions *functions, dict addresses, Py_ssize_t o
     functions.device = <NumberOf><size_t>addresses["device"]
     functions.dtype = <NumberOf><size_t>addresses["dtype"]
     functions.dim = <LengthOf><size_t>addresses["dim"]
+    functions.numel = <LengthOf><size_t>addresses["numel"]
     functions.sizes = <LengthsOf><size_t>addresses["sizes"]
     functions.strides = <LengthsOf><size_t>addresses["strides"]
     functions.data = <AddressOf><size_t>addresses["data"]
@@ -87,27 +88,51 @@ cdef int add_example(
 cdef bint describe(
     const TensorFunctions *functions, PyObject *tensor, ArrayView *view
 ) noexcept:
-    """Whether the tensor is strided and in host memory; then it has a view. A tensor without memory
-    of its own, as in a transform of ``torch.func``, has an error in place of an address."""
+    """Whether the tensor is strided and in host memory; then it has a view."""
     cdef const void *handle = handle_of(functions, tensor)
+    cdef Py_ssize_t ndim = 0
+    if (
+        not describe_elements(functions, handle, view)
+        or functions.dim(handle, &ndim) != 0
+        or functions.sizes(handle, &view.shape) != 0
+        or functions.strides(handle, &view.strides) != 0
+    ):
+        return False
+    view.ndim = <int>ndim
+    return view.data != NULL or dense_size(view) == 0
+
+
+cdef inline bint describe_number(
+    const TensorFunctions *functions, PyObject *tensor, ArrayView *view
+) noexcept:
+    """The same of a tensor of one element; as if it had no dimensions."""
+    cdef const void *handle = handle_of(functions, tensor)
+    cdef Py_ssize_t numel = 0
+    view.ndim = 0
+    return (
+        describe_elements(functions, handle, view)
+        and functions.numel(handle, &numel) == 0 and numel == 1 and view.data != NULL
+    )
+
+
+cdef inline bint describe_elements(
+    const TensorFunctions *functions, const void *handle, ArrayView *view
+) noexcept:
+    """All but the shape. A tensor without memory of its own, as in a transform of ``torch.func``,
+    has an error in place of an address."""
     cdef const ElementCode *element
     cdef int layout = -1, device = -1, number = -1
-    cdef Py_ssize_t ndim = 0
     if (
         functions.layout(handle, &layout) != 0 or layout != functions.strided
         or functions.device(handle, &device) != 0 or device != functions.cpu
         or functions.dtype(handle, &number) != 0 or not 0 <= number < SCALAR_TYPES
-        or functions.dim(handle, &ndim) != 0
-        or functions.sizes(handle, &view.shape) != 0
-        or functions.strides(handle, &view.strides) != 0
         or functions.data(handle, &view.data) != 0
     ):
         return False
     element = &functions.elements[number]
-    view.ndim = <int>ndim
     view.dlpack_code, view.dlpack_bits = element.code, element.bits
     view.element_type = element.element_type if element.bits else -1
     view.unit = view.itemsize = (element.bits + 7) // 8
     view.readonly = False
     view.nbytes = 0
-    return view.data != NULL or dense_size(view) == 0
+    return True

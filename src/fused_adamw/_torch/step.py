@@ -6,6 +6,7 @@ from torch.autograd.profiler import record_function
 from .._core import GroupPlan, ReentrantLock, StepPlan
 from .arguments import num_threads
 from .dispatch import GroupDispatch, dispatch, run_all
+from .grad_scaler import found_infinity, grad_scale_of
 from .hooks import outside_of_graphs
 from .local_shards import increment_version
 from .options import numbered
@@ -29,14 +30,13 @@ take_step_uncompiled = outside_of_graphs(take_step)
 
 def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
     """The same where no profiler runs."""
-    attributes = optimizer.__dict__  # as in grad_scaler.py, without the cost of calls
-    found_inf = attributes.get("found_inf")
-    if found_inf is not None and found_inf.item():
+    attributes = optimizer.__dict__  # where calls would cost more than they find
+    if "found_inf" in attributes and found_infinity(optimizer):
         return
     plan: StepPlan | None = attributes.get("_plan")
     if (
         plan is not None
-        and attributes.get("grad_scale") is None
+        and ("grad_scale" not in attributes or grad_scale_of(optimizer) is None)
         and plan.step(optimizer.param_groups, optimizer.state)
     ):
         return

@@ -30,6 +30,7 @@ _NAMES = {
     "device": "aoti_torch_get_device_type",
     "dtype": "aoti_torch_get_dtype",
     "dim": "aoti_torch_get_dim",
+    "numel": "aoti_torch_get_numel",
     "sizes": "aoti_torch_get_sizes",
     "strides": "aoti_torch_get_strides",
     "data": "aoti_torch_get_data_ptr",
@@ -88,6 +89,7 @@ def _is_right(functions: dict[str, Any], tensor: Tensor) -> bool:
     is_negated.argtypes, is_negated.restype = [ctypes.c_void_p], ctypes.c_bool
     right: bool = (
         _answer(functions["dim"], tensor, ctypes.c_int64) == tensor.dim()
+        and _answer(functions["numel"], tensor, ctypes.c_int64) == tensor.numel()
         and _lengths(functions["sizes"], tensor) == tensor.shape
         and _lengths(functions["strides"], tensor) == tensor.stride()
         and (_answer(functions["data"], tensor, ctypes.c_void_p) or 0) == tensor.data_ptr()
