@@ -1,5 +1,6 @@
 """Where memory for a Python object is refused: MemoryError and nothing changed, or success."""
 
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -10,6 +11,20 @@ import pytest
 from fused_adamw import AdamW
 
 PROGRAM = Path(__file__).parent / "programs" / "no_memory.py"
+CLOSURE = """
+import _testcapi
+value = object()
+def count(found):
+    return sum(1 for x in (1, 2) if found)
+for n in range(1, 50):
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        count(value)
+    except MemoryError:
+        pass
+    finally:
+        _testcapi.remove_mem_hooks()
+"""
 
 
 @pytest.mark.slow
@@ -29,7 +44,16 @@ def test_each_allocation_of_a_step_of_pytorch_is_refused(call, at_least):
     refuse(call, "one", at_least)
 
 
+@functools.cache
+def survives():
+    """Whether Python lives on where memory for a function is refused. 3.12 and 3.13.0 do not:
+    github.com/python/cpython/issues/122752."""
+    return subprocess.run([sys.executable, "-c", CLOSURE], timeout=60).returncode == 0
+
+
 def refuse(call, only, at_least=10):
+    if not survives():
+        pytest.skip("this version of Python crashes where memory for a function is refused")
     command = [sys.executable, PROGRAM, call, only]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
