@@ -204,15 +204,15 @@ def test_what_the_chart_shows():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--case pow20", "unknown case 'pow20'; choose from tiny-transformer, 1000x64"),
+        ("--case pow20", "error: --case must be one of tiny-transformer, 1000x64"),
         (
             "--implementation mlx",
-            "unknown implementation 'mlx'; choose from fused_adamw, fused_adamw.torch",
+            "error: --implementation must be one of fused_adamw, fused_adamw.torch",
         ),
-        ("--rounds 0", "--rounds"),
-        ("--dtype float16", "--dtype"),
+        ("--rounds 0", "error: --rounds must be at least 1; got 0\n"),
+        ("--dtype float16", "error: --dtype must be one of float32, float64; got 'float16'\n"),
         ("--plot missing/plot.png", "missing"),
-        ("--plot plot.doc", "'.doc'"),
+        ("--plot plot.doc", "got plot.doc"),
         ("--plot plot.png --case 1000x64", "--plot requires a --case of tiny"),
     ],
 )

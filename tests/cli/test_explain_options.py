@@ -79,9 +79,12 @@ def test_many_steps_are_not_all_shown(explain, explain_json):
         (
             "backwards",
             "SECTION must be one of adamw, rates, parameters, forward, backward, scale; "
-            "got backwards",
+            "got 'backwards'",
         ),
         ("--theta nan", "--theta must be finite; got nan"),
+        ("--theta x", "--theta must be a number; got 'x'"),
+        ("--betas 0.9 x", "--betas must be a number; got 'x'"),
+        ("--steps 1.5", "--steps must be an integer; got '1.5'"),
         ("adamw --gradient inf", "--gradient must be finite; got inf"),
         ("adamw --gradient 1 --gradient nan", "--gradient must be finite; got nan"),
         ("--steps 0", "--steps must be between 1 and 10,000; got 0"),

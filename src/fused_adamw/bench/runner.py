@@ -110,7 +110,7 @@ Item = TypeVar("Item")
 def _select(kind: str, names: Sequence[str] | None, items: Mapping[str, Item]) -> list[Item]:
     for name in names or ():
         if name not in items:
-            raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(items)}")
+            raise ValueError(f"{kind} must be one of {', '.join(items)}; got {name!r}")
     return [item for name, item in items.items() if not names or name in names]
 
 

@@ -31,6 +31,7 @@ try:
         bad_input_reported,
         describe,
         report,
+        usage_message,
     )
     from .options import with_values
     from .train_options import OPTIONAL_VALUES
@@ -68,7 +69,7 @@ def main() -> NoReturn:
         arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
         status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
-        if message := " ".join(error.format_message().split()):
+        if message := usage_message(error):
             report(message)
         status = BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -44,6 +44,15 @@ def fail(message: object) -> NoReturn:
     """Print the error and exit."""
     report(message)
     raise typer.Exit(BAD_INPUT)
+
+
+def usage_message(error: Any) -> str:
+    """Return the message of a usage error of Typer's; of one of ours, which says only what a value
+    must be, after the name of the option."""
+    option = getattr(error, "param", None)
+    if option is not None and error.message.startswith("must "):
+        return f"{flag(option.name)} {error.message}"
+    return " ".join(error.format_message().split())
 
 
 def describe(error: OSError | MemoryError) -> str:

@@ -93,7 +93,7 @@ class ExplainOptions:
     def __post_init__(self) -> None:
         if self.section is not None and self.section not in list(Section):
             names = ", ".join(Section)
-            raise ValueError(f"SECTION must be one of {names}; got {self.section}")
+            raise ValueError(f"SECTION must be one of {names}; got {self.section!r}")
         self._check_used()
         for name, values in (("theta", [self.theta]), ("gradient", self.gradient or [])):
             for value in values:

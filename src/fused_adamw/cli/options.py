@@ -17,6 +17,7 @@ import typer
 from .._optim.state_formats import STATE_DTYPES
 from ..tiny.launch import join_mpi
 from .errors import bad_input_reported, fail, flag, interrupts_reported, option_names
+from .parsers import with_parser
 
 # ---------------------------------------------------------------------------- option classes
 
@@ -56,7 +57,10 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
         annotations = get_type_hints(kind, include_extras=True)
         parameters += [
             inspect.Parameter(
-                field.name, keyword, default=field.default, annotation=annotations[field.name]
+                field.name,
+                keyword,
+                default=field.default,
+                annotation=with_parser(annotations[field.name]),
             )
             for field in fields(kind)
         ]
@@ -121,7 +125,7 @@ def output_file(value: str) -> Path:
 
 def known_state_dtype(value: str | None) -> str | None:
     if value is not None and value not in STATE_DTYPES:
-        raise typer.BadParameter(f"must be one of {', '.join(STATE_DTYPES)}; got {value}")
+        raise typer.BadParameter(f"must be one of {', '.join(STATE_DTYPES)}; got {value!r}")
     return value
 
 

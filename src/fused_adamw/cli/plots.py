@@ -41,7 +41,7 @@ def check_plot_path(path: Path) -> None:
     extension = path.suffix[1:].lower()
     if extension not in figure.canvas.get_supported_filetypes():
         raise ValueError(
-            f"{path}: unsupported image format {path.suffix!r}; use .png, .svg or .pdf"
+            f"--plot must end in .png, .svg, .pdf or another format of Matplotlib's; got {path}"
         )
     check_output_path(path)
     axes.set_title("loss")
