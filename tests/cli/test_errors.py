@@ -38,7 +38,10 @@ from cli_process import MAIN, in_a_process
         ),
         ("--text short.txt", "short.txt must have at least 36 characters"),
         ("--text long.txt --context 200", "long.txt must have at least 223 characters"),
-        ("--text long.txt --d-model 9", "--d-model must be a multiple of n_heads (2); got 9"),
+        (
+            "--text long.txt --d-model 9",
+            "--d-model must be a multiple of the number of heads (2); got 9",
+        ),
         ("--plot missing/plot.png", "does not exist; create it first"),
         ("--plot long.txt/plot.png", "long.txt/plot.png must be in a folder; got the file "),
         ("--plot folder.png", "error: --plot must be a file; got the folder 'folder.png'"),

@@ -115,5 +115,7 @@ def test_bad_sizes_are_named(name: str) -> None:
 
 
 def test_heads_divide_the_width() -> None:
-    with pytest.raises(ValueError, match=r"^d_model must be a multiple of n_heads \(3\); got 16"):
+    with pytest.raises(
+        ValueError, match=r"^d_model must be a multiple of the number of heads \(3\); got 16"
+    ):
         TinyTransformer(n_heads=3)
