@@ -95,6 +95,12 @@ from cli_process import MAIN, in_a_process
         ("--resume auto", "--resume requires --checkpoint"),
         ("--checkpoint run --resume=no", "--resume must be one of auto, always; got 'no'\n"),
         ("--checkpoint long.txt --resume auto", "long.txt is corrupt"),
+        (
+            "--checkpoint run.pt",
+            "error: --checkpoint must not have the suffix of a different format (a checkpoint is a "
+            ".safetensors file); got 'run.pt'\n",
+        ),
+        ("--checkpoint long.NPZ --resume", "must not have the suffix of a different format"),
         ("--checkpoint run --compare", "--checkpoint cannot be combined with --compare"),
         ("--checkpoint run --sgd-lr 1", "--checkpoint cannot be combined with --sgd-lr"),
         (

@@ -20,10 +20,14 @@ from .options import (
     file_name,
     finite,
     known_state_dtype,
+    output_file,
     silence_other_ranks,
 )
 
 LR = 0.001
+OTHER_FORMATS = frozenset(
+    (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".hdf5", ".onnx")
+)
 
 
 class Resume(StrEnum):
@@ -39,6 +43,17 @@ REQUIRES = {
 }
 EXCLUDES = {"epochs": "steps"}
 OPTIONAL_VALUES = {"--resume": tuple(Resume)}
+
+
+def checkpoint_file(value: str) -> Path:
+    """The path of a checkpoint, whose name must not be that of a different format."""
+    path = output_file(value)
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise typer.BadParameter(
+            "must not have the suffix of a different format (a checkpoint is a .safetensors file); "
+            f"got {value!r}"
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -186,7 +201,7 @@ class TrainOptions:
             rich_help_panel=CHECKPOINT_PANEL,
             help="Save model and optimizer to this file (.safetensors) at the end, "
             "and on Ctrl-C or SIGTERM.",
-            **OUTPUT_FILE,
+            **{**OUTPUT_FILE, "parser": checkpoint_file},
         ),
     ] = None
     every: Annotated[
