@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ._core import as_integer
+from ._core import as_integer, shown
 
 __all__ = [
     "Constant",
@@ -47,9 +47,9 @@ class _Chainable:
         except TypeError:
             is_step = None
         if is_step is None:
-            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
+            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
         if not is_step:
-            raise ValueError(f"t must be a step number 1, 2, 3, ...; got {t!r}")
+            raise ValueError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
         return self._rate(t)
 
     def then(self, following: Schedule) -> "Joined":
@@ -237,7 +237,7 @@ class Joined(_Chainable):
 
     def __post_init__(self) -> None:
         if not isinstance(self.first, _Chainable):
-            raise TypeError(f"first must be a schedule of this module; got {self.first!r}")
+            raise TypeError(f"first must be a schedule of this module; got {shown(self.first)}")
         if self.first.steps is None:
             raise ValueError(
                 f"{type(self.first).__name__} without `steps` never ends; give it `steps` to chain "
@@ -245,7 +245,7 @@ class Joined(_Chainable):
             )
         if not callable(self.following):
             raise TypeError(
-                f"following must be a schedule, a function of t; got {self.following!r}"
+                f"following must be a schedule, a function of t; got {shown(self.following)}"
             )
         after = getattr(self.following, "steps", None)
         if after is not None:
@@ -260,7 +260,7 @@ class Joined(_Chainable):
         try:
             return float(rate)
         except (TypeError, ValueError):
-            raise TypeError(f"following must return a number; got {rate!r}") from None
+            raise TypeError(f"following must return a number; got {shown(rate)}") from None
 
     def __repr__(self) -> str:
         return f"{self.first!r}.then({self.following!r})"
@@ -276,11 +276,11 @@ def _accept_rate(schedule: _Chainable, name: str) -> None:
     try:
         valid = math.isfinite(value) and value >= 0
     except TypeError:
-        raise TypeError(f"{name} must be a number >= 0; got {value!r}") from None
+        raise TypeError(f"{name} must be a number >= 0; got {shown(value)}") from None
     except OverflowError:  # of an integer
         valid = False
     if not valid:
-        raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
+        raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
     object.__setattr__(schedule, name, float(value))
 
 
@@ -288,5 +288,5 @@ def _accept_steps(schedule: _Chainable) -> None:
     """Check the number of steps and make it an int, so that it is shown as one."""
     value = as_integer("steps", schedule.steps, "an integer >= 1")
     if value < 1:
-        raise ValueError(f"steps must be an integer >= 1; got {value}")
+        raise ValueError(f"steps must be an integer >= 1; got {shown(value)}")
     object.__setattr__(schedule, "steps", value)

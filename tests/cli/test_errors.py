@@ -210,3 +210,20 @@ def test_only_bench_needs_its_extra(missing):
     assert 'pip install "fused-adamw[cli,bench]"' in done.stderr
     assert done.stderr.count("\n") == 1
     assert in_a_process(without(missing), "train", "--steps", 1).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "not enough memory"),
+        (MemoryError("for an array"), "not enough memory: for an array"),
+        (OSError(), "OSError"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_an_error_without_text_is_named(run, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("fused_adamw.cli.train.sentence_task", fail)
+    assert run("train") == (2, "", f"error: {message}\n")

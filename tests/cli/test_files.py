@@ -50,6 +50,17 @@ def test_the_plot_does_not_replace_another_file(run, monkeypatch, other, kind, e
     assert {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "option", ["--checkpoint x", "--plot x.png", "--report x.html", "--log x.csv", "--text x"]
+)
+def test_a_loop_of_links_is_refused_before_any_training(run, monkeypatch, option):
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    Path(option.split()[1]).symlink_to(option.split()[1])
+    status, out, err = run("train", *option.split())
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "Too many levels of symbolic links" in err
+
+
 def test_the_checkpoint_does_not_replace_the_text(run, text):
     content = text.read_bytes()
     status, out, err = run("train", "--text", text, "--checkpoint", text, "--resume")

@@ -67,7 +67,7 @@ def _raise_first_error(comm: Any, failure: BaseException | None) -> None:
     on_all = len({str(x) for x in gathered}) == 1
     if on_all or isinstance(error, OSError):
         raise error from failure
-    raise type(error)(f"rank {rank}: {error}") from failure
+    raise type(error)(f"rank {rank}: {str(error) or type(error).__name__}") from failure
 
 
 def _picklable(error: BaseException) -> Exception:

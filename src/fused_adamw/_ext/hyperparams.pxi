@@ -10,6 +10,15 @@ cdef enum:
     MOST_BITS = 1024  # of an integer within the range of float64
 
 
+cpdef str shown(value):
+    """A value in a message. Python refuses to write integers of thousands of digits, with an error
+    that would take the place of the message."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+
+
 cpdef as_integer(str name, value, str what="an integer", minimum=None):
     """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
     ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
@@ -20,9 +29,9 @@ cpdef as_integer(str name, value, str what="an integer", minimum=None):
         except TypeError:
             pass
     if number is None:
-        raise TypeError(f"{name} must be {what}; got {value!r}")
+        raise TypeError(f"{name} must be {what}; got {shown(value)}")
     if minimum is not None and number < minimum:
-        raise ValueError(f"{name} must be {minimum} or more; got {number}")
+        raise ValueError(f"{name} must be {minimum} or more; got {shown(number)}")
     return number
 
 
@@ -51,7 +60,7 @@ cdef bint only_converts(value) except -1:
 
 cdef double real(str name, value) except? -1:
     if type(value) is not float and type(value) is not int and only_converts(value):
-        raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be a real number; got {shown(value)} ({type(value).__name__})")
     cdef double number = try_real(value)
     if number == -1 and PyErr_Occurred():
         if PyErr_ExceptionMatches(OverflowError):
@@ -60,7 +69,7 @@ cdef double real(str name, value) except? -1:
         if not PyErr_ExceptionMatches((TypeError, ValueError)):
             return -1
         PyErr_Clear()
-        raise TypeError(f"{name} must be a real number; got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be a real number; got {shown(value)} ({type(value).__name__})")
     return number
 
 
@@ -69,14 +78,14 @@ cdef double number_or_zero(str name, value) except? -1:
     if value is None:
         return 0
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be a number or None; got {value!r}")
+        raise TypeError(f"{name} must be a number or None; got {shown(value)}")
     return real(name, value)
 
 
 cdef double finite(str name, value) except? -1:
     cdef double number = real(name, value)
     if not isfinite(number):
-        raise ValueError(f"{name} must be a finite number; got {value!r}")
+        raise ValueError(f"{name} must be a finite number; got {shown(value)}")
     return number
 
 
@@ -86,7 +95,7 @@ cdef double positive_or_none(str name, value) except? -1:
         return 0
     cdef double number = number_or_zero(name, value)
     if not (number > 0 and isfinite(number)):
-        raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+        raise ValueError(f"{name} must be a finite number above 0; got {shown(value)}")
     return number
 
 
@@ -111,7 +120,7 @@ cdef uint32_t seed_of(seed, str name="seed") except? 0:
 def check_decay(str name, value):
     """Raise TypeError or ValueError for a decay rate that is not None or in [0, 1)."""
     if not 0 <= number_or_zero(name, value) < 1:
-        raise ValueError(f"{name} must be at least 0 and less than 1; got {value!r}")
+        raise ValueError(f"{name} must be at least 0 and less than 1; got {shown(value)}")
 
 
 def check_norm(str name, value):
@@ -131,11 +140,11 @@ def clip_factor(norm, max_grad_norm):
 
 cdef inline int require_hyper(hyper) except -1:
     if type(hyper) is not tuple or len(<tuple>hyper) != 5:
-        raise TypeError(f"hypers must be tuples of 5 items; got {hyper!r}")
+        raise TypeError(f"hypers must be tuples of 5 items; got {shown(hyper)}")
     rates = (<tuple>hyper)[4]
     if type(rates) is not tuple or len(<tuple>rates) != FUSED_ADAMW_NUM_BUFFERS:
         raise TypeError(
-            f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got {rates!r}"
+            f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got {shown(rates)}"
         )
     return 0
 
@@ -143,7 +152,7 @@ cdef inline int require_hyper(hyper) except -1:
 cdef int refuse_rate(Py_ssize_t k, bint expected, rate) except -1:
     what = "a number" if expected else "None"
     raise ValueError(
-        f"{OPTIONAL_BUFFERS[k].option} must be {what}, as at construction; got {rate!r}"
+        f"{OPTIONAL_BUFFERS[k].option} must be {what}, as at construction; got {shown(rate)}"
     )
 
 
@@ -156,7 +165,7 @@ cdef tuple pair_of(betas):
             raise TypeError
         beta1, beta2 = betas
     except (TypeError, ValueError):
-        raise TypeError(f"betas must be a pair of numbers; got {betas!r}") from None
+        raise TypeError(f"betas must be a pair of numbers; got {shown(betas)}") from None
     return beta1, beta2
 
 
@@ -252,15 +261,15 @@ cdef int raise_unusable(int status, int compute, dict given) except -1:
         dtype = ELEMENT_TYPES[compute]
         if which in DERIVED:
             raise ValueError(
-                f"{DERIVED[which]} must be representable in {dtype}; got {name}={value!r}"
+                f"{DERIVED[which]} must be representable in {dtype}; got {name}={shown(value)}"
             )
         what = f"less than 1 once rounded to {dtype}" if below_1 else f"representable in {dtype}"
     else:
         what = "at least 0 and less than 1" if below_1 else "a finite number, 0 or more"
-    raise ValueError(f"{name} must be {what}; got {value!r}")
+    raise ValueError(f"{name} must be {what}; got {shown(value)}")
 
 
 cdef int raise_unusable_scale(int compute, grad_scale) except -1:
     raise ValueError(
-        f"grad_scale must be representable in {ELEMENT_TYPES[compute]}; got {grad_scale!r}"
+        f"grad_scale must be representable in {ELEMENT_TYPES[compute]}; got {shown(grad_scale)}"
     )

@@ -20,6 +20,7 @@ from .._core import (
     check_norm,
     check_num_threads,
     check_seed,
+    shown,
 )
 from .state_formats import BUFFERS, StateDtype, check_state_dtype
 
@@ -56,7 +57,7 @@ def check_flag(name: str, value: Any) -> bool:
     with suppress(TypeError):
         if (number := as_integer(name, value)) in (0, 1):
             return bool(number)
-    raise TypeError(f"{name} must be a bool; got {value!r}")
+    raise TypeError(f"{name} must be a bool; got {shown(value)}")
 
 
 def _checked_seed(name: str, value: Any) -> int | None:

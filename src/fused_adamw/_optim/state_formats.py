@@ -17,6 +17,7 @@ from .._core import (
     decode_state,
     element_types,
     optional_buffers,
+    shown,
     state_formats,
 )
 from .allocation import Allocate, zeros
@@ -72,7 +73,7 @@ def check_state_dtype(name: str, value: Any) -> StateDtype | None:
     """Raise ValueError unless the value is None or a format that can be asked for."""
     if value is not None and not (isinstance(value, str) and value in STATE_DTYPES):
         expected = either(["None", *map(repr, STATE_DTYPES)])
-        raise ValueError(f"{name} must be {expected}; got {value!r}")
+        raise ValueError(f"{name} must be {expected}; got {shown(value)}")
     return cast(StateDtype | None, value)
 
 

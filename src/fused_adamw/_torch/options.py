@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
+from .._core import shown
 from .._optim.options import HYPERPARAMETERS, OPTIONS, RATE_OPTIONS, roles_of
 from .._optim.state_formats import StateOptions, check_roles
 
@@ -72,7 +73,7 @@ def require_kernels(group: Mapping[str, Any], feature: str) -> None:
         value = group.get(name)
         if value is not None and bool(value) not in allowed:
             listed = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name} must be {listed} with {feature}; got {value!r}")
+            raise ValueError(f"{name} must be {listed} with {feature}; got {shown(value)}")
 
 
 def check(group: Group) -> None:

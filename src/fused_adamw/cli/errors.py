@@ -55,12 +55,14 @@ def usage_message(error: Any) -> str:
     return " ".join(error.format_message().split())
 
 
-def describe(error: OSError | MemoryError) -> str:
-    """Return the reason, with the file that it concerns."""
+def describe(error: Exception) -> str:
+    """Return the reason, with the file that it concerns; of an error without text, its name."""
+    text = str(error)
     if isinstance(error, MemoryError):
-        return f"not enough memory: {error}" if str(error) else "not enough memory"
-    reason = error.strerror or str(error)
-    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+        return f"not enough memory: {text}" if text else "not enough memory"
+    reason = getattr(error, "strerror", None) or text or type(error).__name__
+    name = getattr(error, "filename", None)
+    return f"{os.fsdecode(name)}: {reason}" if name else reason
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def bad_input_reported() -> Iterator[None]:
     except (OSError, MemoryError) as error:
         fail(describe(error))
     except (ValueError, OverflowError) as error:
-        message = str(error)
+        message = describe(error)
         argument = _ARGUMENT.match(message)
         if argument is not None and argument[0] in option_names.get():
             message = flag(argument[0]) + message[argument.end() :]

@@ -1,5 +1,6 @@
 """Checks of the files of a command, before the work whose result they are to contain."""
 
+import errno
 import os
 from collections.abc import Mapping
 from itertools import combinations
@@ -21,6 +22,8 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
         raise ValueError(f"{path}: folder {target.parent} does not exist; create it first")
     try:
         require_file_name(os.fspath(path))
+        if target.is_symlink():  # only of a loop of links is the real path a link
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         exists = target.exists()
         if exists:
             require_regular(target.stat().st_mode, str(path))

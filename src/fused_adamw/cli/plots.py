@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..tiny.sweep import Sweep, on_held_out_text
 from ..tiny.train_loop import DIVERGED, TrainingResult
 from .console import step_count
+from .errors import describe
 from .output_files import check_output_path
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def check_plot_path(path: Path) -> None:
     try:  # some formats, and some settings of Matplotlib, need TeX or other programs
         figure.savefig(BytesIO(), format=extension)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = describe(error).partition("\n")[0]
         raise ValueError(
             f"{path}: {path.suffix} cannot be written here ({reason}); use .png, .svg or .pdf"
         ) from None
