@@ -91,7 +91,15 @@ def shown_in(columns, run, monkeypatch, *arguments):
     return out
 
 
-@pytest.mark.parametrize("columns", [30, 40, 60])
+@pytest.mark.parametrize("columns", ["0", "00", "\u00b2", "-3", "x", "", "9" * 20])
+def test_a_width_that_is_none_is_ignored(run, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    expected = run("info")[1]
+    assert __version__ in expected
+    assert shown_in(columns, run, monkeypatch, "info") == expected
+
+
+@pytest.mark.parametrize("columns", [1, 9, 30, 40, 60])
 @pytest.mark.parametrize("section", ["adamw", "forward", "backward", "parameters"])
 def test_a_narrow_terminal_shows_every_character(run, monkeypatch, section, columns):
     arguments = (run, monkeypatch, "explain", section)

@@ -24,6 +24,7 @@ try:
     import typer
 
     from . import bench, explain, info, train
+    from .console import check_columns
     from .errors import (
         BAD_INPUT,
         FAILED,
@@ -65,6 +66,7 @@ def main() -> NoReturn:
         # A terminal that lacks a character shows a question mark instead of failing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    check_columns()
     try:
         arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
         status = app(arguments, prog_name="fused-adamw", standalone_mode=False)

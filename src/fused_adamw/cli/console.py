@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -28,6 +29,21 @@ from rich.text import Text
 from ..tiny.epochs import Epoch
 from ..tiny.train_loop import History
 from .spelling import spelled
+
+FEWEST_COLUMNS = 30
+"""Narrower tables would lose what they show; a narrower terminal wraps these."""
+
+
+def check_columns() -> None:
+    """Have Rich ignore COLUMNS where it is no width, such as 0, and use no fewer than it needs."""
+    given = os.environ.get("COLUMNS")
+    if given is None:
+        return
+    columns = int(given) if given.isdecimal() and len(given) < 10 else 0
+    if columns == 0:
+        del os.environ["COLUMNS"]
+    elif columns < FEWEST_COLUMNS:
+        os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
 
 
 def make_console() -> Console:
