@@ -1,9 +1,12 @@
-"""Ctrl-C during `fused-adamw train`."""
+"""Ctrl-C, SIGTERM and SIGHUP: every command says that it was interrupted."""
 
 import os
+import signal
 
 import pytest
-from cli_process import interrupted, loads
+from cli_process import in_a_process, interrupted, loads
+
+from fused_adamw._io.stop_signals import StopSignal, stop_signals, stop_signals_raised
 
 
 @pytest.mark.slow
@@ -25,3 +28,98 @@ def test_ctrl_c_ends_with_the_record():
     assert record["interrupted"] is True
     assert 3 <= record["steps"] < 2_000_000
     assert record["final_loss"] < record["initial_loss"]
+
+
+# A command within which a function receives a signal, at a call of this number.
+SIGNALED = """
+import signal, sys
+from importlib import import_module
+from fused_adamw.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even where a shell ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+number, module, name, at = int(sys.argv[1]), import_module(sys.argv[2]), sys.argv[3], sys.argv[4]
+original, calls = getattr(module, name), []
+
+def signaled(*arguments):
+    calls.append(name)
+    if len(calls) == int(at):
+        signal.raise_signal(number)
+    return original(*arguments)
+
+setattr(module, name, signaled)
+del sys.argv[1:5]
+main()
+"""
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+each_signal = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+
+
+def signaled(name, *arguments):
+    """The status, standard output and error of a command, less what shells add to the status."""
+    number = int(getattr(signal, name))
+    done = in_a_process(SIGNALED, number, *arguments)
+    return done.returncode - 128 - number, done.stdout, done.stderr
+
+
+@posix
+@each_signal
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "function", "command"),
+    [
+        ("cli.training", "make_schedule", ["train", "--steps", 3]),
+        ("cli.explain", "explain_rates", ["explain"]),
+        ("explain.scale", "time_block", ["explain", "scale"]),
+        ("cli.info", "runtime_info", ["info"]),
+    ],
+)
+def test_each_command_says_that_a_signal_ended_it(name, module, function, command):
+    found = signaled(name, f"fused_adamw.{module}", function, 1, *command)
+    assert found == (0, "", "error: interrupted\n")
+
+
+@posix
+@each_signal
+@pytest.mark.slow
+def test_a_benchmark_ends_with_what_was_measured(name):
+    pytest.importorskip("psutil")
+    command = ["bench", "--case", "tiny-transformer", "--implementation", "numpy"]
+    status, out, err = signaled(name, "fused_adamw.bench.runner", "time_block", 3, *command)
+    assert (status, err) == (0, "")
+    assert "Interrupted" in out
+    assert "tiny transformer" in out
+
+
+@posix
+@pytest.mark.slow
+def test_a_signal_between_two_training_runs_ends_the_command():
+    arguments = ["train", "--steps", 3, "--compare"]
+    found = signaled("SIGTERM", "fused_adamw.cli.training", "make_schedule", 3, *arguments)
+    assert found == (0, "", "error: interrupted\n")
+
+
+@posix
+def test_handlers_are_restored_and_those_of_the_application_kept():
+    received = []
+    own = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        with stop_signals_raised():
+            signal.raise_signal(signal.SIGTERM)
+            with stop_signals() as request:
+                signal.raise_signal(signal.SIGTERM)
+        assert (len(received), request.signal) == (2, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with stop_signals_raised():
+            raising = signal.getsignal(signal.SIGTERM)
+            with stop_signals() as request:
+                signal.raise_signal(signal.SIGTERM)
+            assert request.signal == signal.SIGTERM
+            assert signal.getsignal(signal.SIGTERM) is raising
+            with pytest.raises(StopSignal) as raised:
+                signal.raise_signal(signal.SIGTERM)
+            assert raised.value.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, own)

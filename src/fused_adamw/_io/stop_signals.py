@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,19 @@ class StopRequest:
     signal = 0
 
 
+class StopSignal(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where the program is, as Ctrl-C is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """Return the number of the signal that was raised."""
+    return error.number if isinstance(error, StopSignal) else int(signal.SIGINT)
+
+
 @contextmanager
 def stop_signals(on_repeat: Callable[[], None] | None = None) -> Iterator[StopRequest]:
     """Note the signals that ask to stop, in place of what they do by default.
@@ -44,14 +57,33 @@ def stop_signals(on_repeat: Callable[[], None] | None = None) -> Iterator[StopRe
         elif on_repeat is not None:
             on_repeat()
 
+    with _handled_by(handle, DEFAULT_HANDLERS):
+        yield request
+
+
+@contextmanager
+def stop_signals_raised() -> Iterator[None]:
+    """Raise StopSignal at SIGTERM and SIGHUP, which would end the process without a word; within
+    ``stop_signals`` they are noted. Other handlers keep their effect, as there."""
+    with _handled_by(_raise, DEFAULT_HANDLERS.keys() - {signal.SIGINT}):
+        yield
+
+
+def _raise(number: int, _: Any) -> None:
+    raise StopSignal(int(number))
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None], numbers: Iterable[int]) -> Iterator[None]:
+    """Replace the handlers of these signals where they are the default or ``_raise``."""
     replaced: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number, default in DEFAULT_HANDLERS.items():
-                if signal.getsignal(number) == default:
-                    replaced[number] = signal.signal(number, handle)
-        yield request
+            for number in numbers:
+                if signal.getsignal(number) in (DEFAULT_HANDLERS[number], _raise):
+                    replaced[number] = signal.signal(number, handler)
+        yield
     finally:
         with DeferredSignals():  # one that raises would leave the rest replaced
-            for number, handler in replaced.items():
-                signal.signal(number, handler)
+            for number, previous in replaced.items():
+                signal.signal(number, previous)

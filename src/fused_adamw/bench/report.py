@@ -73,7 +73,7 @@ def summary(results: Results) -> Iterator[Part]:
         if lines:
             yield Heading(title)
             yield Paragraph("\n".join(lines))
-    if results.interrupted:
+    if results.stop_signal:
         yield Heading("Interrupted: these are the results so far.")
 
 
@@ -144,7 +144,7 @@ def record(results: Results) -> dict[str, Any]:
         "cases": [_case_record(case) for case in results.cases],
         "unavailable": results.unavailable,
         "skipped": [item._asdict() for item in results.skipped],
-        "interrupted": results.interrupted,
+        "interrupted": results.stop_signal != 0,
     }
 
 

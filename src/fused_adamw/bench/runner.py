@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from .._io.stop_signals import signal_of
 from ..optimizer import AdamW
 from .environment import (
     BackgroundLoad,
@@ -67,7 +68,8 @@ class Results:
         skipped: what was not timed, though it could have been.
         unavailable: {implementation: why it could not be loaded, or where it failed}.
         background_load: of other processes, from 0 to 1; None before the first measurement.
-        interrupted: whether Ctrl-C ended the run.
+        stop_signal: the number of the signal that ended the run, such as SIGINT (Ctrl-C); 0 if none
+            did.
     """
 
     def __init__(self, benchmark: Benchmark) -> None:
@@ -78,7 +80,7 @@ class Results:
         self.skipped: list[Skipped] = []
         self.unavailable: dict[str, str] = {}
         self.background_load: float | None = None
-        self.interrupted = False
+        self.stop_signal = 0
 
 
 def arranged(
@@ -138,14 +140,14 @@ Show = Callable[[str, int, int], None]
 
 
 def run(benchmark: Benchmark, show: Show) -> Results:
-    """Run it to the end, or until Ctrl-C."""
+    """Run it to the end, or until Ctrl-C, or what is raised as that is."""
     results = Results(benchmark)
     with Loader() as loader:
         try:
             comparisons = list(_load_comparisons(results, loader, show))
             _time_comparisons(comparisons, results, show)
-        except KeyboardInterrupt:
-            results.interrupted = True
+        except KeyboardInterrupt as error:
+            results.stop_signal = signal_of(error)
     return results
 
 

@@ -10,7 +10,7 @@ from ..bench.implementations import IMPLEMENTATIONS
 from ..bench.workloads import CASES
 from . import plots
 from .console import benchmark_bar, make_console, print_json
-from .errors import INTERRUPTED, bad_input_reported
+from .errors import bad_input_reported, status_after
 from .options import OUTPUT_FILE, OUTPUT_PANEL, Dtype, DtypeName, Json, with_options
 
 
@@ -73,5 +73,5 @@ def bench(options: BenchOptions) -> None:
     if options.plot is not None and chart.lines:
         with bad_input_reported():
             plots.save_benchmark_plot(options.plot, chart)
-    if results.interrupted:
-        raise typer.Exit(INTERRUPTED)
+    if results.stop_signal:
+        raise typer.Exit(status_after(results.stop_signal))

@@ -5,13 +5,14 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import typer
 
 from .._io.files import printable
+from .._io.stop_signals import signal_of, stop_signals_raised
 
 option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
 """The options of the command that runs, by the names of its parameters: functions that it calls
@@ -81,13 +82,20 @@ def bad_input_reported() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_reported() -> Iterator[None]:
-    """Say that Ctrl-C ended the block, where there is no summary to say it."""
+def interrupts_reported(without_others: bool = True) -> Iterator[None]:
+    """Say that a signal ended the block, where there is no summary to say it.
+
+    Args:
+        without_others: whether no other process waits for this one. Those of MPI end only where
+            SIGTERM ends one of them as it does by default.
+    """
     try:
-        yield
-    except KeyboardInterrupt:
-        report("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+        with stop_signals_raised() if without_others else nullcontext():
+            yield
+    except KeyboardInterrupt as error:
+        with suppress(OSError):  # a terminal that is closed
+            report("interrupted")
+        raise typer.Exit(status_after(signal_of(error))) from None
 
 
 def print_in_handler(text: str) -> None:

@@ -48,7 +48,7 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
                 for name, kind in classes.items()
             }
-        with interrupts_reported():
+        with interrupts_reported(without_others=not values.get("mpi")):
             command(**arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

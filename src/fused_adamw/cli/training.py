@@ -1,7 +1,6 @@
 """What `fused-adamw train` trains, once everything has been checked, and how it shows progress."""
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from functools import cached_property, partial
 from itertools import takewhile
 from typing import TypeVar
 
+from .._io.stop_signals import signal_of
 from ..optimizer import AdamW
 from ..tiny.baselines import SGD
 from ..tiny.epochs import epoch_of, evaluate_epoch
@@ -204,6 +204,6 @@ def unless_interrupted(history: History, compute: Callable[[], T]) -> T | None:
         return None
     try:
         return compute()
-    except KeyboardInterrupt:
-        history.stop_signal = signal.SIGINT
+    except KeyboardInterrupt as error:
+        history.stop_signal = signal_of(error)
         return None
