@@ -144,32 +144,6 @@ def arrays_in(path):
 
 @pytest.mark.slow
 @needs_mpi
-def test_only_one_rank_prints(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT)
-    for arguments, expected in (
-        (
-            ["--text", text, "--batch-size", 9],
-            "--batch-size must be a multiple of the number of ranks (2); got 9",
-        ),
-        (["--text", tmp_path / "none"], "No such file"),
-        (["--lr", "fast"], "--lr"),
-        (["--compare"], "--mpi cannot be combined with --compare"),
-        (["--sgd-lr", "1"], "--mpi cannot be combined with --sgd-lr"),
-        (["--batch-size", "8"], "--batch-size requires --text"),
-    ):
-        result = train(2, *arguments)
-        assert result.returncode == 2
-        assert result.stdout == ""
-        assert expected in result.stderr
-        assert result.stderr.count("error:") == 1
-    result = train(2, "--steps", 5)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("Predictions after") == 1
-
-
-@pytest.mark.slow
-@needs_mpi
 def test_ranks_with_other_options_end_at_once(tmp_path):
     """A rank with a checkpoint would wait in its save for one without."""
     for name, text in (("text", TEXT), ("other", TEXT.replace("quick", "brisk"))):

@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 from ..runtime import __version__, runtime_info
 
@@ -29,12 +29,13 @@ try:
         BAD_INPUT,
         FAILED,
         INTERRUPTED,
+        USAGE_ERROR,
         bad_input_reported,
         describe,
         report,
         usage_message,
     )
-    from .options import with_values
+    from .options import of_all_ranks, with_values
     from .train_options import OPTIONAL_VALUES
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
@@ -43,9 +44,6 @@ except KeyboardInterrupt:  # the imports take most of a second
     sys.exit(128 + signal.SIGINT)
 
 __all__ = ["main"]
-
-# Typer raises it for any wrong option or command, but exports only its subclass.
-USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     help="AdamW in one pass over memory, and a tiny transformer to train with it.",
@@ -67,12 +65,12 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     check_columns()
+    arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
     try:
-        arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
         status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := usage_message(error):
-            report(message)
+            report(of_all_ranks(message) if "--mpi" in arguments else message)
         status = BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -20,6 +20,9 @@ name the same arguments in their messages."""
 
 _ARGUMENT = re.compile(r"\w+(?=(\[\d\])? must )")
 
+# Typer raises it for any wrong option or command, but exports only its subclass.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+
 BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 import typer
 
 from .._optim.state_formats import STATE_DTYPES
-from ..tiny.launch import join_mpi
-from .errors import bad_input_reported, fail, flag, interrupts_reported, option_names
+from ..tiny.launch import MPIProcesses, join_mpi
+from .errors import USAGE_ERROR, fail, flag, interrupts_reported, option_names
 from .parsers import with_parser
 
 # ---------------------------------------------------------------------------- option classes
@@ -41,13 +41,15 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
     classes: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
     def invoke(ctx: typer.Context, **values: Any) -> None:
-        _check_related(ctx, requires, excludes)
         option_names.set(values.keys())
-        with bad_input_reported():
+        try:
+            _check_related(ctx, requires, excludes)
             arguments = {
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
                 for name, kind in classes.items()
             }
+        except ValueError as error:
+            raise USAGE_ERROR(str(error)) from None
         with interrupts_reported(without_others=not values.get("mpi")):
             command(**arguments)
 
@@ -76,10 +78,12 @@ def _check_related(ctx: typer.Context, requires: Related, excludes: Related) -> 
 
     for name, required in requires.items():
         if given(name) and ctx.params[required] is None:
-            fail(f"{flag(name)} requires {flag(required)}")
+            raise ValueError(f"{flag(name)} requires {flag(required)}")
     for name, excluded in excludes.items():
         if given(name) and given(excluded):
-            fail(f"{flag(name)} cannot be combined with {flag(excluded)}; leave one of them out")
+            raise ValueError(
+                f"{flag(name)} cannot be combined with {flag(excluded)}; leave one of them out"
+            )
 
 
 def with_values(
@@ -133,12 +137,28 @@ def silence_other_ranks(mpi: bool) -> bool:
     """Runs first: only rank 0 prints."""
     if mpi:
         try:
-            is_main = join_mpi()
+            _join_silently()
         except ImportError as error:  # its message says what to install
             fail(error)
-        if not is_main:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     return mpi
+
+
+def _join_silently() -> None:
+    if not join_mpi():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def of_all_ranks(message: str) -> str:
+    """Return the message of a usage error on this rank, for rank 0 to print. Where it is that of
+    one rank alone, the others get it in their first operation together, and do not wait."""
+    try:
+        _join_silently()
+        with MPIProcesses().errors_on_all_ranks():
+            raise ValueError(message)
+    except ImportError:
+        return message
+    except ValueError as error:
+        return str(error)
 
 
 # ---------------------------------------------------------------------------- values
