@@ -81,6 +81,16 @@ def test_the_page_has_what_the_model_was_and_became(run):
 
 
 @pytest.mark.slow
+def test_every_section_has_a_link(run):
+    assert run("train", "--steps", 2, "--report", "run.html")[0] == 0
+    page = Path("run.html").read_text(encoding="utf-8")
+    links = re.search(r"<nav>(.*?)</nav>", page, re.DOTALL)[1]
+    linked = re.findall(r'<a href="#([\w-]+)">', links)
+    assert linked == re.findall(r'<section id="([\w-]+)">', page)
+    assert linked[-1] == "config"
+
+
+@pytest.mark.slow
 def test_the_losses_of_a_text_the_rates_and_the_line_of_the_clipping(run, text):
     options = (*SMALL, "--steps", 40, "--warmup", 10, "--max-grad-norm", 0.5)
     status, out, _ = run("train", "--text", text, *options, "--report", "run.html", "--json")
