@@ -77,7 +77,10 @@ def test_a_checkpoint_of_something_else(run, extra):
     save_checkpoint("run", AdamW(TinyTransformer().parameters), extra=extra)
     status, out, err = run("train", "--checkpoint", "run", "--resume")
     assert (status, out) == (2, "")
-    assert err == "error: run was not saved by `fused-adamw train`\n"
+    assert err == (
+        "error: run must be the checkpoint of a training run; got one without its options, losses "
+        "and times\n"
+    )
 
 
 def test_a_damaged_checkpoint(run, train_json):

@@ -93,7 +93,7 @@ def test_what_is_no_training(tmp_path, training, losses):
     save_checkpoint(
         checkpoint.path, AdamW([np.ones(3)]), extra={"training": training}, arrays=arrays
     )
-    with pytest.raises(ValueError, match="was not saved by `fused-adamw train`"):
+    with pytest.raises(ValueError, match="must be the checkpoint of a training run"):
         checkpoint.read_history()
 
 

@@ -82,7 +82,10 @@ class TrainingCheckpoint:
         arrays = read_arrays(self.path)
         history = _history(training, arrays.get("losses"))
         if history is None:
-            raise ValueError(f"{self.path} was not saved by `fused-adamw train`")
+            raise ValueError(
+                f"{self.path} must be the checkpoint of a training run; got one without its "
+                "options, losses and times"
+            )
         self._check_options(training["options"])
         if history.steps > self.steps:
             in_epochs = self.options.get("epochs") is not None
