@@ -20,7 +20,7 @@ from tables import OURS
 from fused_adamw import AdamW
 from fused_adamw.bench.harness import Comparison
 from fused_adamw.bench.implementations import IMPLEMENTATIONS
-from fused_adamw.bench.implementations.base import HYPERPARAMETERS, num_threads
+from fused_adamw.bench.implementations.base import ADAMW_ARGUMENTS, num_threads
 from fused_adamw.bench.runner import prepare_class
 from fused_adamw.bench.workloads import MANY_SMALL, count_parameters, draw, draw_with_optimizer
 
@@ -111,7 +111,7 @@ def torch_averaged_model(params, grads, optimizer):
     model = torch.nn.ParameterList([torch.nn.Parameter(torch.from_numpy(p)) for p in params])
     for leaf, g in zip(model, grads, strict=True):
         leaf.grad = torch.from_numpy(g)
-    fused = torch.optim.AdamW(model.parameters(), **HYPERPARAMETERS, fused=True)
+    fused = torch.optim.AdamW(model.parameters(), **ADAMW_ARGUMENTS, fused=True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
 
     def step():

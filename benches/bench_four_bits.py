@@ -8,7 +8,7 @@ from bench_state import BITSANDBYTES, MAX_STEP, OURS_8BIT, PROGRESS, Losses, col
 from bench_state_training import STATES, TASKS, add_rows
 from four_bits import Format, StoredAdamW
 
-from fused_adamw.bench.implementations.base import HYPERPARAMETERS
+from fused_adamw.bench.implementations.base import ADAMW_ARGUMENTS
 from fused_adamw.bench.implementations.ours import load_function, load_with_state
 
 BY_ROOT, LOGARITHMIC = "4, by root", "8, logarithmic"
@@ -39,7 +39,7 @@ def load(format_):
     """AdamW with such moments, as an implementation; for one tensor."""
 
     def prepare(params, grads, *_):
-        hyperparameters = dict(HYPERPARAMETERS)
+        hyperparameters = dict(ADAMW_ARGUMENTS)
         lr = hyperparameters.pop("lr")
         optimizer = StoredAdamW({"p": params[0]}, lr, format_, **hyperparameters)
         return lambda: optimizer.step({"p": grads[0]})

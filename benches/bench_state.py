@@ -15,7 +15,7 @@ from tables import OURS
 
 from fused_adamw.bench.harness import Comparison
 from fused_adamw.bench.implementations import IMPLEMENTATIONS
-from fused_adamw.bench.implementations.base import HYPERPARAMETERS, LR
+from fused_adamw.bench.implementations.base import ADAMW_ARGUMENTS, LR
 from fused_adamw.bench.implementations.numpy_ import prepare_expressions
 from fused_adamw.bench.implementations.ours import (
     load_all_bfloat16,
@@ -185,7 +185,7 @@ QUANTIZERS = (  # one moment quantized, then both; m by root, if v is by root
 
 def bench_state_quantizers(results):
     """Why the 8-bit format is not a simpler one."""
-    losses = Losses(load_adamw(None, HYPERPARAMETERS), 2**16, 2**12)
+    losses = Losses(load_adamw(None, ADAMW_ARGUMENTS), 2**16, 2**12)
     title = "8-bit formats, 2^16 parameters: ours, and simpler ones in NumPy; losses as above"
     rows = {
         (OURS_8BIT, "", "stochastic"): load_with_state("8bit"),
@@ -193,7 +193,7 @@ def bench_state_quantizers(results):
     }
     for quantizer in QUANTIZERS:
         rounding = "stochastic" if quantizer.stochastic else "nearest"
-        rows[quantizer.v, quantizer.m, rounding] = load_adamw(quantizer, HYPERPARAMETERS)
+        rows[quantizer.v, quantizer.m, rounding] = load_adamw(quantizer, ADAMW_ARGUMENTS)
     for (v, m, rounding), prepare in rows.items():
         found = columns(*losses.of(prepare))
         results.add_row(title, **{"v": v, "m": m, "rounding": rounding}, **found)

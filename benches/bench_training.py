@@ -11,7 +11,7 @@ from tables import OURS
 from fused_adamw import fused_adamw
 from fused_adamw.bench.harness import Comparison
 from fused_adamw.bench.implementations import IMPLEMENTATIONS
-from fused_adamw.bench.implementations.base import HYPERPARAMETERS, num_threads
+from fused_adamw.bench.implementations.base import ADAMW_ARGUMENTS, num_threads
 from fused_adamw.tiny import PAD, TARGETS, TOKENS, TinyTransformer
 from fused_adamw.tiny.layers import LAYERNORM_EPS
 
@@ -51,7 +51,7 @@ def torch_training(dtype):
 
     start = TinyTransformer(dtype=dtype).parameters
     parameters = {name: torch.tensor(p, requires_grad=True) for name, p in start.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), **HYPERPARAMETERS, fused=True)
+    optimizer = torch.optim.AdamW(parameters.values(), **ADAMW_ARGUMENTS, fused=True)
     tokens, targets = torch.tensor(TOKENS), torch.tensor(TARGETS)
 
     def step():

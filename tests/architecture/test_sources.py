@@ -1,4 +1,7 @@
-"""The scanners find the sources; Cython code has no list comprehensions."""
+"""The scanners find the sources; Cython code has no list comprehensions; a name is one class."""
+
+import re
+from collections import defaultdict
 
 from source_rules import C_FILES, CYTHON_FILES, PYTHON_FILES, all_functions, all_messages, fail_on
 from source_scan import list_comprehensions, short
@@ -19,3 +22,15 @@ def test_lists_of_the_extension_module_are_appended_to():
         f"{short(path)}:{line}" for path in CYTHON_FILES for line in list_comprehensions(path)
     ]
     fail_on(broken, "No list comprehension in Cython, which releases an item twice without memory")
+
+
+def test_a_class_has_a_name_of_its_own():
+    """But for the class of each framework, which has the name of that of PyTorch."""
+    found = defaultdict(list)
+    for path in PYTHON_FILES + CYTHON_FILES:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"^(?:cdef )?class (\w+)", text, re.MULTILINE):
+            found[name].append(short(path))
+    assert len(found.pop("AdamW")) == 3
+    broken = [f"{name}: {', '.join(paths)}" for name, paths in found.items() if len(paths) > 1]
+    fail_on(broken, "The name of a class has one meaning")

@@ -127,5 +127,5 @@ def quick_scale(monkeypatch):
 @pytest.fixture
 def tiny_scale(quick_scale, monkeypatch):
     """Two models, of which the first fits in memory."""
-    models = (scale.Model("Tiny", "3,456", [(3456,)]), scale.MODELS[-1])
+    models = (scale.NamedModel("Tiny", "3,456", [(3456,)]), scale.MODELS[-1])
     monkeypatch.setattr(scale, "MODELS", models)

@@ -13,9 +13,9 @@ def small(monkeypatch):
     monkeypatch.setattr(scale, "SAMPLE_PARAMETERS", 2**10)
     monkeypatch.setattr(scale, "time_block", lambda step: step() or 0.5)
     models = (
-        scale.Model("small", "512", [(512,)]),
-        scale.Model("medium", "16 thousand", [(64, 256)]),
-        scale.Model("large", "1 trillion", [(10**12,)]),
+        scale.NamedModel("small", "512", [(512,)]),
+        scale.NamedModel("medium", "16 thousand", [(64, 256)]),
+        scale.NamedModel("large", "1 trillion", [(10**12,)]),
     )
     monkeypatch.setattr(scale, "MODELS", models)
     monkeypatch.setattr(scale, "_fits", lambda: lambda nbytes: nbytes < 1e6)

@@ -62,7 +62,7 @@ class BiasCorrection:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OptimizerOutcome:
     """The same parameter and gradients in an optimizer.
 
     Attributes:
@@ -97,7 +97,7 @@ class Adamw:
     uncorrected: float
     bias_corrections: list[BiasCorrection]
     model_updates: list[Update]
-    comparisons: list[Comparison]
+    comparisons: list[OptimizerOutcome]
 
 
 def explain_adamw(
@@ -236,7 +236,7 @@ def check_positive_eps(h: Hyperparameters) -> None:
 # ---------------------------------------------------------------------------- other optimizers
 
 
-def compare(theta: float, gradients: Sequence[float], h: Hyperparameters) -> list[Comparison]:
+def compare(theta: float, gradients: Sequence[float], h: Hyperparameters) -> list[OptimizerOutcome]:
     """Return what AdamW, Adam with L2 regularization and SGD make of the same numbers."""
     optimizers = {"AdamW": _adamw, "Adam with L2": _adam_with_l2, "SGD": _sgd}
     without = Hyperparameters(h.lr, h.betas, h.eps, weight_decay=0.0)
@@ -244,7 +244,7 @@ def compare(theta: float, gradients: Sequence[float], h: Hyperparameters) -> lis
     for name, path in optimizers.items():
         thetas, undecayed = path(theta, gradients, h), path(theta, gradients, without)
         first, last = thetas[0], thetas[-1]
-        rows.append(Comparison(name, first, last, first - undecayed[0], last - undecayed[-1]))
+        rows.append(OptimizerOutcome(name, first, last, first - undecayed[0], last - undecayed[-1]))
     return rows
 
 

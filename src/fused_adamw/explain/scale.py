@@ -27,7 +27,7 @@ def llama2(layers: int, width: int, kv_width: int, d_ff: int, vocabulary: int = 
 
 
 @dataclass(frozen=True)
-class Model:
+class NamedModel:
     """A model by name.
 
     Attributes:
@@ -46,10 +46,10 @@ class Model:
 
 
 MODELS = (
-    Model("GPT-2 Small", "124 million", GPT2_SMALL),
-    Model("GPT-2 Large", "774 million", GPT2_LARGE),
-    Model("LLaMA 2 70B", "70 billion", llama2(80, 8192, 1024, 28672)),
-    Model("GPT-3 175B", "175 billion", gpt2(96, 12288, context=2048)),
+    NamedModel("GPT-2 Small", "124 million", GPT2_SMALL),
+    NamedModel("GPT-2 Large", "774 million", GPT2_LARGE),
+    NamedModel("LLaMA 2 70B", "70 billion", llama2(80, 8192, 1024, 28672)),
+    NamedModel("GPT-3 175B", "175 billion", gpt2(96, 12288, context=2048)),
 )
 
 
@@ -162,7 +162,7 @@ class _Timer:
         self.on_progress("", total, total)
         return bandwidths, measured
 
-    def _jobs(self) -> list[tuple[Mix, Model]]:
+    def _jobs(self) -> list[tuple[Mix, NamedModel]]:
         """Return what fits in memory; the models are in the order of their size."""
         fits = _fits()
         return [
@@ -181,7 +181,9 @@ class _Timer:
         return seconds, Bandwidth(mix.name, rate, parameters)
 
 
-def _costs(model: Model, bandwidths: Mapping[Mix, Bandwidth], measured: Measured) -> Iterator[Cost]:
+def _costs(
+    model: NamedModel, bandwidths: Mapping[Mix, Bandwidth], measured: Measured
+) -> Iterator[Cost]:
     for mix, bandwidth in bandwidths.items():
         traffic = mix.traffic(model.shapes)
         state, moved = traffic.total_state, traffic.total_moved

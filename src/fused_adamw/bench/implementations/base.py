@@ -14,14 +14,14 @@ from ..suppress_output import suppress_output
 LR, BETAS, EPS, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 
 
-class Hyperparameters(TypedDict):
+class AdamWArguments(TypedDict):
     lr: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
 
 
-HYPERPARAMETERS: Hyperparameters = {  # the defaults of fused_adamw and of its reference
+ADAMW_ARGUMENTS: AdamWArguments = {  # the defaults of fused_adamw and of its reference
     "lr": LR,
     "betas": BETAS,
     "eps": EPS,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..harness import Prepare
 from ..suppress_output import suppress_output
-from .base import HYPERPARAMETERS, Implementation
+from .base import ADAMW_ARGUMENTS, Implementation
 from .storage import FLOAT32_ONLY
 from .torch_ import adapt_optimizer, torch_threads
 
@@ -48,7 +48,7 @@ def load_cpu_adam() -> Prepare:
 
     def make(leaves: list[Any]) -> Any:
         with suppress_output():
-            return DeepSpeedCPUAdam(leaves, **HYPERPARAMETERS, adamw_mode=True)
+            return DeepSpeedCPUAdam(leaves, **ADAMW_ARGUMENTS, adamw_mode=True)
 
     return adapt_optimizer(make, int)
 

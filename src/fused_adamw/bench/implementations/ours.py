@@ -10,7 +10,7 @@ from ..._optim.state_formats import StateDtype
 from ...optimizer import AdamW
 from ..harness import Prepare, Step
 from ..workloads import Arrays, to_bfloat16
-from .base import HYPERPARAMETERS, Implementation, num_threads
+from .base import ADAMW_ARGUMENTS, Implementation, num_threads
 from .storage import EVERYTHING_BFLOAT16, MOMENTS_8BIT, MOMENTS_BFLOAT16
 from .torch_ import adapt_optimizer, new_step_count, torch_threads
 
@@ -31,7 +31,7 @@ def load_function(**options: Any) -> Prepare:
 def load_torch_class() -> Prepare:
     from ...torch import AdamW as TorchAdamW
 
-    return adapt_optimizer(partial(TorchAdamW, **HYPERPARAMETERS, fused=True), new_step_count)
+    return adapt_optimizer(partial(TorchAdamW, **ADAMW_ARGUMENTS, fused=True), new_step_count)
 
 
 def load_with_state(state_dtype: StateDtype, **options: Any) -> Prepare:

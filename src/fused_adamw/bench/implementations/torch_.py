@@ -10,7 +10,7 @@ import numpy as np
 from ..harness import Prepare, Step
 from ..suppress_output import suppress_output
 from ..workloads import Array, Arrays, to_bfloat16
-from .base import HYPERPARAMETERS, MAX_OF_SLOW, Implementation, num_threads
+from .base import ADAMW_ARGUMENTS, MAX_OF_SLOW, Implementation, num_threads
 from .storage import EVERYTHING_BFLOAT16
 
 MakeOptimizer: TypeAlias = Callable[[list[Any]], Any]
@@ -99,7 +99,7 @@ def _quiet_first_call(step: Step) -> Step:
 def load_adamw(**options: bool) -> Prepare:
     import torch
 
-    return adapt_optimizer(partial(torch.optim.AdamW, **HYPERPARAMETERS, **options), new_step_count)
+    return adapt_optimizer(partial(torch.optim.AdamW, **ADAMW_ARGUMENTS, **options), new_step_count)
 
 
 def load_all_bfloat16() -> Prepare:
@@ -116,7 +116,7 @@ def load_all_bfloat16() -> Prepare:
         leaves = [as_tensor(p).requires_grad_() for p in own_params]
         for leaf, g in zip(leaves, to_bfloat16(grads), strict=True):
             leaf.grad = as_tensor(g)
-        optimizer = torch.optim.AdamW(leaves, **HYPERPARAMETERS, fused=True)
+        optimizer = torch.optim.AdamW(leaves, **ADAMW_ARGUMENTS, fused=True)
 
         def step() -> object:
             optimizer.step()

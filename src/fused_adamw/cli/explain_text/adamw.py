@@ -11,8 +11,8 @@ from ...explain.adamw import (
     THETA,
     Adamw,
     BiasCorrection,
-    Comparison,
     Hyperparameters,
+    OptimizerOutcome,
     Update,
 )
 from ..console import heading, number_table, paragraph
@@ -249,7 +249,7 @@ def decay_in_l2(found: Adamw) -> str:
     )
 
 
-def comparison_table(rows: Sequence[Comparison], steps: int) -> Table:
+def comparison_table(rows: Sequence[OptimizerOutcome], steps: int) -> Table:
     """Return the parameter in each optimizer, and what of it is due to weight decay."""
     headers = ["", "θ after step 1", "due to λ"]
     if steps > 1:

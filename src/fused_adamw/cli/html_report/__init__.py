@@ -17,7 +17,7 @@ from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
 from ..console import visible, without_nan
 from ..output_files import check_output_path
-from .figures import Section, attention_of, sections
+from .figures import FigureSection, attention_of, sections
 
 N_SHOWN = 3  # predictions of a position
 
@@ -68,7 +68,7 @@ def _summary(result: TrainingResult) -> str:
     )
 
 
-def _data(parts: list[Section], recorder: Recorder) -> dict[str, Any]:
+def _data(parts: list[FigureSection], recorder: Recorder) -> dict[str, Any]:
     """What the script draws, and what the slider and the list choose from."""
     heads = range(recorder.snapshots[0].attention.shape[0])
     return {
@@ -92,7 +92,7 @@ def _script_json(data: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- HTML
 
 
-def _link(section: Section) -> str:
+def _link(section: FigureSection) -> str:
     return f'<a href="#{section.name}">{escape(section.title)}</a>'
 
 
@@ -104,7 +104,7 @@ CONTROLS = {
 }
 
 
-def _section(section: Section) -> str:
+def _section(section: FigureSection) -> str:
     return (
         f'<section id="{section.name}"><h2>{escape(section.title)}</h2>'
         f"<p>{escape(section.text)}</p>{CONTROLS.get(section.name, '')}"

@@ -18,7 +18,7 @@ WIDE = 320  # pixels, the height of a figure
 
 
 @dataclass(frozen=True)
-class Section:
+class FigureSection:
     """A part of the page with a figure.
 
     Attributes:
@@ -36,16 +36,18 @@ class Section:
 
 def sections(
     result: TrainingResult, recorder: Recorder, task: Task, max_grad_norm: float | None
-) -> list[Section]:
+) -> list[FigureSection]:
     """Return the sections in the order of the page."""
     return [
-        Section("loss", "Loss and learning rate", LOSS_TEXT, loss_figure(result, recorder)),
-        Section("norm", "Gradient norm", NORM_TEXT, norm_figure(result, max_grad_norm)),
-        Section("attention", "Attention", ATTENTION_TEXT, attention_figure(recorder, task)),
-        Section("rates", "Effective learning rates", RATES_TEXT, rates_figure(recorder)),
-        Section("updates", "Size of the updates", UPDATES_TEXT, updates_figure(recorder)),
-        Section("moments", "One parameter and its moments", MOMENTS_TEXT, moments_figure(recorder)),
-        Section("time", "Where the time went", TIME_TEXT, time_figure(result)),
+        FigureSection("loss", "Loss and learning rate", LOSS_TEXT, loss_figure(result, recorder)),
+        FigureSection("norm", "Gradient norm", NORM_TEXT, norm_figure(result, max_grad_norm)),
+        FigureSection("attention", "Attention", ATTENTION_TEXT, attention_figure(recorder, task)),
+        FigureSection("rates", "Effective learning rates", RATES_TEXT, rates_figure(recorder)),
+        FigureSection("updates", "Size of the updates", UPDATES_TEXT, updates_figure(recorder)),
+        FigureSection(
+            "moments", "One parameter and its moments", MOMENTS_TEXT, moments_figure(recorder)
+        ),
+        FigureSection("time", "Where the time went", TIME_TEXT, time_figure(result)),
     ]
 
 
