@@ -180,10 +180,7 @@ class AdamW(HostAdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
-            take_step_uncompiled(self)
-        else:
-            take_step(self)
+        take_step_uncompiled(self)
         return loss
 
     @staticmethod

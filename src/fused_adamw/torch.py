@@ -17,7 +17,7 @@ from ._torch.inspection import Inspected
 from ._torch.paths import GroupPath
 from ._torch.portable_state import portable_state
 from ._torch.state_dict import Loaded, as_of_pytorch, to_load
-from ._torch.step import take_step, take_step_uncompiled, take_unprofiled_step
+from ._torch.step import take_step_uncompiled, take_unprofiled_step
 from ._torch.stored import Target, target_of
 
 __all__ = ["AdamW", "GroupPath"]
@@ -275,10 +275,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
-            take_step_uncompiled(self)
-        else:
-            take_step(self)
+        take_step_uncompiled(self)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

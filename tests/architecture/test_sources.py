@@ -34,3 +34,13 @@ def test_a_class_has_a_name_of_its_own():
     assert len(found.pop("AdamW")) == 3
     broken = [f"{name}: {', '.join(paths)}" for name, paths in found.items() if len(paths) > 1]
     fail_on(broken, "The name of a class has one meaning")
+
+
+def test_whether_pytorch_compiles_is_asked_in_one_file():
+    """By one function of PyTorch's, as there are several, which differ while it exports a model."""
+    asked = {
+        (short(path), name)
+        for path in PYTHON_FILES
+        for name in re.findall(r"is_(?:dynamo_)?compiling\b", path.read_text(encoding="utf-8"))
+    }
+    assert asked == {("_torch/hooks.py", "is_dynamo_compiling")}

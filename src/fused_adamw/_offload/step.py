@@ -8,7 +8,7 @@ import torch
 from .._core import DeferredSignals, clip_factor
 from .._torch.dispatch import GroupDispatch, dispatch, run_all
 from .._torch.grad_scaler import found_infinity, grad_scale_of, unscale
-from .._torch.hooks import outside_of_graphs
+from .._torch.hooks import never_compiled
 from .._torch.options import numbered
 from .._torch.paths import note_paths
 from . import overlap
@@ -28,8 +28,8 @@ def take_step(optimizer: AdamW) -> None:
             _step(optimizer)
 
 
-take_step_uncompiled = outside_of_graphs(take_step)
-"""The same where PyTorch compiles: it breaks the graph."""
+take_step_uncompiled = never_compiled(take_step)
+"""The same, for code that PyTorch may compile: it breaks the graph."""
 
 
 def _step(optimizer: AdamW) -> None:

@@ -50,6 +50,17 @@ def hook_step(step: Step, unobserved: Step) -> Step:
     return step_if_hooked
 
 
+def never_compiled(function: Step) -> Step:
+    """The same; where PyTorch compiles, outside of its graphs."""
+    uncompiled = outside_of_graphs(function)
+
+    @wraps(function)
+    def call(optimizer: Optimizer) -> Any:
+        return uncompiled(optimizer) if compiler.is_dynamo_compiling() else function(optimizer)
+
+    return call
+
+
 def outside_of_graphs(function: Step) -> Step:
     """The same, to be called where PyTorch compiles: it ends one graph, runs as it is, and a new
     graph begins. Unlike ``torch.compiler.disable`` it does not import the compiler."""

@@ -7,7 +7,7 @@ from .._core import GroupPlan, ReentrantLock, StepPlan
 from .arguments import num_threads
 from .dispatch import GroupDispatch, dispatch, run_all
 from .grad_scaler import found_infinity, grad_scale_of
-from .hooks import outside_of_graphs
+from .hooks import never_compiled
 from .local_shards import increment_version
 from .options import numbered
 from .paths import note_paths
@@ -24,8 +24,8 @@ def take_step(optimizer: torch.optim.AdamW) -> None:
         take_unprofiled_step(optimizer)
 
 
-take_step_uncompiled = outside_of_graphs(take_step)
-"""The same where PyTorch compiles: it breaks the graph."""
+take_step_uncompiled = never_compiled(take_step)
+"""The same, for code that PyTorch may compile: it breaks the graph."""
 
 
 def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
