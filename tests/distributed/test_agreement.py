@@ -2,7 +2,7 @@
 
 import pytest
 
-from fused_adamw._distributed.agreement import _raise_difference
+from fused_adamw._distributed.agreement import _raise_difference, _raise_first_error
 
 
 class TwoRanks:
@@ -14,3 +14,13 @@ def test_a_difference_that_no_value_shows():
     message = "^the arguments must be the same on all ranks; got different ones$"
     with pytest.raises(RuntimeError, match=message):
         _raise_difference(TwoRanks(), {"t": 1})
+
+
+class SecondRank:
+    def allgather(self, value):
+        return [None, value]
+
+
+def test_an_error_without_text_is_named():
+    with pytest.raises(MemoryError, match=r"^rank 1: MemoryError$"):
+        _raise_first_error(SecondRank(), MemoryError())
