@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, final
 
 import numpy as np
@@ -174,6 +175,8 @@ class BoundTensors(BoundArrays):
 class ReentrantLock:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
+    def during(self, operation: str, *, changes: bool = True) -> AbstractContextManager[Any]: ...
+    def require_between(self, operation: str) -> None: ...
 
 @final
 class DeferredSignals:

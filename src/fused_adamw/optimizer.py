@@ -11,6 +11,7 @@ from ._optim.conversion import convert_state
 from ._optim.decoded_state import DecodedState
 from ._optim.options import check_flag
 from ._optim.param_groups import DecayMask, groups_repr, matrices_only
+from ._optim.snapshots import read_once
 from ._optim.state_dict import (
     SavedState,
     recognized_entry,
@@ -154,8 +155,8 @@ class AdamW(DecodedState):
 
         Raises:
             TypeError, ValueError: naming the argument, with nothing changed, ``t`` included.
-            KeyboardInterrupt, and what other signal handlers raise: before the step has begun or
-                after it has completed.
+            RuntimeError: an operation calls the code that has called this, such as a schedule.
+            KeyboardInterrupt, other exceptions of signal handlers: before the step or after it.
         """
         return self._bound.step_in_turn(
             self._lock,
@@ -179,7 +180,7 @@ class AdamW(DecodedState):
             are stored. Arrays that do not have the shape of the parameter are flat, in the memory
             ``order`` of the parameter, "C" or "F"; those of bfloat16 are of uint16.
         """
-        with self._lock:
+        with self._exclusive("state_dict"):
             numbers = self._state_numbers()
             for entry, state in zip(numbers["state"].values(), self._state, strict=True):
                 entry |= state.copy().arrays
@@ -200,10 +201,12 @@ class AdamW(DecodedState):
             KeyboardInterrupt, and what other signal handlers raise: with nothing changed, or after
                 everything has been loaded.
         """
-        with self._lock:
+        with self._exclusive("load_state_dict"):
+            state_dict = read_once(state_dict)
             self._check_numbers(state_dict)
             entries = self._checked_entries(state_dict, check_flag("convert", convert))
             warn_of_conversion("state_dict", (entry.difference for entry in entries))
+            self._check_params()  # again, after what shows a warning
             with DeferredSignals():
                 self._load_numbers(state_dict)
                 for saved, own, param in zip(entries, self._state, self._arrays, strict=True):
@@ -228,8 +231,8 @@ class AdamW(DecodedState):
         return self._lock
 
     def _exclusive(self, operation: str) -> AbstractContextManager[Any]:
-        """The same, whatever the operation."""
-        return self._lock
+        """The same, in which none but the operation itself changes this optimizer."""
+        return self._lock.during(operation, changes=operation.startswith("load"))
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         """Nothing: a single process."""
@@ -250,7 +253,7 @@ class AdamW(DecodedState):
     # ---- copies
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
+        with self._exclusive("a copy"):
             self._sources.check_unchanged(self.param_groups, False)
             # Copies, as arrays are pickled later. (The parameters too, which a model may share.)
             return {name: x for name, x in vars(self).items() if name not in _REBUILT} | {
@@ -276,8 +279,8 @@ class AdamW(DecodedState):
         self._bound.set_steps(steps)
 
     def __repr__(self) -> str:
-        groups = groups_repr(self.param_groups)
-        return f"AdamW({self._contents_repr()}{self._options_repr()}{groups}\n)"
+        parts = self._contents_repr(), self._options_repr(), groups_repr(self.param_groups)
+        return f"AdamW({''.join(parts)}\n)"
 
     # ---- inner parts
 

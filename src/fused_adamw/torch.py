@@ -152,7 +152,7 @@ class AdamW(Inspected, torch.optim.AdamW):
         Raises:
             TypeError, ValueError: A parameter or an option is invalid. The group is not added.
         """
-        with self.exclusive(), DeferredSignals():
+        with self.exclusive().during("add_param_group"), DeferredSignals():
             super().add_param_group(param_group)
             try:
                 options.check_group(self.param_groups[-1])
@@ -181,8 +181,8 @@ class AdamW(Inspected, torch.optim.AdamW):
         check_flag("convert", convert)
         loaded: list[Loaded] = []
 
-        def before(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:  # after the user's hooks
-            loaded.append(to_load(self, state_dict, convert, self._target))
+        def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:  # after the user's hooks
+            loaded[:] = [to_load(self, given, convert, self._target)]
             return loaded[0].state_dict
 
         def after(_: Any) -> None:
@@ -190,7 +190,8 @@ class AdamW(Inspected, torch.optim.AdamW):
                 self.state[p].update(state)
 
         # PyTorch replaces groups and state in several places.
-        with self.exclusive(), DeferredSignals():
+        with self.exclusive() as lock, DeferredSignals():
+            lock.require_between("load_state_dict")
             hooks = (
                 self.register_load_state_dict_pre_hook(before),
                 self.register_load_state_dict_post_hook(after, prepend=True),
@@ -227,10 +228,8 @@ class AdamW(Inspected, torch.optim.AdamW):
         return target_of(p, group)
 
     def exclusive(self) -> ReentrantLock:
-        """A block in which no other thread steps or loads this optimizer.
-
-        Returns:
-            A context manager, which the same thread may enter again.
+        """A block in which no other thread steps or loads this optimizer; the same thread may enter
+        it again.
 
         Example::
 
@@ -270,6 +269,7 @@ class AdamW(Inspected, torch.optim.AdamW):
             TypeError: A parameter, its gradient or its state is not supported, where PyTorch cannot
                 update it instead.
             ValueError: An option has a value that the formula does not allow.
+            RuntimeError: Code that another step calls has called this one.
         """
         loss: float | None = None
         if closure is not None:
@@ -291,7 +291,7 @@ class AdamW(Inspected, torch.optim.AdamW):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = memo[id(self)] = type(self).__new__(type(self))
-        with self.exclusive():
+        with self.exclusive().during("a copy", changes=False):
             state = deepcopy(self.__getstate__(), memo)
         new.__setstate__(cast(dict[str, Any], state))
         return new

@@ -68,39 +68,6 @@ def changing(change):
     return opts[0], w
 
 
-def reset(opt, w):
-    opt._bound.t = 0
-
-
-def test_a_schedule_that_counts_steps_is_refused():
-    opt, w = changing(reset)
-    before = w.copy()
-    with pytest.raises(ValueError, match=r"^lr and eps must be schedules that leave .* 1 to 0$"):
-        opt.step(np.ones(3))
-    np.testing.assert_array_equal(w, before)
-
-
-def test_a_schedule_that_steps_has_stepped():
-    """The step that asked for the rate is refused, since that rate is of another step."""
-    nested = []
-
-    def step_once(opt, w):
-        if not nested:
-            nested.append(True)
-            opt.step(np.ones(3))
-
-    opt, w = changing(step_once)
-    with pytest.raises(ValueError, match=r"^lr and eps must be schedules that leave .* 1 to 2$"):
-        opt.step(np.ones(3))
-    expected = np.ones(3)
-    other = AdamW(expected, lr=0.1)
-    for _ in range(2):
-        other.step(np.ones(3))
-    np.testing.assert_array_equal(w, expected)
-    opt.step(np.ones(3))
-    assert opt.t == 3
-
-
 def test_a_parameter_that_a_schedule_makes_read_only_is_not_written_to():
     opt, w = changing(lambda opt, w: w.setflags(write=False))
     before = w.copy()

@@ -54,25 +54,14 @@ cdef class BoundTensors(BoundArrays):
     ):
         """``step``, by one thread at a time. ``hypers_at``: gives the ``hypers`` of a step by its
         number."""
-        lock.acquire()
+        lock.begin("step")
         try:
             return self.step(
-                grads, self.next_hypers(hypers_at), grad_scale, max_grad_norm, skip_nonfinite,
+                grads, hypers_at(self.t + 1), grad_scale, max_grad_norm, skip_nonfinite,
                 maximize, num_threads,
             )
         finally:
-            lock.release()
-
-    cdef list next_hypers(self, hypers_at):
-        """The ``hypers`` of the next step; ValueError where a schedule has counted steps itself."""
-        cdef long long t = self.t
-        hypers = hypers_at(t + 1)
-        if self.t != t:
-            raise ValueError(
-                "lr and eps must be schedules that leave the optimizer as it is; got one that has "
-                f"changed t from {t} to {self.t}"
-            )
-        return hypers
+            lock.end()
 
     cdef void run(
         self, const fused_adamw_isa *isa, Workspace *space, int threads, bint may_use_fewer

@@ -32,12 +32,17 @@ if hasattr(os, "register_at_fork"):
 @cython.no_gc
 cdef class ReentrantLock:
     """A reentrant lock, like ``threading.RLock``, that compiled code can acquire without calling
-    Python; a context manager."""
+    Python; a context manager.
+
+    It also knows which operation of an optimizer the thread is in. Such an operation may call code
+    of the user, as a schedule, a method of an argument or a finalizer is, and no such code may
+    change the optimizer that the operation has read."""
 
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # 0: none
     cdef Py_ssize_t depth
     cdef Py_ssize_t forks
+    cdef str operation  # None: none
 
     def __cinit__(self):
         self.renew()
@@ -55,6 +60,35 @@ cdef class ReentrantLock:
             raise RuntimeError(
                 "exclusive() must be left by the thread that entered it; got another thread"
             )
+        self.release()
+
+    def during(self, str operation not None, *, bint changes=True):
+        """A block in which the thread is in an operation, of this name. ``changes``: it changes the
+        optimizer; to enter the block within another operation is a RuntimeError."""
+        cdef OperationBlock block = OperationBlock.__new__(OperationBlock)
+        block.lock, block.operation, block.changes = self, operation, changes
+        return block
+
+    def require_between(self, str operation not None):
+        """Raise RuntimeError in an operation, during which this one must not be called."""
+        self.begin(operation)
+        self.end()
+
+    cdef int begin(self, str operation) except -1:
+        """Acquire, and begin an operation that changes the optimizer."""
+        self.acquire()
+        running = self.operation
+        if running is not None:
+            self.release()
+            raise RuntimeError(
+                f"{operation} must be called between other operations of the optimizer; got a "
+                f"call during {running}"
+            )
+        self.operation = operation
+        return 0
+
+    cdef void end(self) noexcept:
+        self.operation = None
         self.release()
 
     cdef int acquire(self) except -1:
@@ -77,7 +111,7 @@ cdef class ReentrantLock:
         if self.owner and self.has_survived():
             PyThread_acquire_lock(lock, NO_WAIT)
         else:
-            self.owner, self.depth = 0, 0
+            self.owner, self.depth, self.operation = 0, 0, None
         self.lock, self.forks = lock, FORKS
         return 0
 
@@ -104,3 +138,26 @@ cdef class ReentrantLock:
         if self.depth == 0:
             self.owner = 0
             PyThread_release_lock(self.lock)
+
+
+@cython.final
+@cython.no_gc
+cdef class OperationBlock:
+    """What ``ReentrantLock.during`` returns, to be entered once."""
+
+    cdef ReentrantLock lock
+    cdef str operation
+    cdef str around  # the operation that this one is within
+    cdef bint changes
+
+    def __enter__(self):
+        if self.changes:
+            self.lock.begin(self.operation)
+            return self
+        self.lock.acquire()
+        self.around, self.lock.operation = self.lock.operation, self.operation
+        return self
+
+    def __exit__(self, *exception):
+        self.lock.operation = self.around
+        self.lock.release()

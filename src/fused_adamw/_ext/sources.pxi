@@ -128,9 +128,10 @@ cdef class ParamSources:
         cdef Py_ssize_t count = self.spec.groups()
         if not isinstance(groups, (list, tuple)) and not isinstance(groups, Sequence):
             raise TypeError(f"param_groups must be a list of dicts; got {groups!r}")
-        if len(groups) != count:
-            raise_number_of_groups(count, len(groups))
-        for group in groups:
+        cdef tuple found = tuple(groups)  # the code of containers below may add groups
+        if len(found) != count:
+            raise_number_of_groups(count, len(found))
+        for group in found:
             if not isinstance(group, dict) or len(<dict>group) != self.num_keys:
                 self.refuse_group(g, group)
             for key in self.group_keys:

@@ -98,7 +98,6 @@ cdef class StepPlan:
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
     cdef bint has_stepped
-    cdef Py_ssize_t stepping_in  # how many forks led to the process of a step; -1 between steps
 
     def __cinit__(
         self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
@@ -115,22 +114,16 @@ cdef class StepPlan:
                 plan.prepared.factor = -1 if plan.maximize else 1
                 self.steps.append(plan.prepared)
             last = plan
-        self.groups, self.lock, self.stepping_in = groups, lock, -1
+        self.groups, self.lock = groups, lock
         self.num_threads, self.increment_version = num_threads, increment_version
 
     def step(self, groups not None, state not None):
         """Step all groups, without a moment at which signal handlers of Python run; or return
-        False, with nothing changed, where one is no longer as planned.
-
-        RuntimeError: code that this step calls, such as a method of ``state``, has called it."""
+        False, with nothing changed, where one is no longer as planned."""
         cdef PreparedStep prepared
         cdef GroupPlan plan
         cdef list params
-        self.lock.acquire()
-        if self.stepping_in == self.lock.forks:
-            self.lock.release()
-            raise RuntimeError("step must be called between steps; got a call during one")
-        self.stepping_in = self.lock.forks
+        self.lock.begin("step")
         try:
             if type(groups) is not list or not self.prepare(groups, state):
                 return False
@@ -148,8 +141,7 @@ cdef class StepPlan:
                 prepared.clear()
             for plan in self.groups:
                 plan.forget()
-            self.stepping_in = -1
-            self.lock.release()
+            self.lock.end()
 
     def updated(self):
         """For each group, whether the last step updated any of it; None before the first one."""

@@ -69,6 +69,7 @@ def load(path: FilePath, optimizer: BaseOptimizer, convert: bool) -> dict[str, A
             _require_scratch()
             if ranks.rank == 0:
                 warn_of_conversion(printable(name), (match.difference for match in matches))
+            optimizer._check_params()  # again, after what shows a warning
         with DeferredSignals():
             with ranks.agreement(), _partial_load_reported(name):
                 _read(file, header, optimizer, ranks.rank, matches)

@@ -24,7 +24,7 @@ def take_step(optimizer: AdamW) -> None:
     """Update all parameters that have a gradient, unless GradScaler found an infinity."""
     overlap.require_unscaled(optimizer._engine(), optimizer)
     if not found_infinity(optimizer):
-        with optimizer.exclusive():
+        with optimizer.exclusive().during("step"):
             _step(optimizer)
 
 

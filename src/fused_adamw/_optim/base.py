@@ -216,12 +216,17 @@ class BaseOptimizer(Options):
 
     def _load_numbers(self, saved: Mapping[str, Any]) -> None:
         """Take over numbers that ``_check_numbers`` has accepted."""
-        for group, found in zip(self.param_groups, saved["param_groups"], strict=True):
-            group.update({name: as_numbers(name, found[name]) for name in HYPERPARAMETERS})
-        for name, value in self._loaded_options(saved).items():
-            self._set(name, OPTIONS[name].check(name, value))
+        groups = saved["param_groups"]
+        numbers = [{name: as_numbers(name, x[name]) for name in HYPERPARAMETERS} for x in groups]
+        options = self._loaded_options(saved)
+        options = {name: OPTIONS[name].check(name, x) for name, x in options.items()}
+        t, steps = step_counts(saved, self.names)
+        for group, found in list(zip(self.param_groups, numbers, strict=True)):
+            group.update(found)  # from here on nothing raises
+        for name, value in options.items():
+            self._set(name, value)
         self._bound.set_seed(self.seed)
-        self._bound.t, steps = step_counts(saved, self.names)
+        self._bound.t = t
         self._bound.set_steps(steps)
 
     def _state_entries(self, param: Array) -> dict[str, tuple[str, Shape]]:

@@ -41,7 +41,7 @@ def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
     ):
         return
     lock: ReentrantLock = optimizer.exclusive()
-    with lock:
+    with lock.during("step"):
         optimizer.__dict__.pop("_plan", None)
         dispatches: list[list[GroupDispatch]] = []
         for first, group in numbered(optimizer.param_groups):
