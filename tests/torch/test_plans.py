@@ -195,3 +195,36 @@ def test_a_step_within_a_step_changes_nothing():
     opt.state = state
     opt.step()
     assert state[first(opt)]["step"] == 3
+
+
+class Epsilon(int):
+    """A number whose method calls a function."""
+
+    def __float__(self):
+        self.call()
+        return 0.0
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])  # before: without a plan, and with one
+@pytest.mark.parametrize("which", ["parameter", "gradient", "state", "count"])
+def test_a_tensor_that_code_within_a_step_changes_is_not_written_to(steps, which):
+    p = torch.nn.Parameter(torch.ones(1000))
+    opt = AdamW([p])
+    p.grad = torch.ones(1000)
+    for _ in range(max(steps, 1)):
+        opt.step()
+    if steps == 0:
+        opt.__dict__.pop("_plan")
+    replaced = {
+        "parameter": lambda: setattr(p, "data", torch.ones(3)),
+        "gradient": lambda: p.grad.set_(torch.ones(3)),
+        "state": lambda: opt.state[p]["exp_avg"].set_(torch.ones(3)),
+        "count": lambda: opt.state[p]["step"].add_(1),
+    }
+    before = p.detach().clone()
+    opt.param_groups[0]["eps"] = Epsilon()
+    opt.param_groups[0]["eps"].call = replaced[which]
+    with pytest.raises(RuntimeError, match="must keep their memory throughout a step"):
+        opt.step()
+    if which != "parameter":
+        assert torch.equal(p, before)

@@ -165,6 +165,26 @@ cdef class PreparedStep(CheckedTensors):
             self.clear()
         return 0
 
+    cdef int require_same_memory(self) except -1:
+        """Raise RuntimeError where code that the step has called, such as a method of a number, has
+        given a tensor other memory, or another count of steps, since it was checked."""
+        cdef Py_ssize_t k
+        cdef fused_adamw_tensor before
+        cdef StepCounter counter
+        cdef bint same
+        for k in range(self.space.num_active):
+            before, counter = self.space.tensors[k], self.counters[k]
+            same = self.check(k, 0) and same_memory(&self.space.tensors[k], &before) and (
+                self.counters[k].address == counter.address and self.counters[k].t == counter.t
+            )
+            self.space.tensors[k] = before
+            if not same:
+                raise RuntimeError(
+                    "parameters, gradients and state must keep their memory throughout a step; got "
+                    "a tensor that code called by the step has changed"
+                )
+        return 0
+
     cdef bint is_like(self, PreparedStep other) except -1:
         """Whether the tensors of the other could be stepped here."""
         return (
@@ -252,6 +272,8 @@ def step_all(list steps not None, list increment_versions not None):
         found = []
         prepared.add_objects(found, 0)
         params.append(found)
+    for prepared in steps:
+        prepared.require_same_memory()
     for prepared in steps:
         prepared.run()
     for i in range(len(steps)):

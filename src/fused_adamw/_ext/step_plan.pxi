@@ -25,6 +25,7 @@ cdef class GroupPlan:
     cdef bint maximize
     cdef list params   # of this step
     cdef tuple hyper
+    cdef bint has_numbers  # whether that is all floats and ints, which have no code of their own
     cdef Py_ssize_t num_updated
 
     def __cinit__(
@@ -79,6 +80,7 @@ cdef class GroupPlan:
         self.hyper = (
             lr, <object>found[2], <object>found[3], <object>found[4], self.rates
         )
+        self.has_numbers = has_numbers(<tuple>self.hyper[:4])
         return True
 
     cdef int forget(self) except -1:
@@ -98,6 +100,7 @@ cdef class StepPlan:
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
     cdef bint has_stepped
+    cdef bint calls_code  # whether this step may call code of the user
 
     def __cinit__(
         self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
@@ -131,6 +134,9 @@ cdef class StepPlan:
             params = []  # before anything changes: memory could be refused
             for prepared in self.steps:
                 prepared.add_objects(params, 0)
+            if self.calls_code:
+                for prepared in self.steps:
+                    prepared.require_same_memory()
             for prepared in self.steps:
                 prepared.run()
             if params:
@@ -158,12 +164,14 @@ cdef class StepPlan:
         cdef PreparedStep prepared
         if len(groups) != len(self.groups):
             return False
+        self.calls_code = type(state) is not dict and type(state) is not defaultdict
         for prepared in self.steps:
             prepared.num_params = 0
         for i, group in enumerate(groups):
             plan = <GroupPlan>self.groups[i]
             if not plan.read(group):
                 return False
+            self.calls_code |= not plan.has_numbers
             plan.prepared.num_params += len(plan.params)
         for prepared in self.steps:
             prepared.begin(prepared.num_params)
@@ -203,5 +211,16 @@ cdef bint same_objects(tuple a, tuple b) except -1:
     """Whether two tuples of one length hold the same objects."""
     for i in range(len(a)):
         if a[i] is not b[i]:
+            return False
+    return True
+
+
+cdef bint has_numbers(tuple found) except -1:
+    """Whether all of this, or what is in tuples there, are floats and ints of Python."""
+    for x in found:
+        if type(x) is tuple:
+            if not has_numbers(<tuple>x):
+                return False
+        elif type(x) is not float and type(x) is not int:
             return False
     return True

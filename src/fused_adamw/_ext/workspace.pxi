@@ -34,6 +34,18 @@ cdef int release(Workspace *space) except -1:
     return 0
 
 
+cdef bint same_memory(fused_adamw_tensor *a, fused_adamw_tensor *b) noexcept:
+    """Whether a step by either reads and writes the same memory."""
+    cdef int role
+    for role in range(ROLES):
+        if role != PARAMS and role_pointer(a, role)[0] != role_pointer(b, role)[0]:
+            return False
+    return (
+        a.params == b.params and a.grads == b.grads and a.size == b.size
+        and a.element_type == b.element_type and a.has_wide_grads == b.has_wide_grads
+    )
+
+
 cdef const fused_adamw_scalars *scalars_of(
     Workspace *space, Py_ssize_t group, bint decays, int compute, long long t, hyper
 ) except NULL:
