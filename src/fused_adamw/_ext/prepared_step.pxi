@@ -180,7 +180,7 @@ cdef class PreparedStep(CheckedTensors):
             self.space.tensors[k] = before
             if not same:
                 raise RuntimeError(
-                    "parameters, gradients and state must keep their memory throughout a step; got "
+                    "params must have the same memory, gradients and state throughout a step; got "
                     "a tensor that code called by the step has changed"
                 )
         return 0
