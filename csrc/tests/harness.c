@@ -109,7 +109,7 @@ void problem_fill(problem *p)
         p->arrays[role] = p->unit[role] == 0 ? NULL : calloc(p->num_bytes[role] + 1, 1);
     for (ptrdiff_t i = 0; i < p->size; i++) {
         const double gradient = random_below(100) == 0 ? special[random_below(8)] : random_value(1);
-        put(element, p->arrays[GRADS], i, gradient);
+        put(oracle_grad_type(p), p->arrays[GRADS], i, gradient);
         put(element, p->arrays[PARAMS], i, random_value(1));
         if (p->unit[MASTER] == sizeof(float))
             put("float32", p->arrays[MASTER], i, random_value(1));
@@ -192,5 +192,6 @@ fused_adamw_tensor tensor_of(const problem *p, void *const *arrays)
         .size = p->size,
         .element_type = p->element_type,
         .state_format = p->state_format,
+        .has_wide_grads = p->wide_grads,
     };
 }

@@ -14,6 +14,11 @@ static const char *element_name(const problem *p)
     return fused_adamw_element_types[p->element_type].name;
 }
 
+const char *oracle_grad_type(const problem *p)
+{
+    return p->wide_grads ? "float32" : element_name(p);
+}
+
 static size_t storage_size(const char *type)
 {
     static const struct {
@@ -36,10 +41,11 @@ int oracle_layout(problem *p)
     const int is_double = is_named(element->name, "float64");
     if (is_double != is_named(state->name, "float64") ||
         (is_named(state->name, "float16") && !is_named(element->name, "float16")) || (p->amsgrad && !state->amsgrad) ||
-        (p->master && element->compute == p->element_type))
+        ((p->master || p->wide_grads) && element->compute == p->element_type))
         return 0;
     memset(p->unit, 0, sizeof p->unit);
-    p->unit[PARAMS] = p->unit[GRADS] = (size_t)element->size;
+    p->unit[PARAMS] = (size_t)element->size;
+    p->unit[GRADS] = storage_size(oracle_grad_type(p));
     p->unit[M] = storage_size(state->m_type);
     p->unit[V] = storage_size(state->v_type);
     p->unit[V_MAX] = p->amsgrad ? p->unit[V] : 0;
@@ -101,8 +107,8 @@ static void step_in_float(problem *p, const oracle_scalars *s, int64_t t, uint32
     for (ptrdiff_t i = 0; i < p->size; i++) {
         params[i] =
             p->master ? oracle_load_master(p, i) : oracle_load(type, p->arrays[PARAMS], i);
-        step_float(i, s, params, oracle_load(type, p->arrays[GRADS], i), m, v, v_max,
-                   p->arrays[EMA]);
+        step_float(i, s, params, oracle_load(oracle_grad_type(p), p->arrays[GRADS], i), m, v,
+                   v_max, p->arrays[EMA]);
         if (p->master) {
             oracle_store_master(p, i, params[i]);
             continue;
@@ -138,8 +144,9 @@ void oracle_step(problem *p, const fused_adamw_hyperparams *h, int64_t t, double
 
 static double gradient_at(const problem *p, ptrdiff_t i)
 {
-    return is_named(element_name(p), "float64") ? ((double *)p->arrays[GRADS])[i]
-                                                : oracle_load(element_name(p), p->arrays[GRADS], i);
+    const char *type = oracle_grad_type(p);
+    return is_named(type, "float64") ? ((double *)p->arrays[GRADS])[i]
+                                     : oracle_load(type, p->arrays[GRADS], i);
 }
 
 /* 16 sums of every 16th element, added in pairs 8, 4, 2 and 1 apart. */

@@ -11,7 +11,7 @@ enum { PARAMS, GRADS, M, V, V_MAX, M_SCALE, V_SCALE, MASTER, EMA, NUM_ROLES };
 /* The arrays of one tensor, and what is done with them. */
 typedef struct {
     int element_type, state_format;
-    int amsgrad, master, ema, stochastic;
+    int amsgrad, master, ema, stochastic, wide_grads;
     ptrdiff_t size;
     void *arrays[NUM_ROLES];     /* NULL where there is none */
     size_t num_bytes[NUM_ROLES]; /* 0 where there is none */
@@ -39,6 +39,9 @@ void oracle_encode(problem *p, const float *m, const float *v, const float *v_ma
 /* A master weight from its two parts, and back. */
 float oracle_load_master(const problem *p, ptrdiff_t i);
 void oracle_store_master(problem *p, ptrdiff_t i, float x);
+
+/* What the gradients are stored in. */
+const char *oracle_grad_type(const problem *p);
 
 /* One value of a storage type. `dither`: 16 bits, or below 0 to round to the nearest. */
 float oracle_load(const char *type, const void *array, ptrdiff_t i);

@@ -16,11 +16,12 @@
 
 /* On both sides of whatever a kernel divides by: vectors, blocks, cache lines, chunks, threads. */
 static const ptrdiff_t SMALL_SIZES[] = {0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257};
+static const ptrdiff_t WIDE_SIZES[] = {1, 257, 2 * 256};
 static const ptrdiff_t LARGE_SIZES[] = {16383, 16384, 16385, 2 * 32768 + 1};
 
 static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9,   0.999,
                                                     1e-8, 0.1, {[FUSED_ADAMW_EMA] = 0.99}};
-enum { RNG_KEY = 123456789, FIRST_STEP = 7, NUM_STEPS = 2 };
+enum { RNG_KEY = 123456789, NUM_STEPS = 2 };
 static const double GRAD_SCALE = -0.37; /* as of loss scaling, while maximizing */
 
 /* How a problem is computed, which must not matter. */
@@ -28,6 +29,12 @@ typedef struct {
     const fused_adamw_isa *isa;
     int num_threads, at_end, num_parts;
 } manner;
+
+/* With step 1 the pages of the state are touched first. */
+static int64_t first_step_of(const problem *p)
+{
+    return p->size % 2 == 1 ? 1 : 7;
+}
 
 /* Parts begin at multiples of it. */
 static ptrdiff_t grain_of(const problem *p)
@@ -85,7 +92,8 @@ static void run(const problem *start, const problem *expected, manner how)
     whole.rng_key = RNG_KEY;
     whole.element_offset = element_offset_of(start);
     const ptrdiff_t count = divide_tensor(start, &whole, how.num_parts, parts);
-    for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++) {
+    const int64_t first = first_step_of(start);
+    for (int64_t t = first; t < first + NUM_STEPS; t++) {
         fused_adamw_scalars scalars;
         check(fused_adamw_derive_scalars(&HYPERPARAMS, start->element_type, t, &scalars) == 0 &&
                   fused_adamw_finish_scalars(&scalars, -GRAD_SCALE, -1, start->stochastic) == 0,
@@ -96,12 +104,12 @@ static void run(const problem *start, const problem *expected, manner how)
     }
     for (int role = 0; role < NUM_ROLES; role++) {
         check(same_bits(expected, role, memory[role].data) && guarded_is_intact(&memory[role]),
-              "%s, %s state, %d elements, amsgrad %d, master %d, ema %d, stochastic %d; %s, "
-              "%d threads, at end %d, %d parts: array %d",
+              "%s, %s state, %d elements, amsgrad %d, master %d, ema %d, stochastic %d, wide "
+              "gradients %d; %s, %d threads, at end %d, %d parts: array %d",
               fused_adamw_element_types[start->element_type].name,
               fused_adamw_state_formats[start->state_format].name, (int)start->size, start->amsgrad,
-              start->master, start->ema, start->stochastic, fused_adamw_isa_name(how.isa),
-              how.num_threads, how.at_end, how.num_parts, role);
+              start->master, start->ema, start->stochastic, start->wide_grads,
+              fused_adamw_isa_name(how.isa), how.num_threads, how.at_end, how.num_parts, role);
         guarded_free(&memory[role]);
     }
 }
@@ -141,7 +149,8 @@ static void test_problem(problem *start)
     const fused_adamw_isa *isa;
     problem_fill(start);
     problem expected = problem_copy(start);
-    for (int64_t t = FIRST_STEP; t < FIRST_STEP + NUM_STEPS; t++)
+    const int64_t first = first_step_of(start);
+    for (int64_t t = first; t < first + NUM_STEPS; t++)
         oracle_step(&expected, &HYPERPARAMS, t, GRAD_SCALE, RNG_KEY, element_offset_of(start));
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
         if (!fused_adamw_isa_available(isa))
@@ -160,8 +169,8 @@ static void test_problem(problem *start)
 }
 
 /* Every pair of element type and state format that there is, with every combination of options, or
- * with every `stride`th. */
-static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride)
+ * with every `stride`th; with gradients of the element type, or wide ones. */
+static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride, int wide_grads)
 {
     for (int type = 0; type < FUSED_ADAMW_NUM_ELEMENT_TYPES; type++)
         for (int state = 0; state < FUSED_ADAMW_NUM_STATE_FORMATS; state++)
@@ -173,6 +182,7 @@ static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride)
                                  .ema = options >> 1 & 1,
                                  .master = options >> 2 & 1,
                                  .stochastic = options >> 3,
+                                 .wide_grads = wide_grads,
                                  .size = sizes[i]};
                     if (oracle_layout(&p))
                         test_problem(&p);
@@ -197,7 +207,8 @@ int main(int argc, char **argv)
     test_codecs();
     test_bias_corrections();
     test_offsets();
-    test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1);
-    test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5);
+    test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1, 0);
+    test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5, 0);
+    test_steps(WIDE_SIZES, sizeof WIDE_SIZES / sizeof *WIDE_SIZES, 1, 1);
     return print_result();
 }
