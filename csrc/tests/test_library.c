@@ -107,20 +107,46 @@ void test_scalars(void)
 
 /* ---- tables, instruction sets, threads */
 
+/* The name of a storage type ends with its bits. */
+static int bits_of_name(const char *type)
+{
+    return type ? atoi(type + strcspn(type, "0123456789")) : 0;
+}
+
+static void test_element_type(int row)
+{
+    const fused_adamw_element_type *type = &fused_adamw_element_types[row];
+    const int bits = bits_of_name(type->name);
+    check(type->size * 8 == bits && type->dlpack_bits == bits &&
+              type->master_size * 8 == bits_of_name(type->master_type),
+          "sizes of element type %d", row);
+}
+
+static void test_state_format(int row)
+{
+    const fused_adamw_state_format *format = &fused_adamw_state_formats[row];
+    check(format->m_bits == bits_of_name(format->m_type) &&
+              format->v_bits == bits_of_name(format->v_type),
+          "bits of state format %d", row);
+    check(FUSED_ADAMW_BLOCK % format->block == 0, "block of state format %d", row);
+}
+
+static void test_tables(void)
+{
+    int num_rows = 0;
+    for (; fused_adamw_element_types[num_rows].name; num_rows++)
+        test_element_type(num_rows);
+    check(num_rows == FUSED_ADAMW_NUM_ELEMENT_TYPES, "number of element types");
+    for (num_rows = 0; fused_adamw_state_formats[num_rows].name; num_rows++)
+        test_state_format(num_rows);
+    check(num_rows == FUSED_ADAMW_NUM_STATE_FORMATS, "number of state formats");
+    check(FUSED_ADAMW_CHUNK % FUSED_ADAMW_BLOCK == 0, "chunks are whole blocks");
+}
+
 void test_dispatch(void)
 {
     const fused_adamw_isa *isa, *last = NULL, *widest = NULL;
-    int num_rows = 0;
-    for (; fused_adamw_element_types[num_rows].name; num_rows++)
-        check(fused_adamw_element_types[num_rows].dlpack_bits ==
-                  8 * fused_adamw_element_types[num_rows].size,
-              "size of element type %d", num_rows);
-    check(num_rows == FUSED_ADAMW_NUM_ELEMENT_TYPES, "number of element types");
-    for (num_rows = 0; fused_adamw_state_formats[num_rows].name; num_rows++)
-        check(FUSED_ADAMW_BLOCK % fused_adamw_state_formats[num_rows].block == 0,
-              "block of state format %d", num_rows);
-    check(num_rows == FUSED_ADAMW_NUM_STATE_FORMATS, "number of state formats");
-    check(FUSED_ADAMW_CHUNK % FUSED_ADAMW_BLOCK == 0, "chunks are whole blocks");
+    test_tables();
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
         last = isa;
         if (widest == NULL && fused_adamw_isa_available(isa))
