@@ -15,9 +15,9 @@ static float float_with(uint32_t bits)
 /* So that something is rounded: m, v and v_max. */
 static void change_moments(float *const in[3], ptrdiff_t size)
 {
-    /* Of v: around the smallest bfloat16 above 0, and around half of it; and 2^-148, whose root is
-     * the smallest power of 2 that is one. */
-    static const uint32_t tiny[] = {0x8000, 0x7fff, 2, 0xffff, 0x10000, 0x8001};
+    /* Of v: the smallest float32 and bfloat16 above 0, and around half of the latter; and 2^-148,
+     * whose root is the smallest power of 2 that is one. */
+    static const uint32_t tiny[] = {0x8000, 0x7fff, 2, 0xffff, 0x10000, 0x8001, 1, 0x1ffff};
     for (ptrdiff_t i = 0; i < size; i++) {
         in[0][i] *= 1.2345f;
         in[1][i] *= random_below(20) == 0 ? 1e-20f : 1.2345f;
@@ -32,8 +32,8 @@ static void change_moments(float *const in[3], ptrdiff_t size)
         }
         if (i / 256 % 4 == 2) /* a block without a root above 0 */
             in[1][i] = 0;
-        if (i / 256 % 4 == 0 && i % 256 % 51 == 0)
-            in[1][i] = in[2][i] = float_with(tiny[i % 256 / 51]);
+        if (i / 256 % 4 == 0 && i % 256 % 36 == 0)
+            in[1][i] = in[2][i] = float_with(tiny[i % 256 / 36]);
     }
 }
 
