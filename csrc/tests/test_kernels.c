@@ -78,6 +78,19 @@ ptrdiff_t divide_tensor(const problem *p, const fused_adamw_tensor *whole, int n
     return count;
 }
 
+/* A copy that ends beside a page that cannot be accessed. */
+static guarded guarded_tensors(const fused_adamw_tensor *tensors, ptrdiff_t count)
+{
+    return guarded_copy(tensors, (size_t)count * sizeof *tensors, 1);
+}
+
+static void step(manner how, const fused_adamw_tensor *tensors, ptrdiff_t count)
+{
+    guarded copy = guarded_tensors(tensors, count);
+    fused_adamw_step(how.isa, (const void *)copy.data, count, how.num_threads);
+    guarded_free(&copy);
+}
+
 static void run(const problem *start, const problem *expected, manner how)
 {
     enum { MAX_PARTS = 4 };
@@ -100,7 +113,7 @@ static void run(const problem *start, const problem *expected, manner how)
               "scalars of step %d", (int)t);
         for (ptrdiff_t i = 0; i < count; i++)
             parts[i].scalars = &scalars;
-        fused_adamw_step(how.isa, parts, count, how.num_threads);
+        step(how, parts, count);
     }
     for (int role = 0; role < NUM_ROLES; role++) {
         check(same_bits(expected, role, memory[role].data) && guarded_is_intact(&memory[role]),
@@ -126,13 +139,15 @@ static void test_sums(const problem *p, const fused_adamw_isa *isa)
     oracle_sums(p, expected);
     oracle_sums(p, expected + num_chunks);
     for (int count = 1; count <= 3; count += 2) {
-        const ptrdiff_t total = fused_adamw_num_chunks(tensors, count);
+        guarded copy = guarded_tensors(tensors, count);
+        const void *const given = copy.data;
+        const ptrdiff_t total = fused_adamw_num_chunks(given, count);
         double sum = 0;
         check(total == (count == 1 ? num_chunks : 2 * num_chunks), "number of chunks");
         for (ptrdiff_t i = 0; i < total; i++)
             sum += expected[i];
         for (int num_threads = 1; num_threads <= 3; num_threads++) {
-            fused_adamw_sum_squares(isa, tensors, count, num_threads, found);
+            fused_adamw_sum_squares(isa, given, count, num_threads, found);
             const double norm = fused_adamw_norm(found, total, -2), square = 2 * sqrt(sum);
             int same = norm == square || (norm != norm && square != square);
             for (ptrdiff_t i = 0; i < total; i++)
@@ -141,6 +156,7 @@ static void test_sums(const problem *p, const fused_adamw_isa *isa)
             check(same, "sums of squares of %d tensors of %d elements of type %d, %s, %d threads",
                   count, (int)p->size, p->element_type, fused_adamw_isa_name(isa), num_threads);
         }
+        guarded_free(&copy);
     }
 }
 
