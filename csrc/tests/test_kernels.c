@@ -205,6 +205,52 @@ static void test_steps(const ptrdiff_t *sizes, int num_sizes, int stride, int wi
                 }
 }
 
+enum { DECAYING_STEP = 7 };
+
+/* A step of elements from `offset` on, whose v are the smallest bfloat16 above 0, and decay. */
+static void test_smallest_v(problem *p, ptrdiff_t offset)
+{
+    const fused_adamw_isa *isa;
+    fused_adamw_scalars scalars;
+    fused_adamw_derive_scalars(&HYPERPARAMS, p->element_type, DECAYING_STEP, &scalars);
+    fused_adamw_finish_scalars(&scalars, 1, 1, 1);
+    for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
+        problem_fill(p);
+        memset(p->arrays[GRADS], 0, p->num_bytes[GRADS]);
+        uint16_t *const v = p->arrays[V];
+        for (ptrdiff_t k = 0; k < p->size; k++)
+            v[k] = 1;
+        fused_adamw_tensor tensor = tensor_of(p, p->arrays);
+        tensor.rng_key = RNG_KEY;
+        tensor.element_offset = offset;
+        tensor.scalars = &scalars;
+        if (fused_adamw_isa_available(isa))
+            fused_adamw_step(isa, &tensor, 1, 1);
+        for (ptrdiff_t k = 0; k < p->size; k++)
+            check(v[k] == 1, "v above 0 becomes 0: type %d, amsgrad %d, %s, element %d",
+                  p->element_type, p->amsgrad, fused_adamw_isa_name(isa), (int)k);
+        problem_free(p);
+    }
+}
+
+/* With a dither whose upper 16 bits are 0, by which nothing is rounded up. */
+static void test_dither_of_0(void)
+{
+    ptrdiff_t offset = 2;
+    while (oracle_dither(0, RNG_KEY, (uint64_t)offset, DECAYING_STEP) >= 65536)
+        offset++;
+    for (int type = 0; type < FUSED_ADAMW_NUM_ELEMENT_TYPES; type++)
+        for (int options = 0; options < 4; options++) {
+            problem p = {.element_type = type,
+                         .state_format = FUSED_ADAMW_STATE_BFLOAT16,
+                         .stochastic = 1,
+                         .amsgrad = options & 1,
+                         .size = 4};
+            if (oracle_layout(&p))
+                test_smallest_v(&p, offset - (options >> 1));
+        }
+}
+
 static int print_result(void)
 {
     printf("%ld passed, %ld failed\n", num_passed, num_failed);
@@ -223,6 +269,7 @@ int main(int argc, char **argv)
     test_codecs();
     test_bias_corrections();
     test_offsets();
+    test_dither_of_0();
     test_steps(SMALL_SIZES, sizeof SMALL_SIZES / sizeof *SMALL_SIZES, 1, 0);
     test_steps(LARGE_SIZES, sizeof LARGE_SIZES / sizeof *LARGE_SIZES, 5, 0);
     test_steps(WIDE_SIZES, sizeof WIDE_SIZES / sizeof *WIDE_SIZES, 1, 1);
