@@ -80,8 +80,10 @@ def lowest(session: nox.Session) -> None:
     # Without isolation the build has the lowest versions too.
     session.install("-c", str(constraints), "setuptools", "Cython")
     session.install("-c", str(constraints), "--no-build-isolation", f".[{','.join(extras)}]")
-    # Old versions use what is deprecated in the newest ones of packages that they depend on.
-    session.run("python", "-m", "pytest", "-W", "default", *session.posargs)
+    # Old versions use what is deprecated in the newest ones of packages that they depend on; some
+    # tests start pytest themselves.
+    options = {"PYTEST_ADDOPTS": "-W default"}
+    session.run("python", "-m", "pytest", *session.posargs, env=options)
 
 
 @nox.session(default=False)

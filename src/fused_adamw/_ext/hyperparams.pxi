@@ -25,7 +25,8 @@ cpdef as_integer(str name, value, str what="an integer", minimum=None):
     number = value if type(value) is int else None
     if number is None:
         try:
-            number = None if isinstance(value, bool) else int(PyNumber_Index(value))
+            if not isinstance(value, (bool, np.bool_)):  # the index of np.True_ is 1 in NumPy 2.0
+                number = int(PyNumber_Index(value))
         except TypeError:
             pass
     if number is None:
@@ -58,9 +59,14 @@ cdef bint only_converts(value) except -1:
     return kind not in "iufb" and (kind != "V" or issubclass(scalar, np.void))
 
 
+cdef int raise_no_real_number(str name, value) except -1:
+    found = f"{shown(value)} ({type(value).__name__})"
+    raise TypeError(f"{name} must be a real number; got {found}")
+
+
 cdef double real(str name, value) except? -1:
     if type(value) is not float and type(value) is not int and only_converts(value):
-        raise TypeError(f"{name} must be a real number; got {shown(value)} ({type(value).__name__})")
+        raise_no_real_number(name, value)
     cdef double number = try_real(value)
     if number == -1 and PyErr_Occurred():
         if PyErr_ExceptionMatches(OverflowError):
@@ -69,7 +75,7 @@ cdef double real(str name, value) except? -1:
         if not PyErr_ExceptionMatches((TypeError, ValueError)):
             return -1
         PyErr_Clear()
-        raise TypeError(f"{name} must be a real number; got {shown(value)} ({type(value).__name__})")
+        raise_no_real_number(name, value)
     return number
 
 
@@ -144,7 +150,8 @@ cdef inline int require_hyper(hyper) except -1:
     rates = (<tuple>hyper)[4]
     if type(rates) is not tuple or len(<tuple>rates) != FUSED_ADAMW_NUM_BUFFERS:
         raise TypeError(
-            f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got {shown(rates)}"
+            f"hypers must end with {FUSED_ADAMW_NUM_BUFFERS} decay rates or None; got "
+            f"{shown(rates)}"
         )
     return 0
 
