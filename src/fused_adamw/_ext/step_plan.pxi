@@ -80,7 +80,7 @@ cdef class GroupPlan:
         self.hyper = (
             lr, <object>found[2], <object>found[3], <object>found[4], self.rates
         )
-        self.has_numbers = has_numbers(<tuple>self.hyper[:4])
+        self.has_numbers = has_numbers(self.hyper)
         return True
 
     cdef int forget(self) except -1:
@@ -215,12 +215,16 @@ cdef bint same_objects(tuple a, tuple b) except -1:
     return True
 
 
-cdef bint has_numbers(tuple found) except -1:
-    """Whether all of this, or what is in tuples there, are floats and ints of Python."""
-    for x in found:
-        if type(x) is tuple:
-            if not has_numbers(<tuple>x):
-                return False
-        elif type(x) is not float and type(x) is not int:
-            return False
-    return True
+cdef bint has_numbers(tuple hyper) except -1:
+    """Whether all that is not from the plan are floats and ints of Python."""
+    betas = hyper[1]
+    if type(betas) is not tuple or len(<tuple>betas) != 2:
+        return False
+    return (
+        is_number(hyper[0]) and is_number((<tuple>betas)[0]) and is_number((<tuple>betas)[1])
+        and is_number(hyper[2]) and is_number(hyper[3])
+    )
+
+
+cdef inline bint is_number(x) noexcept:
+    return type(x) is float or type(x) is int
