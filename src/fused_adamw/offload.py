@@ -16,7 +16,7 @@ from ._offload.engine import Engine
 from ._offload.host_state import Address, host_target
 from ._offload.modules import UseOrder, require_whole
 from ._offload.simulation import new_engine, simulated
-from ._offload.step import require_used_in_order, take_step, take_step_uncompiled
+from ._offload.step import require_used_in_order, take_step
 from ._optim.options import OPTIONS
 from ._optim.state_formats import StateDtype
 from ._torch.hooks import hook_step, outside_of_graphs_if_any
@@ -180,7 +180,7 @@ class AdamW(HostAdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        take_step_uncompiled(self)
+        take_step(self)
         return loss
 
     @staticmethod

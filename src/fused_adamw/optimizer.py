@@ -155,7 +155,7 @@ class AdamW(DecodedState):
 
         Raises:
             TypeError, ValueError: naming the argument, with nothing changed, ``t`` included.
-            RuntimeError: an operation calls the code that has called this, such as a schedule.
+            RuntimeError: called by code that an operation of this optimizer runs, as a schedule is.
             KeyboardInterrupt, other exceptions of signal handlers: before the step or after it.
         """
         return self._bound.step_in_turn(
@@ -180,7 +180,7 @@ class AdamW(DecodedState):
             are stored. Arrays that do not have the shape of the parameter are flat, in the memory
             ``order`` of the parameter, "C" or "F"; those of bfloat16 are of uint16.
         """
-        with self._exclusive("state_dict"):
+        with self._exclusive("state_dict", changes=False):
             numbers = self._state_numbers()
             for entry, state in zip(numbers["state"].values(), self._state, strict=True):
                 entry |= state.copy().arrays
@@ -230,9 +230,9 @@ class AdamW(DecodedState):
         Example: ``with opt.exclusive(): pid = os.fork()`` while another thread trains."""
         return self._lock
 
-    def _exclusive(self, operation: str) -> AbstractContextManager[Any]:
-        """The same, in which none but the operation itself changes this optimizer."""
-        return self._lock.during(operation, changes=operation.startswith("load"))
+    def _exclusive(self, operation: str, changes: bool = True) -> AbstractContextManager[Any]:
+        """The same, in which no other operation changes this optimizer."""
+        return self._lock.during(operation, changes=changes)
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:
         """Nothing: a single process."""
@@ -253,7 +253,7 @@ class AdamW(DecodedState):
     # ---- copies
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._exclusive("a copy"):
+        with self._exclusive("a copy", changes=False):
             self._sources.check_unchanged(self.param_groups, False)
             # Copies, as arrays are pickled later. (The parameters too, which a model may share.)
             return {name: x for name, x in vars(self).items() if name not in _REBUILT} | {

@@ -230,7 +230,7 @@ class ShardedAdamW(BaseOptimizer):
 
     # ---- collective operations
 
-    def _exclusive(self, operation: str) -> AbstractContextManager[None]:
+    def _exclusive(self, operation: str, changes: bool = True) -> AbstractContextManager[None]:
         return self._operations.run(operation)
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ._torch.inspection import Inspected
 from ._torch.paths import GroupPath
 from ._torch.portable_state import portable_state
 from ._torch.state_dict import Loaded, as_of_pytorch, to_load
-from ._torch.step import take_step_uncompiled, take_unprofiled_step
+from ._torch.step import take_step, take_unprofiled_step
 from ._torch.stored import Target, target_of
 
 __all__ = ["AdamW", "GroupPath"]
@@ -269,13 +269,13 @@ class AdamW(Inspected, torch.optim.AdamW):
             TypeError: A parameter, its gradient or its state is not supported, where PyTorch cannot
                 update it instead.
             ValueError: An option has a value that the formula does not allow.
-            RuntimeError: Code that another step calls has called this one.
+            RuntimeError: Called by code that another step of this optimizer runs.
         """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        take_step_uncompiled(self)
+        take_step(self)
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -34,9 +34,9 @@ cdef class ReentrantLock:
     """A reentrant lock, like ``threading.RLock``, that compiled code can acquire without calling
     Python; a context manager.
 
-    It also knows which operation of an optimizer the thread is in. Such an operation may call code
-    of the user, as a schedule, a method of an argument or a finalizer is, and no such code may
-    change the optimizer that the operation has read."""
+    It also knows which operation of an optimizer the thread is in. An operation may run code of the
+    user: a schedule, a method of an argument, a finalizer. That code must not change the optimizer
+    that the operation has read."""
 
     cdef PyThread_type_lock lock
     cdef unsigned long owner  # 0: none

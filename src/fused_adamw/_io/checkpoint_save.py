@@ -51,7 +51,7 @@ def save(
     arrays: Mapping[str, Array] | None,
 ) -> None:
     """The implementation of ``save_checkpoint``. Rank 0 alone uses path, extra and arrays."""
-    with optimizer._exclusive("save_checkpoint"):
+    with optimizer._exclusive("save_checkpoint", changes=False):
         _save(path, optimizer, extra, arrays)
 
 

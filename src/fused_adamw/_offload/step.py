@@ -20,16 +20,13 @@ AdamW: TypeAlias = Any  # that of fused_adamw.offload, which imports this module
 NO_GRADIENT = torch.nn.Parameter(torch.empty(0, device="cpu"))
 
 
+@never_compiled
 def take_step(optimizer: AdamW) -> None:
     """Update all parameters that have a gradient, unless GradScaler found an infinity."""
     overlap.require_unscaled(optimizer._engine(), optimizer)
     if not found_infinity(optimizer):
         with optimizer.exclusive().during("step"):
             _step(optimizer)
-
-
-take_step_uncompiled = never_compiled(take_step)
-"""The same, for code that PyTorch may compile: it breaks the graph."""
 
 
 def _step(optimizer: AdamW) -> None:

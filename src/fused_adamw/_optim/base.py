@@ -140,11 +140,12 @@ class BaseOptimizer(Options):
         """The memory of all arrays of the state, in bytes."""
         return sum(array.nbytes for state in self._state for array in state.arrays.values())
 
-    def _exclusive(self, operation: str) -> AbstractContextManager[Any]:
-        """A block in which no other thread uses the optimizer.
+    def _exclusive(self, operation: str, changes: bool = True) -> AbstractContextManager[Any]:
+        """A block in which no other thread uses the optimizer, and no other operation changes it.
 
         Args:
             operation: its name, for messages.
+            changes: whether it changes the optimizer, and so must not begin within another one.
         """
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ def hook_step(step: Step, unobserved: Step) -> Step:
 
 
 def never_compiled(function: Step) -> Step:
-    """The same; where PyTorch compiles, outside of its graphs."""
+    """The same; where PyTorch compiles, it runs between two graphs, and is in neither."""
     uncompiled = outside_of_graphs(function)
 
     @wraps(function)

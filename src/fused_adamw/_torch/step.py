@@ -15,6 +15,7 @@ from .paths import note_paths
 PROFILED_AS = "fused_adamw::adamw"
 
 
+@never_compiled
 def take_step(optimizer: torch.optim.AdamW) -> None:
     """Update all parameters that have a gradient, unless GradScaler found an infinity."""
     if torch.autograd._profiler_enabled():
@@ -22,10 +23,6 @@ def take_step(optimizer: torch.optim.AdamW) -> None:
             take_unprofiled_step(optimizer)
     else:
         take_unprofiled_step(optimizer)
-
-
-take_step_uncompiled = never_compiled(take_step)
-"""The same, for code that PyTorch may compile: it breaks the graph."""
 
 
 def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
