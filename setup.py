@@ -1,6 +1,7 @@
 """Builds the one extension module; everything else is in pyproject.toml."""
 
 import gzip
+import itertools
 import os
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,19 @@ def with_own_flags(compile_files: Callable[..., list[str]]) -> Callable[..., lis
     return compile_each
 
 
+def at_the_same_time(compile_files: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """A function that compiles files as this one does, one for each processor at a time."""
+
+    def compile_all(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
+        def compile_one(source: str) -> list[str]:
+            return compile_files([source], *arguments, **options)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(itertools.chain.from_iterable(pool.map(compile_one, sources)))
+
+    return compile_all
+
+
 class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -132,6 +147,8 @@ class BuildExt(build_ext):
 
     def build_extensions(self) -> None:
         more = self.flags_of_windows() if self.compiler.compiler_type == "msvc" else []
+        if self.compiler.compiler_type == "unix":  # setuptools compiles one file after the other
+            self.compiler.compile = at_the_same_time(self.compiler.compile)
         compile_flags, link_flags = self.thread_flags()
         exact = self.exact_flags()
         for extension in self.extensions:

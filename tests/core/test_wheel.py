@@ -1,4 +1,4 @@
-"""What tools/repair_wheel.py makes of a wheel, and archives that depend on their contents only."""
+"""What tools/repair_wheel.py makes of a wheel."""
 
 import base64
 import csv
@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,7 +29,6 @@ needs_tools = pytest.mark.skipif(
     or runtime_info()["threading"] != "OpenMP",
     reason="needs Linux, binutils, patchelf and OpenMP",
 )
-needs_setup = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no sources to build")
 
 INFO = "fused_adamw-9.9.dist-info"
 METADATA = """\
@@ -241,49 +239,3 @@ def test_other_libraries_of_this_machine_are_refused(tmp_path):
     assert run.returncode == 1
     assert "libz.so.1" in run.stderr
     assert not list(tmp_path.glob("out/*"))
-
-
-# ---- setup.py
-
-
-def command(setup_py, name, module="fused_adamw._core"):
-    from setuptools import Distribution, Extension
-
-    core = Extension(module, ["x.c"], py_limited_api=True)
-    return setup_py[name](Distribution({"name": "fused-adamw", "ext_modules": [core]}))
-
-
-@needs_setup
-@pytest.mark.skipif(os.name == "nt", reason="modules are .pyd there")
-@pytest.mark.parametrize("suffix", [".abi3.so", ".abi3-x86_64-linux-gnu.so", ".abi3t.so"])
-def test_the_module_of_the_stable_abi_has_one_name(setup_py, monkeypatch, suffix):
-    """Older versions of Python do not find the others, which setuptools makes for newer ones."""
-    if not setup_py["ABI3"]:
-        pytest.skip("this Python has no stable ABI")
-    monkeypatch.setattr("setuptools.command.build_ext.get_abi3_suffix", lambda: suffix)
-    build_ext = command(setup_py, "BuildExt")
-    build_ext.ensure_finalized()
-    name = build_ext.get_ext_filename("fused_adamw._core")
-    assert Path(name) == Path("fused_adamw", "_core.abi3.so")
-
-
-@needs_setup
-def test_a_source_distribution_depends_on_its_contents(setup_py, tmp_path, monkeypatch):
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    made = []
-    for moment, mode in ((1_000_000_000, 0o600), (1_500_000_000, 0o664)):
-        root = tmp_path / str(moment)
-        files = [root / "p-1" / "b" / "x.py", root / "p-1" / "a.txt"]
-        for path in files if mode == 0o600 else reversed(files):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(path.name)
-            path.chmod(mode)
-            os.utime(path, (moment, moment))
-        monkeypatch.chdir(root)
-        sdist = command(setup_py, "SDist")
-        archive = Path(sdist.make_archive("p-1", "gztar", base_dir="p-1", owner=None, group=None))
-        made.append(archive.read_bytes())
-    assert made[0] == made[1]
-    with tarfile.open(fileobj=io.BytesIO(made[0])) as archive:
-        members = {x.name: (x.mode, x.mtime, x.uid) for x in archive if x.isfile()}
-    assert members == dict.fromkeys(["p-1/a.txt", "p-1/b/x.py"], (0o644, 1_700_000_000, 0))
