@@ -1,5 +1,5 @@
 /* Forks while other threads make and end teams of OpenMP; the children step. Prints how many
- * children did not get on, and the most threads that one had. */
+ * children did not get on, or did not step every element, and the most threads that one had. */
 #define _DEFAULT_SOURCE
 #include "fused_adamw.h"
 
@@ -24,6 +24,15 @@ static fused_adamw_tensor zeros(ptrdiff_t size)
                                 .v = memory + 3 * size,
                                 .size = size,
                                 .scalars = &scalars};
+}
+
+static int is_stepped(const fused_adamw_tensor *tensor)
+{
+    const float *params = tensor->params;
+    ptrdiff_t i = 0;
+    while (i < tensor->size && params[i] != 0)
+        i++;
+    return i == tensor->size;
 }
 
 static void *make_teams(void *unused)
@@ -52,6 +61,8 @@ int main(void)
     fused_adamw_derive_scalars(&hyperparams, FUSED_ADAMW_FLOAT32, 1, &scalars);
     fused_adamw_finish_scalars(&scalars, 1, 1, 0);
     const fused_adamw_tensor tensor = zeros(SIZE);
+    for (ptrdiff_t i = 0; i < tensor.size; i++)
+        ((float *)tensor.grads)[i] = 1;
     for (int i = 0; i < STEPPERS; i++)
         pthread_create(&steppers[i], NULL, make_teams, NULL);
     for (int i = 0; i < FORKS; i++) {
@@ -61,11 +72,13 @@ int main(void)
             alarm(SECONDS);
             fused_adamw_step(fused_adamw_find_isa(NULL), &tensor, 1,
                              1 + fused_adamw_default_threads(0, 0));
-            _exit(count_threads());
+            _exit(is_stepped(&tensor) ? count_threads() : 0);
         }
-        failed += waitpid(child, &status, 0) != child || !WIFEXITED(status);
-        if (WIFEXITED(status) && WEXITSTATUS(status) > most)
-            most = WEXITSTATUS(status);
+        const int exited = waitpid(child, &status, 0) == child && WIFEXITED(status);
+        const int threads = exited ? WEXITSTATUS(status) : 0;
+        failed += threads == 0;
+        if (threads > most)
+            most = threads;
     }
     done = 1;
     for (int i = 0; i < STEPPERS; i++)
