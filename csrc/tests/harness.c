@@ -78,6 +78,14 @@ static double random_value(double size)
     return size * uniform * pow(10, random_below(5) - 2.0);
 }
 
+/* One of the NaNs has all bits set: rounded up as a number is, it would become 0. */
+static double special_value(void)
+{
+    double values[] = {0, -0.0, INFINITY, -INFINITY, NAN, NAN, 1e-42, 3e38, 1e20};
+    memset(&values[5], 0xff, sizeof *values);
+    return values[random_below(sizeof values / sizeof *values)];
+}
+
 static void put(const char *type, void *array, ptrdiff_t i, double x)
 {
     if (strcmp(type, "float64") == 0)
@@ -104,11 +112,10 @@ void problem_fill(problem *p)
 {
     const char *element = fused_adamw_element_types[p->element_type].name;
     const char *state = fused_adamw_state_formats[p->state_format].name;
-    const double special[] = {0, -0.0, INFINITY, -INFINITY, NAN, 1e-42, 3e38, 1e20};
     for (int role = 0; role < NUM_ROLES; role++)
         p->arrays[role] = p->unit[role] == 0 ? NULL : calloc(p->num_bytes[role] + 1, 1);
     for (ptrdiff_t i = 0; i < p->size; i++) {
-        const double gradient = random_below(100) == 0 ? special[random_below(8)] : random_value(1);
+        const double gradient = random_below(100) == 0 ? special_value() : random_value(1);
         put(oracle_grad_type(p), p->arrays[GRADS], i, gradient);
         put(element, p->arrays[PARAMS], i, random_value(1));
         if (p->unit[MASTER] == sizeof(float))
@@ -116,7 +123,7 @@ void problem_fill(problem *p)
         if (p->unit[MASTER] == sizeof(int16_t)) { /* any beside any, as others write parameters */
             ((int16_t *)p->arrays[MASTER])[i] = (int16_t)((int)random_below(65536) - 32768);
             if (random_below(50) == 0)
-                put(element, p->arrays[PARAMS], i, special[random_below(8)]);
+                put(element, p->arrays[PARAMS], i, special_value());
         }
         if (p->ema)
             put(p->unit[EMA] == 8 ? "float64" : "float32", p->arrays[EMA], i, random_value(1));
