@@ -138,6 +138,14 @@ void problem_fill(problem *p)
         fill_8bit(p);
 }
 
+void problem_without_large_grads(problem *p)
+{
+    const char *type = oracle_grad_type(p);
+    for (ptrdiff_t i = 0; i < p->size; i++)
+        if (!(fabs(oracle_grad(p, i)) < 1e6))
+            put(type, p->arrays[GRADS], i, 1);
+}
+
 problem problem_copy(const problem *p)
 {
     problem copy = *p;

@@ -29,6 +29,9 @@ uint32_t random_below(uint32_t bound);
 /* Allocates the arrays of a problem and fills them with what training may leave there, a few zeros,
  * infinities and NaNs among the gradients. */
 void problem_fill(problem *p);
+/* Replaces gradients beyond which a sum of squares loses the others: those that are not finite, too. */
+void problem_without_large_grads(problem *p);
+
 problem problem_copy(const problem *p);
 void problem_free(problem *p);
 

@@ -142,7 +142,7 @@ void oracle_step(problem *p, const fused_adamw_hyperparams *h, int64_t t, double
 
 /* ---- the norm */
 
-static double gradient_at(const problem *p, ptrdiff_t i)
+double oracle_grad(const problem *p, ptrdiff_t i)
 {
     const char *type = oracle_grad_type(p);
     return is_named(type, "float64") ? ((double *)p->arrays[GRADS])[i]
@@ -154,7 +154,7 @@ static double sum_of(const problem *p, ptrdiff_t begin, ptrdiff_t end)
 {
     double lanes[16] = {0};
     for (ptrdiff_t i = begin; i < end; i++)
-        lanes[(i - begin) % 16] += gradient_at(p, i) * gradient_at(p, i);
+        lanes[(i - begin) % 16] += oracle_grad(p, i) * oracle_grad(p, i);
     for (int width = 8; width > 0; width /= 2)
         for (int k = 0; k < width; k++)
             lanes[k] += lanes[k + width];

@@ -40,8 +40,9 @@ void oracle_encode(problem *p, const float *m, const float *v, const float *v_ma
 float oracle_load_master(const problem *p, ptrdiff_t i);
 void oracle_store_master(problem *p, ptrdiff_t i, float x);
 
-/* What the gradients are stored in. */
+/* What the gradients are stored in, and one of them. */
 const char *oracle_grad_type(const problem *p);
+double oracle_grad(const problem *p, ptrdiff_t i);
 
 /* One value of a storage type. `dither`: 16 bits, or below 0 to round to the nearest. */
 float oracle_load(const char *type, const void *array, ptrdiff_t i);
