@@ -266,6 +266,7 @@ static int print_result(void)
 int main(int argc, char **argv)
 {
     fused_adamw_init();
+    test_threads_of_a_step();
     test_fork();
     test_callers();
     if (argc == 2 && strcmp(argv[1], "threads") == 0)

@@ -9,6 +9,7 @@ void test_dispatch(void);
 void test_codecs(void);
 void test_bias_corrections(void);
 void test_offsets(void);
+void test_threads_of_a_step(void);
 void test_fork(void);
 void test_callers(void);
 

@@ -3,6 +3,7 @@
 #include "../threads.h"
 #include "test_kernels.h"
 
+#include <dirent.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -95,6 +96,8 @@ void test_scalars(void)
           "grad_scale is not finite");
     check(fused_adamw_finish_scalars(&scalars, 2, NAN, 1) == 0 && isnan(scalars.scale),
           "a factor of NaN");
+    check(fused_adamw_finish_scalars(&scalars, 3, 0.1, 1) == 0 && scalars.scale == (float)(3 * 0.1),
+          "the scale is the product, rounded once");
     for (int role = 0; role < 3; role++)
         check(scalars.dither[role] == oracle_dither(role, 0, 0, 3) - oracle_dither(role, 0, 0, 0),
               "dither of role %d", role);
@@ -171,6 +174,44 @@ void test_dispatch(void)
     check(fused_adamw_default_threads(0, 1) == 1 &&
               fused_adamw_default_threads(0, 0) >= 1,
           "default threads");
+}
+
+/* ---- threads */
+
+/* 0 where that is not known. */
+static int count_threads(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    int found = -2; /* . and .. */
+    if (tasks == NULL)
+        return 0;
+    while (readdir(tasks))
+        found++;
+    closedir(tasks);
+    return found;
+}
+
+/* OpenMP keeps threads for the next region. To be called before any other step. */
+void test_threads_of_a_step(void)
+{
+    float memory[4][3 * 64] = {{0}};
+    fused_adamw_scalars scalars;
+    fused_adamw_derive_scalars(&GOOD, FLOAT32, 1, &scalars);
+    fused_adamw_finish_scalars(&scalars, 1, 1, 0);
+    const fused_adamw_tensor tensor = {.params = memory[0],
+                                       .grads = memory[1],
+                                       .m = memory[2],
+                                       .v = memory[3],
+                                       .size = sizeof *memory / sizeof **memory,
+                                       .scalars = &scalars};
+    const int before = count_threads();
+    const int is_known = before > 0 && fused_adamw_threading() != NULL;
+    for (int num_threads = 1; num_threads <= 3; num_threads++) {
+        fused_adamw_step(fused_adamw_find_isa(NULL), &tensor, 1, num_threads);
+        const int more = count_threads() - before;
+        check(!is_known || (num_threads == 1 ? more == 0 : more >= num_threads - 1),
+              "a step on %d threads starts %d", num_threads, more);
+    }
 }
 
 /* ---- fork */
