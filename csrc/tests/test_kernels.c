@@ -274,6 +274,7 @@ int main(int argc, char **argv)
     test_scalars();
     test_dispatch();
     test_codecs();
+    test_master_weights();
     test_bias_corrections();
     test_offsets();
     test_dither_of_0();
