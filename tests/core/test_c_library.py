@@ -1,6 +1,7 @@
 """The C library without Python: its own tests, its example, its header and its exported symbols."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,38 @@ def test_instruction_sets_are_found_on_windows(tmp_path):
         x: ["avx2", "sse2"] for x in LESS_THAN_AVX512
     }
     assert {x: found(x) for x in LESS_THAN_AVX2} == {x: ["sse2"] for x in LESS_THAN_AVX2}
+
+
+# ---- what other processors have
+
+FEWER_FEATURES = """
+#include <stdlib.h>
+#include <string.h>
+static int supports(const char *feature) { return strcmp(feature, getenv("LACKS")) != 0; }
+#define __builtin_cpu_supports supports
+#include "dispatch.c"
+"""
+
+
+@needs_cc
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.name != "posix" or os.uname().machine != "x86_64", reason="features of x86-64"
+)
+def test_an_instruction_set_takes_all_that_its_kernels_are_compiled_for(tmp_path):
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(FEWER_FEATURES + FAKE_PROGRAM)
+    run(CC, *FLAGS, "-Icsrc", source, "-o", program)
+    target = re.search(r'USING\("(avx512f[^"]*)"', (ROOT / "csrc" / "avx512.c").read_text())
+    features = target[1].split(",")
+    assert len(features) == 4
+
+    def found(lacks):
+        return run(program, env=os.environ | {"LACKS": lacks}).split()
+
+    assert found("") == ["avx512", "avx2", "sse2"]
+    assert {x: found(x) for x in features} == {x: ["avx2", "sse2"] for x in features}
+    assert found("avx2") == ["avx512", "sse2"]
 
 
 # ---- sizes of stacks
