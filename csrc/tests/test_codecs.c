@@ -26,8 +26,8 @@ static void change_moments(float *const in[3], ptrdiff_t size)
             in[0][i] = INFINITY;
         if (i / 256 % 2 == 1) { /* around 2^-96: as 0 are stored smaller ratios to sqrt(v) */
             in[0][i] = ldexpf(1 + (float)random_below(1000) / 1000, -(90 + (int)(i / 256)));
-            if (i / 256 == 7)
-                in[0][i] = 0x1p-96f;
+            if (i / 256 == 7 || i / 256 == 9)
+                in[0][i] = i / 256 == 7 ? 0x1p-96f : 0x1.fffffep-97f;
             in[1][i] = 1;
         }
         if (i / 256 % 4 == 2) /* a block without a root above 0 */
@@ -60,6 +60,22 @@ static void set_ranges(float *const in[3], ptrdiff_t size)
             in[0][i] = block % 8 == 3 ? INFINITY : NAN;
         in[1][i] = place == 2 && block / 9 % 2 ? 0 : root * root;
         in[2][i] = in[1][i];
+    }
+}
+
+/* Blocks whose roots lie within 1, 2, 4, ... units of the last place, and are all larger than the
+ * ratios of m to them. In every fourth an m is not finite. */
+enum { BLOCKS_OF_CLOSE_ROOTS = 32 };
+
+static void set_close_roots(float *const in[3], ptrdiff_t size)
+{
+    for (ptrdiff_t i = 0; i < size; i++) {
+        const uint32_t block = (uint32_t)(i / 256);
+        const float root = float_with(0x3f000000 + random_below(1u << block / 2));
+        in[0][i] = ((float)random_below(1000) - 500) * 1e-6f * root;
+        if (block % 4 == 3 && i % 256 == 100)
+            in[0][i] = INFINITY;
+        in[1][i] = in[2][i] = root * root;
     }
 }
 
@@ -116,10 +132,14 @@ void test_codecs(void)
                     test_codec(isa, &p, change_moments);
             }
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++) {
-        problem p = {.element_type = FUSED_ADAMW_FLOAT32,
-                     .state_format = FUSED_ADAMW_STATE_8BIT,
-                     .size = (ptrdiff_t)256 * BLOCKS_OF_RANGES};
-        if (fused_adamw_isa_available(isa) && oracle_layout(&p))
-            test_codec(isa, &p, set_ranges);
+        problem ranges = {.element_type = FUSED_ADAMW_FLOAT32,
+                          .state_format = FUSED_ADAMW_STATE_8BIT,
+                          .size = (ptrdiff_t)256 * BLOCKS_OF_RANGES};
+        problem close = ranges;
+        close.size = (ptrdiff_t)256 * BLOCKS_OF_CLOSE_ROOTS;
+        if (fused_adamw_isa_available(isa) && oracle_layout(&ranges) && oracle_layout(&close)) {
+            test_codec(isa, &ranges, set_ranges);
+            test_codec(isa, &close, set_close_roots);
+        }
     }
 }

@@ -131,7 +131,10 @@ static void test_state_format(int row)
     check(format->m_bits == bits_of_name(format->m_type) &&
               format->v_bits == bits_of_name(format->v_type),
           "bits of state format %d", row);
-    check(FUSED_ADAMW_BLOCK % format->block == 0, "block of state format %d", row);
+    check(FUSED_ADAMW_BLOCK % format->block == 0 &&
+              (format->block > 1) == (format->m_scale_type != NULL) &&
+              (format->block > 1) == (format->v_scale_type != NULL),
+          "block of state format %d", row);
 }
 
 static void test_tables(void)
