@@ -1,4 +1,4 @@
-/* Master weights, alone and in pairs, against the oracle. */
+/* Values of 16 bits and master weights, alone and in pairs, against the oracle. */
 #include "../kernels/element_types.h"
 #include "test_kernels.h"
 
@@ -71,6 +71,43 @@ static int is_same_float(float a, float b)
     }
 FUSED_ADAMW_STORAGE_TYPES(ROW)
 #undef ROW
+
+/* Every value of 16 bits, in either place of a pair; stored again, it is what it was. */
+#define ROW(id, name, type, ...)                                                                   \
+    static void test_values_##name(uint16_t code)                                                  \
+    {                                                                                              \
+        const float expected = oracle_load(#name, &code, 0), found = load_##name(code);            \
+        const int same = store_##name(found, 0, 0) == code || isnan(found);                        \
+        check(is_same_float(found, expected) && same, #name ": %04x", code);                       \
+        check(is_same_float(first_##name(0xabcd0000 | code), expected) &&                          \
+                  is_same_float(second_##name((uint32_t)code << 16 | 0xabcd), expected),           \
+              #name ": %04x of a pair", code);                                                     \
+    }
+FUSED_ADAMW_STORAGE_TYPES(ROW)
+#undef ROW
+
+/* Only what is between 0 and the smallest bfloat16 above it is raised. */
+static void test_above_0(void)
+{
+    static const uint32_t BITS[] = {0,          1,          0x7fff,     0x8000,     0xffff,
+                                    0x10000,    0x10001,    0x1ffff,    0x3f800001, 0x7f800000,
+                                    0x80000000, 0x80000001, 0xbf800000, 0xff800000};
+    for (size_t i = 0; i < sizeof BITS / sizeof *BITS; i++) {
+        const uint32_t expected = BITS[i] > 0 && BITS[i] < 0x10000 ? 0x10000 : BITS[i];
+        check(bits_of(above_0_bfloat16(float_of(BITS[i]))) == expected, "above 0: %08x",
+              (unsigned)BITS[i]);
+    }
+}
+
+void test_element_types(void)
+{
+    test_above_0();
+    for (uint32_t code = 0; code < 65536; code++) {
+#define ROW(id, name, ...) test_values_##name((uint16_t)code);
+        FUSED_ADAMW_STORAGE_TYPES(ROW)
+#undef ROW
+    }
+}
 
 /* Upper halves of a float32 from 0 to 0xffff, that of infinity among them; beside each, lower ones
  * around the middle and at both ends. */

@@ -274,7 +274,9 @@ int main(int argc, char **argv)
     test_scalars();
     test_dispatch();
     test_codecs();
+    test_element_types();
     test_master_weights();
+    test_dithers();
     test_bias_corrections();
     test_offsets();
     test_dither_of_0();

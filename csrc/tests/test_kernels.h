@@ -7,7 +7,9 @@
 void test_scalars(void);
 void test_dispatch(void);
 void test_codecs(void);
+void test_element_types(void);
 void test_master_weights(void);
+void test_dithers(void);
 void test_bias_corrections(void);
 void test_offsets(void);
 void test_threads_of_a_step(void);
