@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from checkpoints import Failing, mapping, trained
+from checkpoints import Failing, mapping, next_descriptor, trained
 from processes import start_children
 
 from fused_adamw._io.atomic_write import atomic_write
@@ -13,6 +13,8 @@ from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_leftovers_of_killed_processes_are_removed(path):
+    """And no file stays open."""
+    free = next_descriptor()
     own = [f".{path.name}.{'0123456789abcdef'}.tmp", f".{path.name}.{'f' * 16}.tmp"]
     others = [
         f".{path.name}.0123.tmp",
@@ -28,6 +30,7 @@ def test_leftovers_of_killed_processes_are_removed(path):
         path.with_name(name).touch()
     save_checkpoint(path, trained(mapping()))
     assert sorted(os.listdir(path.parent)) == sorted([*others, path.name])
+    assert next_descriptor() == free
 
 
 def test_leftovers_of_long_names_are_removed(tmp_path, monkeypatch):

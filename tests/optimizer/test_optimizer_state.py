@@ -175,14 +175,21 @@ def test_what_is_no_state(state):
 
 def test_a_loaded_schedule_is_asked_for_the_step_that_comes_next():
     """One that ends is not asked for a step after its end, where this optimizer happens to be."""
-    rates = [None, 0.1, 0.2, 0.3]
-    opt = AdamW(np.ones(2), lr=rates.__getitem__)
+    rates, asked = [None, 0.1, 0.2, 0.3], set()
+
+    def lr(t):
+        asked.add(t)
+        return rates[t]
+
+    opt = AdamW(np.ones(2), lr=lr)
     opt.step(np.ones(2))
     state = opt.state_dict()
     opt.step(np.ones(2))
     opt.step(np.ones(2))
+    asked.clear()
     opt.load_state_dict(state)
     assert opt.t == 1
+    assert asked == {2}
 
 
 def halving(t):

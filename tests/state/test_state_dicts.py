@@ -23,7 +23,10 @@ from fused_adamw import AdamW, fused_adamw
 # ---- bad arguments
 
 
-@pytest.mark.parametrize("name", ["", "8BIT", "8-bit", "float64", "int8", 8, True, np.float32])
+@pytest.mark.parametrize(
+    "name",
+    ["", "8BIT", "8-bit", "float64", "int8", 8, True, np.float32, np.array("8bit"), ["8bit"]],
+)
 def test_unknown_state_dtypes(name):
     expected = r"state_dtype must be None, 'float32', 'bfloat16' or '8bit'; got"
     with pytest.raises(ValueError, match=expected):

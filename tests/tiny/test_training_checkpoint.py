@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from checkpoints import next_descriptor
 from processes import bytes_read, start_children
 
 from fused_adamw import AdamW
@@ -98,7 +99,8 @@ def test_what_is_no_training(tmp_path, training, losses):
 
 
 def test_one_training_at_a_time(tmp_path):
-    """Whatever the path is called; and the next one when it has ended."""
+    """Whatever the path is called; and the next one when it has ended. No file stays open."""
+    free = next_descriptor()
     (tmp_path / "link").symlink_to("run")
     for other in ("run", "link"):
         with checkpoint_lock(tmp_path / "run"):
@@ -108,6 +110,7 @@ def test_one_training_at_a_time(tmp_path):
             with checkpoint_lock(tmp_path / "run2"):
                 assert sorted(os.listdir(tmp_path)) == [".run.lock", ".run2.lock", "link"]
     assert os.listdir(tmp_path) == ["link"]
+    assert next_descriptor() == free
 
 
 def test_a_lock_is_free_after_an_error_and_a_leftover(tmp_path):
