@@ -226,6 +226,39 @@ def test_a_model_whose_attributes_are_the_parameters_can_be_copied(copied):
     assert model.w[0] == 1
 
 
+class Layers(list):
+    pass
+
+
+class Named(dict):
+    pass
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize(
+    ("model", "grads"),
+    [(Layers([np.ones(3)]), [np.ones(3)]), (Named(w=np.ones(3)), {"w": np.ones(3)})],
+    ids=["list", "dict"],
+)
+def test_a_model_that_is_the_container_of_its_parameters_can_be_copied(model, grads, copied):
+    """Its optimizer is copied while the copy of the container is still empty."""
+    model.opt = AdamW(model)
+    twin = copied(model)
+    twin.opt.step(grads)
+    key = 0 if isinstance(model, list) else "w"
+    assert twin[key][0] != model[key][0] == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_what_was_added_to_a_list_of_parameters_is_not_copied(copied):
+    params = [np.ones(3)]
+    opt = AdamW(params)
+    params.append(np.ones(2))
+    twin = copied(opt)
+    assert len(twin.param_groups[0]["params"]) == 1
+    twin.step([np.ones(3)])
+
+
 # ---- read-only memory: pickles of protocol 5, which is the default from Python 3.14 on
 
 

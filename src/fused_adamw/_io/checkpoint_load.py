@@ -127,10 +127,10 @@ def _match_tensors(
     _require_params(header, params)
     saved: dict[str, dict[str, tuple[np.dtype[Any], Shape]]] = {name: {} for name in params}
     for key, info in header.tensors.items():
-        role, slash, name = key.partition("/")
+        role, _, name = key.partition("/")
         if key.startswith("extra/"):
             continue
-        if not slash or name not in saved:
+        if name not in saved:
             raise ValueError(f"unexpected {key}")
         if role != "params":
             saved[name][role] = (info.storage, info.shape)

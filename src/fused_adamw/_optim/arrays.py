@@ -115,6 +115,6 @@ def items_of_range(begin: int, end: int, items: int, size: int) -> tuple[int, in
         size: elements of the whole tensor.
     """
     share = 1
-    while -(-size // share) > max(items, 1):
+    while -(-size // share) > items:
         share *= 2
     return begin // share, -(-end // share)
