@@ -1,5 +1,7 @@
 """Loading converts, with one warning that names the formats; ``convert=False`` refuses."""
 
+import _thread
+import time
 import warnings
 
 import pytest
@@ -64,6 +66,18 @@ def test_a_warning_that_is_an_error_changes_nothing(through, tmp_path):
             load(opt, saved, path)
         assert contents(opt) == before
         load(opt, trained(state_dtype="8bit"), path)  # no conversion, no warning
+
+
+def test_a_thread_whose_lines_are_all_in_the_package():
+    saved, opt = trained(), trained(state_dtype="8bit", steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _thread.start_new_thread(opt.load_state_dict, (saved.state_dict(),))
+        until = time.monotonic() + 60
+        while opt.t != saved.t and time.monotonic() < until:
+            time.sleep(0.001)
+    assert opt.t == saved.t
+    assert ["was converted" in str(warning.message) for warning in caught] == [True]
 
 
 @pytest.mark.parametrize("convert", [None, "yes", 2])

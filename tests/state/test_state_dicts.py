@@ -166,6 +166,10 @@ def test_repr_and_what_is_seen():
         opt.seed = 5
 
 
+ENDLESS = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize("convert", [False, True])
 @pytest.mark.parametrize(
     ("path", "value"),
@@ -184,6 +188,8 @@ def test_repr_and_what_is_seen():
         (["state", "0"], DELETED),
         (["state", "9"], {}),
         (["state"], None),
+        (["seed"], ENDLESS),
+        (["state", "0", "m"], ENDLESS),
     ],
     ids=str,
 )
