@@ -122,6 +122,14 @@ def test_a_lock_is_free_after_an_error_and_a_leftover(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="needs files that are not followed")
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / ".run.lock").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="symbolic links"), checkpoint_lock(tmp_path / "run"):
+        pass
+    assert os.listdir(tmp_path) == [".run.lock"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_no_two_processes_have_the_lock(tmp_path):
