@@ -57,6 +57,18 @@ def test_state_for_pytorch_is_its_own_where_it_is():
         assert all(saved["state"][i][name] is x for name, x in opt.state[p].items())
 
 
+def test_parameters_without_state_and_without_a_kernel():
+    dtypes = [torch.float32, torch.float32, torch.complex64]
+    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in dtypes]
+    opt = AdamW(params)
+    params[0].grad, params[2].grad = torch.ones(3), torch.ones(3, dtype=torch.complex64)
+    opt.step()
+    saved = opt.state_dict(format="torch")["state"]
+    assert saved.keys() == {0, 2}
+    for i, entry in saved.items():
+        assert all(entry[name] is x for name, x in opt.state[params[i]].items())
+
+
 @pytest.mark.parametrize("name", ["float32", "pytorch", True, 0])
 def test_other_formats_are_refused(name):
     _, opt = trained()
