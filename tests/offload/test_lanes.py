@@ -126,6 +126,7 @@ def test_a_pace_that_the_cpu_lane_cannot_have(options, error, message):
         ({"slots": 3}, ValueError, "slots must be a power of two, 1 or more; got 3"),
         ({"slots": 0}, ValueError, "slots must be a power of two, 1 or more; got 0"),
         ({"slots": 2.0}, TypeError, "slots must be a power of two, 1 or more; got 2.0"),
+        ({"slots": True}, TypeError, "slots must be a power of two, 1 or more; got True"),
         (
             {"slots": 2, "slot_bytes": 1 << 16},
             ValueError,

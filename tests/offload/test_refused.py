@@ -39,16 +39,24 @@ def sparse():
     return torch.nn.Parameter(torch.eye(4).to_sparse())
 
 
+def negated():
+    return torch.nn.Parameter(torch._neg_view(torch.zeros(4)))
+
+
 @pytest.mark.parametrize(
     ("make", "strides"),
-    [(complex_parameter, (1,)), (with_gaps, (8, 2)), (expanded, (0,)), (sparse, None)],
+    [
+        *((complex_parameter, (1,)), (with_gaps, (8, 2)), (expanded, (0,)), (sparse, None)),
+        (negated, (1,)),
+    ],
 )
 def test_parameters_that_are_refused(make, strides):
     good, bad = parameter(shape=(9,)), make()
     opt = on_device([good, bad], lr=1e-2)
     set_gradient(good, 0)
     bad.grad = torch.zeros_like(bad)
-    match = f"parameter 1 must be dense .*, strides {re.escape(str(strides))}$"
+    got = f"Parameter, {bad.dtype}, {bad.layout}, shape .*, strides {re.escape(str(strides))}"
+    match = f"parameter 1 must be dense .*; got {got}$"
     assert_refused(opt, good, TypeError, match)
 
 
@@ -120,6 +128,15 @@ def test_expanded_gradients_beside_parameters():
         p.grad = memory[begin : begin + 1].expand(300)
         with pytest.raises(ValueError, match="must not share memory with parameter 0"):
             opt.step()
+
+
+def test_a_gradient_in_a_parameter_that_has_an_empty_one_inside():
+    memory = torch.ones(300)
+    params = [torch.nn.Parameter(memory), torch.nn.Parameter(memory[100:100])]
+    opt = on_device(params, lr=1e-2)
+    params[0].grad, params[1].grad = memory[150:151].expand(300), torch.ones(0)
+    with pytest.raises(ValueError, match="must not share memory with parameter 0"):
+        opt.step()
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e9])

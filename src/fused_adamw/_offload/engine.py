@@ -54,8 +54,8 @@ class Gradient:
     def __init__(self, grad: Tensor) -> None:
         self._grad, self._version = TensorWeakRef(grad), version_of(grad)
 
-    def is_still(self, grad: Tensor | None) -> bool:
-        return grad is not None and grad is self._grad() and version_of(grad) == self._version
+    def is_still(self, grad: Tensor) -> bool:
+        return grad is self._grad() and version_of(grad) == self._version
 
 
 class Begun(NamedTuple):

@@ -20,7 +20,6 @@ from .._optim.state_formats import (
     TensorState,
     format_of,
     has_scales,
-    is_compatible,
     state_layout,
 )
 from .dtensors import is_dtensor, local_of, placed_like
@@ -151,7 +150,7 @@ def converted(moments: Moments, target: Target) -> State:
     saved = moments.arrays.items()
     kept = {r: x.detach().cpu() for r, x in saved if r in own.layout or is_scale(r)}
     new = {r: _new(like, r, own) for r in own.moments if r in kept or is_scale(r)}
-    source = _supported(Moments(moments.format, kept), like)
+    source = Moments(moments.format, kept)
     order = new_order(like)
     if has_scales(source.format) and block_order(source, like) != order:
         source = _decoded(source, like)
@@ -178,16 +177,6 @@ def placed(x: Tensor, target: Target) -> Tensor:
     """Memory in the shape of the local shard as it is kept in the state."""
     whole: Tensor = placed_like(target.whole, x)
     return whole
-
-
-def _supported(moments: Moments, like: Tensor) -> Moments:
-    """The moments in a format that the kernels support for such a parameter."""
-    dtype = dtype_name(like.dtype)
-    if is_compatible(dtype, moments.format):
-        return moments
-    arrays = (_decoded(moments, like) if has_scales(moments.format) else moments).arrays
-    compute = ELEMENT_TYPES[dtype].compute
-    return Moments(compute, {role: x.to(torch_dtype(compute)) for role, x in arrays.items()})
 
 
 def _decoded(moments: Moments, like: Tensor) -> Moments:
