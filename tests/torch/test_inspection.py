@@ -45,6 +45,13 @@ def test_the_kernels(options):
         assert other.last_path == []
 
 
+def test_a_group_that_pytorch_was_asked_for_hides_no_warning_of_another():
+    asked, unsupported = parameter(), parameter(dtype=torch.complex64)
+    opt = AdamW([{"params": [asked], "fused": False}, {"params": [unsupported]}])
+    with pytest.warns(UserWarning, match=r"updates 1 of 1 tensors of param_groups\[1\]"):
+        opt.step()
+
+
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
@@ -241,6 +248,10 @@ def test_state_nbytes(state_dtype):
     assert opt.state_nbytes == {"bfloat16": 4, "8bit": 2}.get(state_dtype, 8) * size + (
         8 * blocks if state_dtype == "8bit" else 0
     )
+    before = opt.state_nbytes
+    opt.state["of a program"] = {"note": torch.ones(3)}
+    opt.state[params[0]]["note"] = "of a program"
+    assert opt.state_nbytes == before
 
 
 def test_repr_has_the_options_that_pytorch_lacks():
