@@ -13,6 +13,7 @@ from cli_process import MAIN, in_a_process
         ("--steps 0", "error: --steps must be at least 1; got 0\n"),
         ("--steps many", "error: --steps must be an integer; got 'many'\n"),
         ("--steps=", "error: --steps must be an integer; got ''\n"),
+        ("--steps=--5", "error: --steps must be an integer; got '--5'\n"),
         pytest.param(
             f"--steps 1{'0' * 5000}",
             "error: --steps must have at most 4,300 digits; got 5,001\n",

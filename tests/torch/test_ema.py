@@ -263,3 +263,15 @@ def test_an_average_that_shares_memory():
     with pytest.raises(TypeError, match="unsupported: parameters"):
         opt.step()
     assert_equal_tensors(params, before)
+
+
+def test_a_seed_of_none_is_loaded_and_a_decay_of_none_is_not():
+    """An average that silently ended would be noticed too late."""
+    p = parameter()
+    opt = AdamW([p], ema_decay=DECAY, seed=3)
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0] |= {"ema_decay": None, "seed": None}
+    opt.load_state_dict(saved)
+    group = opt.param_groups[0]
+    assert (group["ema_decay"], group["seed"]) == (DECAY, None)

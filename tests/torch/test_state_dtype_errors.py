@@ -148,6 +148,16 @@ def test_scales_have_memory_of_their_own(name):
         opt.step()
 
 
+def test_memory_that_is_shared_before_the_first_step():
+    memory = torch.zeros(6)
+    params = [torch.nn.Parameter(memory[i : i + 4]) for i in (0, 2)]
+    opt = AdamW(params, state_dtype="8bit")
+    for p in params:
+        p.grad = torch.ones(4)
+    with pytest.raises(TypeError, match=r"\[0, 1\] \(sharing memory with other tensors"):
+        opt.step()
+
+
 def test_every_reason_is_named_with_its_parameters():
     params, opt = trained(state_dtype="8bit")
     opt.state[params[4]]["exp_avg_code"] = opt.state[params[4]]["exp_avg_code"].float()
