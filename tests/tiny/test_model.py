@@ -220,6 +220,12 @@ def test_other_dtypes_are_refused(dtype: Any) -> None:
         TinyTransformer(dtype=dtype)
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "d_model", "n_heads", "d_ff", "max_length"])
+def test_sizes_are_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*1.*; got 0$"):
+        TinyTransformer(**{name: 0})
+
+
 def test_the_examples_in_the_docstrings() -> None:
     results = doctest.testmod(tiny_transformer)
     assert results.attempted > 0
