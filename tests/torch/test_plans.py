@@ -228,3 +228,13 @@ def test_a_tensor_that_code_within_a_step_changes_is_not_written_to(steps, which
         opt.step()
     if which != "parameter":
         assert torch.equal(p, before)
+
+
+def test_code_within_a_step_may_copy_the_optimizer():
+    opt, copies = planned(), []
+    opt.param_groups[0]["eps"] = Epsilon()
+    opt.param_groups[0]["eps"].call = lambda: copies.append(copy.deepcopy(opt))
+    before = contents(opt)
+    opt.step()
+    assert all(map(torch.equal, contents(copies[0]), before))
+    assert not any(map(torch.equal, contents(opt), before))
