@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ._core import DeferredSignals, ReentrantLock
+from ._core import DeferredSignals, ReentrantLock, shown
 from ._optim.options import check_flag
 from ._optim.state_formats import StateDtype
 from ._torch import options
@@ -126,6 +126,7 @@ class AdamW(Inspected, torch.optim.AdamW):
     ) -> None:
         own = options.select(locals())
         options.check(own)
+        options.require_in_range(locals())
         super().__init__(
             params,
             lr,
@@ -216,7 +217,7 @@ class AdamW(Inspected, torch.optim.AdamW):
             ValueError: ``format`` is another value.
         """
         if format not in (None, "torch"):
-            raise ValueError(f"format must be None or 'torch'; got {format!r}")
+            raise ValueError(f"format must be None or 'torch'; got {shown(format)}")
         with self.exclusive():
             state: dict[str, Any] = super().state_dict()
             if format is None:

@@ -1,10 +1,16 @@
 """Numbers of more digits than Python writes: they are refused in the words of every other value."""
 
+import importlib
+import re
+
 import numpy as np
 import pytest
 
 from fused_adamw import AdamW, fused_adamw, schedules
 from fused_adamw._core import as_integer, shown
+from fused_adamw._distributed.partition import check_bucket_bytes
+from fused_adamw.checkpoint import save_checkpoint
+from fused_adamw.tiny import TinyTransformer
 
 HUGE = 10**5000
 UNSHOWN = "a value of type"
@@ -54,6 +60,88 @@ def test_options_of_pytorch(option):
     p = torch.zeros(3, requires_grad=True)
     with pytest.raises(ValueError, match=rf"^{option} must be .*; got a value of type int$"):
         TorchAdamW([p], state_dtype="8bit", **{option: HUGE})
+
+
+@pytest.mark.parametrize("module", ["torch", "offload"])
+@pytest.mark.parametrize("option", ["lr", "betas", "eps", "weight_decay"])
+def test_numbers_of_pytorch(module, option):
+    """In the words of a step, as PyTorch accepts some of them at construction."""
+    torch = pytest.importorskip("torch")
+    kind = importlib.import_module(f"fused_adamw.{module}").AdamW
+    for value in (HUGE, -HUGE):
+        p = torch.zeros(3, requires_grad=True)
+        given, name = ([0.9, value], "betas[1]") if option == "betas" else (value, option)
+        beyond = f"{name} must be within the range of float64; got a number beyond it"
+        with pytest.raises(ValueError, match=rf"^{re.escape(beyond)}$"):
+            kind([p], **{option: given})
+        opt = kind([p])
+        opt.param_groups[0][option] = given
+        p.grad = torch.ones(3)
+        with pytest.raises(ValueError, match=rf"^{re.escape(beyond)}$"):
+            opt.step()
+
+
+def test_formats_and_counts_of_pytorch():
+    torch = pytest.importorskip("torch")
+    from fused_adamw.torch import AdamW as TorchAdamW
+
+    opt = TorchAdamW([torch.zeros(3, requires_grad=True)])
+    with pytest.raises(ValueError, match=r"^format must be .*; got a value of type int$"):
+        opt.state_dict(format=HUGE)
+    saved = opt.state_dict()
+    saved["state"][0] = {"step": [HUGE]}
+    with pytest.raises(TypeError, match=r" must be a number or a tensor; got a value of type list"):
+        opt.load_state_dict(saved)
+
+
+def test_simulated_devices():
+    pytest.importorskip("torch")
+    from fused_adamw.offload import CpuLane, simulated
+
+    for value in (-HUGE, [HUGE]):
+        refused = pytest.raises((TypeError, ValueError), match=r"^slots .*; got a value of type")
+        with refused, simulated(slots=value):
+            pass
+    with pytest.raises(ValueError, match=r"^delay must be .*; got a value of type int$"):
+        CpuLane(delay=-HUGE)
+    with pytest.raises(ValueError, match=r"^bandwidth must be .*; got a value of type int$"):
+        CpuLane(bandwidth=-HUGE)
+
+
+def test_groups_and_their_keys():
+    opt = AdamW([np.zeros(3)])
+    saved = opt.state_dict()
+    with pytest.raises(
+        TypeError, match=r"param_groups'\] must be a list; got a value of type int$"
+    ):
+        opt.load_state_dict({**saved, "param_groups": HUGE})
+    with pytest.raises(ValueError, match="unknown key a value of type int"):
+        AdamW([{"params": [np.zeros(3)], HUGE: 1}])
+    opt.param_groups = HUGE
+    with pytest.raises(TypeError, match=r"^param_groups must be .*; got a value of type int$"):
+        opt.step([np.zeros(3)])
+
+
+def test_other_arguments(tmp_path):
+    with pytest.raises(TypeError, match=r"^allocate must be .*; got a value of type int$"):
+        AdamW([np.zeros(3)], allocate=HUGE)
+    for value in (-HUGE, [HUGE]):
+        with pytest.raises((TypeError, ValueError), match=r"^bucket_bytes must .*; got a value of"):
+            check_bucket_bytes(value)
+    opt = AdamW([np.zeros(3)])
+    with pytest.raises(TypeError, match=r"^arrays must have strings as keys; got a value of type"):
+        save_checkpoint(tmp_path / "x", opt, arrays={HUGE: np.zeros(3)})
+    for extra in ({"a": HUGE}, {HUGE: 1}):
+        with pytest.raises(ValueError, match=r"^extra must be serializable as JSON"):
+            save_checkpoint(tmp_path / "x", opt, extra=extra)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models():
+    with pytest.raises(TypeError, match=r"^dtype must be .*; got a value of type int$"):
+        TinyTransformer(dtype=HUGE)
+    with pytest.raises(ValueError, match=r"^d_model must be .* \(a value of type int\); got 16$"):
+        TinyTransformer(d_model=16, n_heads=HUGE)
 
 
 def test_schedules():

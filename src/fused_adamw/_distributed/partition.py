@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._core import CHUNK
+from .._core import CHUNK, shown
 from .._optim.arrays import ShardSlice
 from .._optim.state_formats import ELEMENT_TYPES
 
@@ -106,9 +106,9 @@ def sum_itemsize(dtype: str) -> int:
 def check_bucket_bytes(bucket_bytes: Any) -> None:
     """Raise TypeError or ValueError unless a bucket of this size can be partitioned."""
     if not isinstance(bucket_bytes, (int, np.integer)) or isinstance(bucket_bytes, bool):
-        raise TypeError(f"bucket_bytes must be an integer; got {bucket_bytes!r}")
+        raise TypeError(f"bucket_bytes must be an integer; got {shown(bucket_bytes)}")
     if bucket_bytes < MIN_BUCKET_BYTES:
-        raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {bucket_bytes}")
+        raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {shown(bucket_bytes)}")
 
 
 def slices_by_tensor(buckets: Sequence[Bucket], num_tensors: int) -> list[list[ShardSlice]]:

@@ -127,7 +127,7 @@ cdef class ParamSources:
         cdef Py_ssize_t g = 0, k = 0
         cdef Py_ssize_t count = self.spec.groups()
         if not isinstance(groups, (list, tuple)) and not isinstance(groups, Sequence):
-            raise TypeError(f"param_groups must be a list of dicts; got {groups!r}")
+            raise TypeError(f"param_groups must be a list of dicts; got {shown(groups)}")
         cdef tuple found = tuple(groups)  # the code of containers below may add groups
         if len(found) != count:
             raise_number_of_groups(count, len(found))
@@ -205,7 +205,7 @@ def require_known_keys(str where not None, group, tuple keys not None):
     ``keys``."""
     for key in group:
         if key not in keys:
-            raise ValueError(f"{where}: unknown key {key!r}; allowed: {', '.join(keys)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}; allowed: {', '.join(keys)}")
 
 
 cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._core import shown
 from .._optim.arrays import Array
 from .._optim.base import BaseOptimizer
 from .._optim.options import SCHEDULED
@@ -91,7 +92,7 @@ def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
     found = {}
     for name, value in arrays.items():
         if not isinstance(name, str):
-            raise TypeError(f"arrays must have strings as keys; got {name!r}")
+            raise TypeError(f"arrays must have strings as keys; got {shown(name)}")
         array = np.asarray(value)
         dtype = array.dtype
         if not _is_storable(dtype) or isinstance(value, np.ma.MaskedArray):

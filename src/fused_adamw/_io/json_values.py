@@ -24,8 +24,12 @@ def encode_extra(extra: Mapping[str, Any] | None) -> str:
         raise TypeError(f"extra must be a mapping; got {type(extra).__name__}")
     values = dict(extra)
     _check_nested(values, ())
+    return _json_of(values)
+
+
+def _json_of(value: Any) -> str:
     try:
-        return json.dumps(values)
+        return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -51,7 +55,7 @@ def _check_keys(mapping: dict[Any, Any]) -> None:
     for key in mapping:
         if not isinstance(key, KEY_TYPES):
             continue
-        text = str.__str__(key) if isinstance(key, str) else json.dumps(key)
+        text = str.__str__(key) if isinstance(key, str) else _json_of(key)
         if text in found:
             raise ValueError(
                 f"extra must have keys that differ as text; got {found[text]!r} and {key!r}"

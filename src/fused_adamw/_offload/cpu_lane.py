@@ -14,7 +14,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from .._core import as_number
+from .._core import as_number, shown
 from .lanes import Done, Ticket, Way
 from .threads import start_thread, wait_between_signals
 
@@ -71,11 +71,13 @@ class CpuLane:
         self.num_copies = dict.fromkeys(Way, 0)
         delay = as_number("delay", delay)
         if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be a finite number of seconds >= 0; got {delay!r}")
+            raise ValueError(f"delay must be a finite number of seconds >= 0; got {shown(delay)}")
         if bandwidth is not None:
             bandwidth = as_number("bandwidth", bandwidth)
             if not bandwidth > 0:
-                raise ValueError(f"bandwidth must be > 0, in bytes per second; got {bandwidth!r}")
+                raise ValueError(
+                    f"bandwidth must be > 0, in bytes per second; got {shown(bandwidth)}"
+                )
         self._pace = seed, delay, bandwidth
         self._start()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .._core import shown
 from .cpu_lane import CpuLane
 from .engine import Engine
 from .lanes import Lanes
@@ -44,7 +45,7 @@ def simulated(
         _require_power_of_two("slot_bytes", slot_bytes, SMALLEST_SLOT)
     lane = CpuLane() if lane is None else lane
     if not isinstance(lane, CpuLane):
-        raise TypeError(f"lane must be a CpuLane or None; got {lane!r}")
+        raise TypeError(f"lane must be a CpuLane or None; got {shown(lane)}")
     _simulations.append((lane, None if slots is None else (slots, slot_bytes)))
     try:
         yield lane
@@ -55,6 +56,6 @@ def simulated(
 def _require_power_of_two(name: str, value: object, minimum: int) -> None:
     requirement = f"{name} must be a power of two, {minimum} or more"
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{requirement}; got {value!r}")
+        raise TypeError(f"{requirement}; got {shown(value)}")
     if value < minimum or value.bit_count() != 1:
-        raise ValueError(f"{requirement}; got {value}")
+        raise ValueError(f"{requirement}; got {shown(value)}")

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .._core import shown
 from .arrays import Array
 
 Allocate: TypeAlias = Callable[[int, np.dtype[Any]], Array]
@@ -48,7 +49,7 @@ def zeros(
         skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
         return np.zeros(skipped + size, dtype)[skipped:]
     if not callable(allocate):
-        raise TypeError(f"allocate must be None or a function like np.zeros; got {allocate!r}")
+        raise TypeError(f"allocate must be None or a function like np.zeros; got {shown(allocate)}")
     array = allocate(size, dtype)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"allocate must return an array; got {type(array).__name__}")

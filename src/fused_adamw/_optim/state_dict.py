@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._core import BoundTensors, abbreviated, printable_integer
+from .._core import BoundTensors, abbreviated, printable_integer, shown
 from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
@@ -263,7 +263,7 @@ def _raise_difference(where: str, saved: ArrayTypes, expected: ArrayTypes) -> No
 def _check_groups(groups: Any, count: int) -> None:
     where = "state_dict['param_groups']"
     if not isinstance(groups, list):
-        raise TypeError(f"{where} must be a list; got {groups!r}")
+        raise TypeError(f"{where} must be a list; got {shown(groups)}")
     if len(groups) != count:
         raise ValueError(f"{where} must have the length {count}; got {len(groups)}")
     for g, group in enumerate(groups):

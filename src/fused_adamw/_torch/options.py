@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
-from .._core import shown
+from .._core import printable_integer, shown
 from .._optim.options import HYPERPARAMETERS, OPTIONS, RATE_OPTIONS, roles_of
 from .._optim.state_formats import StateOptions, check_roles
 
@@ -57,6 +57,18 @@ def kernel_only(group: Group) -> str | None:
         if value is not None and (value or name not in FLAGS):
             return name
     return None
+
+
+def require_in_range(arguments: Group) -> None:
+    """Raise ValueError for an integer that no float64 can be: PyTorch's messages would fail to
+    write it."""
+    for name in HYPERPARAMETERS:
+        value = arguments[name]
+        pair = isinstance(value, (tuple, list))
+        numbers = {f"{name}[{i}]": x for i, x in enumerate(value)} if pair else {name: value}
+        for where, number in numbers.items():
+            if isinstance(number, int) and not isinstance(number, bool):
+                printable_integer(where, number)
 
 
 def check_group(group: Group) -> None:

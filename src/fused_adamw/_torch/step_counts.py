@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import abbreviated
+from .._core import abbreviated, shown
 
 
 def require_count(where: str, entry: Mapping[str, Any]) -> None:
@@ -16,7 +16,7 @@ def require_count(where: str, entry: Mapping[str, Any]) -> None:
         raise ValueError(f"{where} must have 'step'; got {abbreviated(map(str, entry))}")
     step = entry["step"]
     if not isinstance(step, (Tensor, int, float)):
-        raise TypeError(f"{where}['step'] must be a number or a tensor; got {step!r}")
+        raise TypeError(f"{where}['step'] must be a number or a tensor; got {shown(step)}")
     if isinstance(step, Tensor) and step.numel() != 1:
         raise ValueError(f"{where}['step'] must be one number; got shape {tuple(step.shape)}")
 

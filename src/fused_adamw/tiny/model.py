@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .._core import as_integer
+from .._core import as_integer, shown
 from .layers import (
     AttentionCache,
     AttentionGradients,
@@ -136,8 +136,8 @@ class TinyTransformer:
         self.max_length = as_integer("max_length", max_length, minimum=1)
         if self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model must be a multiple of the number of heads ({self.n_heads}); got "
-                f"{self.d_model}"
+                f"d_model must be a multiple of the number of heads ({shown(self.n_heads)}); got "
+                f"{shown(self.d_model)}"
             )
         seed = as_integer("seed", seed, minimum=0)
         self.parameters = self._draw_parameters(random.Random(seed))

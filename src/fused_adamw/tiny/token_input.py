@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .._core import shown
 from .layers import PAD, IntArray
 
 Sequences: TypeAlias = ArrayLike | Sequence[ArrayLike]
@@ -16,8 +17,8 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return the dtype; raise TypeError unless it is float32 or float64."""
     try:
         checked = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float64; got {dtype!r}") from None
+    except Exception:  # NumPy shows the value, too
+        raise TypeError(f"dtype must be float32 or float64; got {shown(dtype)}") from None
     if checked not in (np.float32, np.float64):
         raise TypeError(f"dtype must be float32 or float64; got {checked}")
     return checked
