@@ -43,11 +43,12 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
     def invoke(ctx: typer.Context, **values: Any) -> None:
         option_names.set(values.keys())
         try:
-            _check_related(ctx, requires, excludes)
             arguments = {
                 name: kind(**{field.name: values[field.name] for field in fields(kind)})
                 for name, kind in classes.items()
             }
+            # Last: an option that is missing is of no use beside those that exclude it.
+            _check_related(ctx, requires, excludes)
         except ValueError as error:
             raise USAGE_ERROR(str(error)) from None
         with interrupts_reported(without_others=not values.get("mpi")):
@@ -106,10 +107,27 @@ def with_values(
 
 # ---------------------------------------------------------------------------- callbacks
 
+N_HEADS = 2  # of the model that is trained
+
 
 def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"must be finite; got {value}")
+    return value
+
+
+def above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"must be a finite number above 0; got {value}")
+    return value
+
+
+def divided_by_heads(value: int) -> int:
+    """The width of the model, which the heads share."""
+    if value % N_HEADS:
+        raise typer.BadParameter(
+            f"must be a multiple of the number of heads ({N_HEADS}); got {value}"
+        )
     return value
 
 

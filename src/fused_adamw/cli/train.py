@@ -22,13 +22,12 @@ from . import plots
 from .console import make_console, print_json
 from .errors import bad_input_reported, flag, status_after
 from .html_report import check_report_path, save_report
-from .options import with_options
+from .options import N_HEADS, with_options
 from .output_files import check_distinct, check_output_path
 from .train_options import EXCLUDES, REQUIRES, Resume, TrainConfig, TrainOptions
 from .train_report import Report, divergence, label, record, summary, title
 from .training import Training, unless_interrupted
 
-N_HEADS = 2
 D_FF_RATIO = 4  # d_ff / d_model
 MAX_REFERENCE_PARAMETERS = 100_000  # a second a step in pure Python
 

@@ -17,6 +17,8 @@ from .options import (
     Dtype,
     DtypeName,
     Json,
+    above_zero,
+    divided_by_heads,
     file_name,
     finite,
     known_state_dtype,
@@ -92,7 +94,7 @@ class TrainConfig:
     max_grad_norm: Annotated[
         float | None,
         typer.Option(
-            min=0, callback=finite, show_default=False, help="Clip gradients to this global norm."
+            callback=above_zero, show_default=False, help="Clip gradients to this global norm."
         ),
     ] = None
     dtype: Dtype = DtypeName.FLOAT64
@@ -111,7 +113,10 @@ class TrainConfig:
     context: Annotated[int, typer.Option(help="Tokens in a window of the text.", **TEXT_SIZE)] = 32
     batch_size: Annotated[int, typer.Option(help="Windows in a batch.", **TEXT_SIZE)] = 16
     d_model: Annotated[
-        int, typer.Option(help="Width of the model, which has two heads.", **TEXT_SIZE)
+        int,
+        typer.Option(
+            callback=divided_by_heads, help="Width of the model, which has two heads.", **TEXT_SIZE
+        ),
     ] = 32
 
     def __post_init__(self) -> None:
@@ -275,7 +280,12 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         other = "--compare" if self.compare else "--sgd-lr"
-        for name, given in (("--checkpoint", self.checkpoint is not None), ("--mpi", self.mpi)):
+        for name, given in (
+            ("--checkpoint", self.checkpoint is not None),
+            ("--every", self.every is not None),
+            ("--resume", self.resume is not None),
+            ("--mpi", self.mpi),
+        ):
             if given and self.compares:
                 raise ValueError(f"{name} cannot be combined with {other}; leave one of them out")
         for name, given in ((other, self.compares), ("--mpi", self.mpi)):
