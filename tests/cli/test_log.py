@@ -151,6 +151,39 @@ def test_a_disk_that_gets_full(run, monkeypatch):
     assert len(rows_of("log.csv")) == 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--num-threads", 10**6),
+        ("--lr", 1e300, "--dtype", "float32"),
+        ("--lr", 1e10, "--weight-decay", 1e308),
+        ("--checkpoint", "run", "--resume"),
+    ],
+    ids=["threads", "rate", "decay", "checkpoint"],
+)
+def test_a_training_that_is_refused_leaves_the_log_as_it_was(run, options):
+    run("train", "--steps", 3, "--checkpoint", "run")
+    data = bytearray(Path("run").read_bytes())
+    data[-1] ^= 1  # in an array, which is read last
+    Path("run").write_bytes(data)
+    Path("log.csv").write_text("of before")
+    status, _, err = run("train", "--steps", 5, "--log", "log.csv", *options)
+    assert (status, err.count("\n")) == (2, 1)
+    assert Path("log.csv").read_text() == "of before"
+
+
+def test_a_log_that_cannot_be_opened_any_more(run, monkeypatch):
+    """As one that cannot be written any more."""
+
+    def opened(self):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(TrainingLog, "_opened", opened)
+    status, out, err = run("train", "--steps", 3, "--log", "log.csv")
+    assert (status, err) == (1, "error: log.csv: No such file or directory\n")
+    assert "Predictions after step 3" in out
+
+
 def test_lists_of_numbers_take_a_line_each(run):
     _, out, _ = run("train", "--json", "--steps", 100)
     assert len(out.splitlines()) < 100

@@ -180,10 +180,9 @@ class Training:
     def log(self) -> Iterator[TrainingLog | None]:
         """Open the log, if there is to be one, on the rank that writes it."""
         log = None
-        with bad_input_reported(), self.processes.errors_on_all_ranks():
-            if self.options.log is not None and self.processes.is_main:
-                per_epoch = self.task.batches_per_epoch if self.in_epochs else None
-                log = TrainingLog(self.options.log, per_epoch)
+        if self.options.log is not None and self.processes.is_main:
+            per_epoch = self.task.batches_per_epoch if self.in_epochs else None
+            log = TrainingLog(self.options.log, per_epoch)
         try:
             yield log
         finally:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from time import monotonic
 from typing import TypeAlias
@@ -51,11 +52,9 @@ class TrainingLog:
     If the file can no longer be written, the training continues, and `error` has the reason.
 
     Args:
-        path: the file, which is replaced; its suffix tells the format.
+        path: the file, which the first row replaces: a training that is refused leaves it as it
+            was. Its suffix tells the format.
         batches_per_epoch: None where there are no epochs.
-
-    Raises:
-        OSError: it cannot be opened.
 
     Attributes:
         error: why writing has failed; None as long as it works.
@@ -64,13 +63,11 @@ class TrainingLog:
     def __init__(self, path: Path, batches_per_epoch: int | None) -> None:
         self.error: OSError | None = None
         self._path, self._batches_per_epoch = path, batches_per_epoch
-        self._file = path.open("w", encoding="utf-8", newline="")
+        self._file: TextIOWrapper | None = None
         self._line = FORMATS[path.suffix.lower()]
         self._result: TrainingResult | None = None
         self._written = 0
         self._flushed = monotonic()
-        if self._line is _as_csv:
-            self._file.write(",".join(COLUMNS) + "\n")
 
     def add(self, result: TrainingResult) -> None:
         """Write the steps of a training run since the last call for it."""
@@ -79,17 +76,26 @@ class TrainingLog:
         if result is not self._result:
             self._result, self._written = result, 0
         with self._failure_noted():
+            file = self._opened()
             for step in range(self._written, len(result.history.losses)):
-                self._file.write(self._line(self._row(result, step)))
+                file.write(self._line(self._row(result, step)))
             if monotonic() - self._flushed > FLUSH_SECONDS:
-                self._file.flush()
+                file.flush()
                 self._flushed = monotonic()
         self._written = len(result.history.losses)
 
     def close(self) -> None:
         """Write what has not been written."""
         with self._failure_noted():
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
+
+    def _opened(self) -> TextIOWrapper:
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", newline="")
+            if self._line is _as_csv:
+                self._file.write(",".join(COLUMNS) + "\n")
+        return self._file
 
     @contextmanager
     def _failure_noted(self) -> Iterator[None]:
