@@ -52,6 +52,21 @@ del sys.argv[1:5]
 main()
 """
 
+# A command whose imports are interrupted at that of a module.
+SIGNALED_IMPORTS = """
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "fused_adamw.cli.console":
+            signal.raise_signal(int(sys.argv[1]))
+
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from fused_adamw.cli import main
+"""
+
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 each_signal = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 
@@ -78,6 +93,22 @@ def signaled(name, *arguments):
 def test_each_command_says_that_a_signal_ended_it(name, module, function, command):
     found = signaled(name, f"fused_adamw.{module}", function, 1, *command)
     assert found == (0, "", "error: interrupted\n")
+
+
+@posix
+@each_signal
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["check_columns", "runtime_info"])
+def test_a_signal_while_the_options_are_read(name, function):
+    assert signaled(name, "fused_adamw.cli", function, 1, "info") == (0, "", "error: interrupted\n")
+
+
+@posix
+@each_signal
+def test_a_signal_during_the_imports(name):
+    number = int(getattr(signal, name))
+    done = in_a_process(SIGNALED_IMPORTS, number)
+    assert (done.returncode, done.stderr) == (128 + number, "error: interrupted\n")
 
 
 @posix

@@ -264,3 +264,55 @@ def test_a_signal_on_one_rank_or_all_ends_the_training_on_all(number, signaled, 
     # All ranks stopped after the same step, and saved.
     assert read_step(checkpoint) >= 3
     assert len(arrays_in(checkpoint)) > 3
+
+
+# One rank is interrupted in the function that is named, which the others have left or will leave.
+INTERRUPTED = """
+import signal, sys
+from importlib import import_module
+from mpi4py import MPI
+from fused_adamw.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module, name, rank = import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original = getattr(module, name)
+
+def interrupted(*arguments, **options):
+    if MPI.COMM_WORLD.rank == rank:
+        signal.raise_signal(signal.SIGINT)
+    return original(*arguments, **options)
+
+setattr(module, name, interrupted)
+del sys.argv[1:4]
+main()
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("options", "join_mpi"),
+        ("train", "prompt_tokens"),  # while all ranks check their options
+        ("training", "make_schedule"),
+        ("training", "held_out_loss"),
+    ],
+)
+def test_ctrl_c_on_one_rank_outside_of_training_leaves_none_waiting(
+    module, function, rank, tmp_path
+):
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    command = ["train", "--mpi", "--num-threads", "1", "--text", text, "--d-model", "8"]
+    program = ["-c", INTERRUPTED, f"fused_adamw.cli.{module}", function, rank]
+    process = begin(2, *program, *command)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert out.count(b"loss") == 0
+    assert err.count(b"error: interrupted") == 1
+    assert b"Traceback" not in err

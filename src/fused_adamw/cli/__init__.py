@@ -4,8 +4,10 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from contextlib import nullcontext
+from typing import Annotated, Any, NoReturn
 
+from .._io.stop_signals import signal_of, stop_signals_raised
 from ..runtime import __version__, runtime_info
 
 
@@ -20,32 +22,52 @@ def _report_missing_extra(error: ModuleNotFoundError) -> NoReturn:
     sys.exit(2)
 
 
-try:
-    import typer
+def _end_interrupted(number: int) -> NoReturn:
+    print("error: interrupted", file=sys.stderr)
+    if "--mpi" in sys.argv:  # others wait for this rank; mpiexec ends them if a signal has ended it
+        sys.stderr.flush()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    sys.exit(128 + number)
 
-    from . import bench, explain, info, train
-    from .console import check_columns
-    from .errors import (
-        BAD_INPUT,
-        FAILED,
-        INTERRUPTED,
-        USAGE_ERROR,
-        bad_input_reported,
-        describe,
-        report,
-        usage_message,
-    )
-    from .options import of_all_ranks, with_values
-    from .train_options import OPTIONAL_VALUES
+
+try:
+    with stop_signals_raised():  # the imports take most of a second
+        import typer
+        from typer.core import TyperGroup
+
+        from . import bench, explain, info, train
+        from .console import check_columns
+        from .errors import (
+            BAD_INPUT,
+            FAILED,
+            USAGE_ERROR,
+            bad_input_reported,
+            describe,
+            report,
+            usage_message,
+        )
+        from .options import of_all_ranks, with_values
+        from .train_options import OPTIONAL_VALUES
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
-except KeyboardInterrupt:  # the imports take most of a second
-    print("error: interrupted", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+except KeyboardInterrupt as error:
+    _end_interrupted(signal_of(error))
 
 __all__ = ["main"]
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, with its options checked first."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # which Typer would turn into a status, with no message
+            _end_interrupted(signal_of(error))
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="AdamW in one pass over memory, and a tiny transformer to train with it.",
     add_completion=False,
     no_args_is_help=True,
@@ -64,23 +86,30 @@ def main() -> NoReturn:
         # A terminal that lacks a character shows a question mark instead of failing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    check_columns()
-    arguments = with_values(sys.argv[1:], OPTIONAL_VALUES)
     try:
-        status = app(arguments, prog_name="fused-adamw", standalone_mode=False)
+        with nullcontext() if "--mpi" in sys.argv else stop_signals_raised():
+            status = _run(with_values(sys.argv[1:], OPTIONAL_VALUES))
+    except KeyboardInterrupt as error:
+        _end_interrupted(signal_of(error))
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int | None:
+    """Run the command with these arguments; return its exit status."""
+    check_columns()
+    try:
+        status: int | None = app(arguments, prog_name="fused-adamw", standalone_mode=False)
     except USAGE_ERROR as error:
         if message := usage_message(error):
             report(of_all_ranks(message) if "--mpi" in arguments else message)
         status = BAD_INPUT
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
     except ModuleNotFoundError as error:  # Matplotlib and Plotly are imported late
         _report_missing_extra(error)
     # Standard output is full or closed; a checkpoint cannot be saved; memory is exhausted.
     except (OSError, MemoryError) as error:
         report(describe(error))
         status = FAILED
-    sys.exit(status)
+    return status
 
 
 def _print_version(value: bool) -> None:

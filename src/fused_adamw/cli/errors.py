@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,6 +12,7 @@ import typer
 
 from .._io.files import printable
 from .._io.stop_signals import signal_of, stop_signals_raised
+from ..tiny.launch import abort_all_ranks
 
 option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
 """The options of the command that runs, by the names of its parameters: functions that it calls
@@ -29,9 +29,6 @@ BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
 def status_after(number: int) -> int:
     """Return the exit status after a signal, as shells have it."""
     return 128 + number
-
-
-INTERRUPTED = status_after(signal.SIGINT)
 
 
 def flag(name: str) -> str:
@@ -85,20 +82,25 @@ def bad_input_reported() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_reported(without_others: bool = True) -> Iterator[None]:
+def interrupts_reported(on_ranks: bool = False) -> Iterator[None]:
     """Say that a signal ended the block, where there is no summary to say it.
 
     Args:
-        without_others: whether no other process waits for this one. Those of MPI end only where
-            SIGTERM ends one of them as it does by default.
+        on_ranks: whether other processes, those of MPI, may wait for this one: then it ends all of
+            them. SIGTERM does so by default, which also works while this one waits for others.
     """
     try:
-        with stop_signals_raised() if without_others else nullcontext():
+        with nullcontext() if on_ranks else stop_signals_raised():
             yield
     except KeyboardInterrupt as error:
+        status = status_after(signal_of(error))
+        if on_ranks:
+            sys.stderr = sys.__stderr__  # it is silent on all ranks but one
         with suppress(OSError):  # a terminal that is closed
             report("interrupted")
-        raise typer.Exit(status_after(signal_of(error))) from None
+        if on_ranks:
+            abort_all_ranks(status)
+        raise typer.Exit(status) from None
 
 
 def print_in_handler(text: str) -> None:

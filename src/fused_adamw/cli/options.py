@@ -51,7 +51,7 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
             _check_related(ctx, requires, excludes)
         except ValueError as error:
             raise USAGE_ERROR(str(error)) from None
-        with interrupts_reported(without_others=not values.get("mpi")):
+        with interrupts_reported(on_ranks=bool(values.get("mpi"))):
             command(**arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -20,7 +20,7 @@ from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
-from .errors import bad_input_reported, flag, status_after
+from .errors import bad_input_reported, flag, interrupts_reported, status_after
 from .html_report import check_report_path, save_report
 from .options import N_HEADS, with_options
 from .output_files import check_distinct, check_output_path
@@ -38,7 +38,7 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
     processes = MPIProcesses() if options.mpi else Processes()
     with _checkpoint_locked(options, processes):
         shared: dict[str, Any] = {}
-        with bad_input_reported(), processes.errors_on_all_ranks(shared):
+        with _errors_reported(options, processes, shared):
             training = _prepare(config, options, processes)
             shared |= _shared(training)
         with training.log() as log:
@@ -54,11 +54,24 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
 
 
 @contextmanager
+def _errors_reported(
+    options: TrainOptions, processes: Processes, shared: dict[str, Any]
+) -> Iterator[None]:
+    """Report errors of any rank as bad input; a signal is no error that all ranks raise."""
+    with (
+        bad_input_reported(),
+        processes.errors_on_all_ranks(shared),
+        interrupts_reported(on_ranks=options.mpi),
+    ):
+        yield
+
+
+@contextmanager
 def _checkpoint_locked(options: TrainOptions, processes: Processes) -> Iterator[None]:
     """Lock the file of the checkpoint, on the rank that writes it, for the whole training."""
     path = options.checkpoint
     with ExitStack() as stack:
-        with bad_input_reported(), processes.errors_on_all_ranks():
+        with _errors_reported(options, processes, {}):
             if path is not None and processes.is_main:
                 check_output_path(path, replaced=True)
                 stack.enter_context(checkpoint_lock(path))

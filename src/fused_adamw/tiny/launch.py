@@ -3,9 +3,10 @@
 The code that trains need not know which of the two: it is given `Processes`, or `MPIProcesses`.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._distributed.agreement import raise_on_all_ranks
 from ..optimizer import AdamW
@@ -31,6 +32,14 @@ def join_mpi() -> bool:
     world = mpi.world()
     mpi.abort_on_exception(world)
     return bool(world.rank == 0)
+
+
+def abort_all_ranks(status: int) -> NoReturn:
+    """End the processes of all ranks, whatever they wait for."""
+    from .._distributed import mpi
+
+    mpi.world().Abort(status)
+    os._exit(status)  # MPICH may return before it ends this process
 
 
 class Processes:
