@@ -1,11 +1,11 @@
 """Code of the user that an operation of ``AdamW`` calls, and that uses the same optimizer."""
 
-import gc
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from garbage import collect_after
 
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint, read_step, save_checkpoint
@@ -136,24 +136,6 @@ def test_finalizers_within_a_step_must_not_change_the_optimizer(monkeypatch):
         assert ran
         np.testing.assert_array_equal(opt._arrays, expected[opt.t]._arrays)
     assert set(refused) == {RuntimeError}
-
-
-def collect_after(allocations, garbage, call):
-    """Call a function, in which an object is collected after so many allocations."""
-    threshold = gc.get_threshold()
-    gc.collect()
-    gc.disable()
-    try:
-        dead = garbage()
-        dead.itself = dead
-        del dead
-        gc.set_threshold(allocations)
-        gc.enable()
-        call()
-    finally:
-        gc.set_threshold(*threshold)
-        gc.enable()
-        gc.collect()
 
 
 def test_groups_that_code_within_a_step_adds_are_refused():

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from garbage import collect_after  # noqa: E402
 from torch_changes import CHANGES, first, made, setting  # noqa: E402
 from torch_optimizers import draw_grads, params_of  # noqa: E402
 
@@ -238,3 +239,60 @@ def test_code_within_a_step_may_copy_the_optimizer():
     opt.step()
     assert all(map(torch.equal, contents(copies[0]), before))
     assert not any(map(torch.equal, contents(opt), before))
+
+
+def with_lazy_gradients(size):
+    """Whose next step is as the last one, with gradients of which Python has no object yet."""
+    params = [torch.nn.Parameter(torch.ones(size)) for _ in range(20)]
+    opt = AdamW(params)
+    for steps in range(3):
+        for p in params:
+            p.grad = None
+        sum((p * 0.5).sum() for p in params).backward()
+        if steps < 2:
+            opt.step()
+    return opt
+
+
+def test_finalizers_within_a_step_change_no_memory_of_it():
+    """They could free what the kernels are about to write to."""
+    for allocations in range(1, 45):
+        opt, ran = with_lazy_gradients(3), []
+        params = list(params_of(opt))
+        memory = [p.data for p in params]
+        before = [x.clone() for x in memory]
+
+        class Replacing:
+            def __del__(self, params=params, ran=ran):
+                ran.append(1)
+                for p in params:
+                    p.data = torch.full((3,), 7.0)
+
+        collect_after(allocations, Replacing, opt.step)
+        assert ran
+        stepped = {torch.equal(x, y) for x, y in zip(memory, before, strict=True)}
+        assert len(stepped) == 1  # all, or none
+        seven = {torch.equal(p.data, torch.full((3,), 7.0)) for p in params}
+        assert seven == {not stepped.pop()}
+
+
+def test_signal_handlers_within_a_step_change_no_memory_of_it(monkeypatch):
+    """They may run while the number of threads is read."""
+    p = torch.nn.Parameter(torch.ones(1 << 20))
+    opt, replaced = AdamW([p]), []
+    memory = p.data
+
+    def num_threads():
+        for data in replaced:
+            p.data = data
+        return 2
+
+    monkeypatch.setattr(module, "num_threads", num_threads)
+    p.grad = torch.ones(1 << 20)
+    opt.step()
+    opt.step()
+    before = memory.clone()
+    replaced.append(torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"^params must have the same memory"):
+        opt.step()
+    assert torch.equal(memory, before)

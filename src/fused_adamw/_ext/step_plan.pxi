@@ -1,5 +1,9 @@
 """Steps of all groups of an optimizer for PyTorch, as long as their options stay the same."""
 
+cdef extern from "Python.h":
+    int PyGC_Disable() noexcept
+    int PyGC_Enable() noexcept
+
 cdef enum:
     NUM_READ = 5  # options that are read at each step
 
@@ -126,7 +130,11 @@ cdef class StepPlan:
         cdef PreparedStep prepared
         cdef GroupPlan plan
         cdef list params
+        cdef bint collects
         self.lock.begin("step")
+        # Objects that are made here, such as those of gradients, would let Python collect garbage,
+        # whose finalizers may free the memory of a tensor that has been described.
+        collects = PyGC_Disable()
         try:
             if type(groups) is not list or not self.prepare(groups, state):
                 return False
@@ -137,12 +145,17 @@ cdef class StepPlan:
             if self.calls_code:
                 for prepared in self.steps:
                     prepared.require_same_memory()
+            if collects:
+                PyGC_Enable()
+                collects = False
             for prepared in self.steps:
                 prepared.run()
             if params:
                 call_with(self.increment_version, <PyObject *>params, NULL)
             return True
         finally:
+            if collects:
+                PyGC_Enable()
             for prepared in self.steps:
                 prepared.clear()
             for plan in self.groups:
@@ -183,6 +196,7 @@ cdef class StepPlan:
             finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)
             prepared.threads = 1
             if prepared.pays_threads():
+                self.calls_code = True  # where signal handlers may run
                 prepared.threads = check_num_threads(self.num_threads())
         return True
 
