@@ -14,9 +14,10 @@ from ._optim.state_formats import StateDtype
 from ._torch import options
 from ._torch.hooks import hook_step
 from ._torch.inspection import Inspected
+from ._torch.loading import prepared_load
 from ._torch.paths import GroupPath
 from ._torch.portable_state import portable_state
-from ._torch.state_dict import Loaded, as_of_pytorch, to_load
+from ._torch.state_dict import as_of_pytorch
 from ._torch.step import take_step, take_unprofiled_step
 from ._torch.stored import Target, target_of
 
@@ -180,28 +181,11 @@ class AdamW(Inspected, torch.optim.AdamW):
                 or must not be. Nothing is changed.
         """
         check_flag("convert", convert)
-        loaded: list[Loaded] = []
-
-        def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:  # after the user's hooks
-            loaded[:] = [to_load(self, given, convert, self._target)]
-            return loaded[0].state_dict
-
-        def after(_: Any) -> None:
-            for p, state in loaded[0].state.items():
-                self.state[p].update(state)
-
         # PyTorch replaces groups and state in several places.
         with self.exclusive() as lock, DeferredSignals():
             lock.require_between("load_state_dict")
-            hooks = (
-                self.register_load_state_dict_pre_hook(before),
-                self.register_load_state_dict_post_hook(after, prepend=True),
-            )
-            try:
+            with prepared_load(self, convert):
                 super().load_state_dict(state_dict)
-            finally:
-                for hook in hooks:
-                    hook.remove()
 
     def state_dict(self, *, format: Literal["torch"] | None = None) -> dict[str, Any]:
         """As ``torch.optim.AdamW``, between two steps of other threads, which change its tensors

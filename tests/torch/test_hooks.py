@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from torch.optim import optimizer  # noqa: E402
 from torch_optimizers import assert_steps, parameter  # noqa: E402
 
+from fused_adamw import offload  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 
@@ -134,3 +135,62 @@ def test_a_closure(fused):
         assert not torch.is_grad_enabled()
     assert len(calls) == 2
     assert calls[0] is calls[1]
+
+
+def trained(kind, steps, **options):
+    p = parameter()
+    opt = kind([p], **options)
+    for k in range(steps):
+        p.grad = torch.full_like(p, 0.1 * (k + 1))
+        opt.step()
+    return opt
+
+
+def contents(opt):
+    return {name: x.clone() for state in opt.state.values() for name, x in state.items()}
+
+
+@pytest.mark.parametrize("kind", [AdamW, offload.AdamW])
+@pytest.mark.parametrize("moment", ["pre", "post"])
+@pytest.mark.parametrize("state_dtype", [None, "float32", "8bit"])
+@pytest.mark.filterwarnings("ignore:state_dict.*converted")
+def test_a_hook_of_a_load_that_loads_itself(kind, moment, state_dtype):
+    """The load that ends last is what remains, as in PyTorch's class."""
+    dicts = [trained(torch.optim.AdamW, steps).state_dict() for steps in (1, 2)]
+    opt, seen = trained(kind, 3, state_dtype=state_dtype), []
+
+    def hook(opt, *_):
+        if not seen:
+            seen.append(None)
+            opt.load_state_dict(dicts[1])
+            seen.append(contents(opt))
+
+    getattr(opt, f"register_load_state_dict_{moment}_hook")(hook)
+    opt.load_state_dict(dicts[0])
+    found = []
+    for saved in dicts:
+        expected = trained(kind, 0, state_dtype=state_dtype)
+        expected.load_state_dict(saved)
+        found.append(contents(expected))
+    for ours, theirs in ((seen[1], found[1]), (contents(opt), found[moment == "post"])):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = trained(kind, 0, state_dtype=state_dtype)
+    again.load_state_dict(opt.state_dict())  # with no hook of the loads before
+    assert contents(again).keys() == ours.keys()
+
+
+def test_a_load_within_a_load_has_its_own_arguments():
+    saved = trained(torch.optim.AdamW, 2).state_dict()
+    opt, seen = trained(AdamW, 1, state_dtype="bfloat16"), []
+
+    def hook(opt, _):
+        if not seen:
+            seen.append(None)
+            with pytest.raises(ValueError, match="convert"):
+                opt.load_state_dict(saved, convert=False)
+
+    opt.register_load_state_dict_pre_hook(hook)
+    with pytest.warns(UserWarning, match="converted"):
+        opt.load_state_dict(saved)
+    assert [x.dtype for x in contents(opt).values()].count(torch.bfloat16) == 2
