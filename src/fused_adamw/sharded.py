@@ -19,7 +19,7 @@ import numpy as np
 from ._core import BoundTensors
 from ._distributed.agreement import raise_on_all_ranks
 from ._distributed.bucket_comm import BucketCommunicator
-from ._distributed.collective_step import CollectiveStep, RangeOptions, needs_norm
+from ._distributed.collective_step import CollectiveStep, needs_norm, numbers_of_step
 from ._distributed.fingerprints import of_construction, of_step
 from ._distributed.mpi import Comm, operations_of, private_duplicate, threads_of_rank, world
 from ._distributed.partition import (
@@ -158,22 +158,17 @@ class ShardedAdamW(BaseOptimizer):
         with self._exclusive("step"):
             with raise_on_all_ranks(self.comm, fingerprint):
                 fingerprint |= self._collective_call("step", t=self.t)
-                max_grad_norm, skip_nonfinite = self.max_grad_norm, bool(self.skip_nonfinite)
-                options: RangeOptions = {
-                    "hypers": self._hypers_at(self.t + 1),
-                    "grad_scale": grad_scale,
-                    "maximize": bool(self.maximize),
-                    "num_threads": self.num_threads,
-                }
+                options, max_grad_norm = numbers_of_step(self, grad_scale)
+                skip_nonfinite = bool(self.skip_nonfinite)
                 grads: tuple[Any, ...] = self._bound.check_collective(
                     local_grads,
                     options["hypers"],
-                    grad_scale=grad_scale,
+                    grad_scale=options["grad_scale"],
                     max_grad_norm=max_grad_norm,
-                    num_threads=self.num_threads,
+                    num_threads=options["num_threads"],
                     overwritten=self.comm.size > 1 and needs_norm(max_grad_norm, skip_nonfinite),
                 )
-                fingerprint |= of_step(self, grads, grad_scale, options["hypers"])
+                fingerprint |= of_step(self, grads, options["grad_scale"], options["hypers"])
             with np.errstate(all="ignore"):
                 norm, updated = self._collective_step.run(
                     self._raveled(grads), options, max_grad_norm, skip_nonfinite

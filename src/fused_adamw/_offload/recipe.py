@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core import as_pair
+from .._core import as_number, as_pair
 from .._optim.options import rates_of
 from .._optim.param_groups import Hyperparams
 from .._torch.arguments import hyperparams_of, num_threads, seed_of
@@ -56,7 +56,13 @@ class Recipes:
         lr, betas, eps, weight_decay, rates = hyperparams_of(group, rates_of(group))
         return Recipe(
             kind,
-            (lr, as_pair(betas), eps, weight_decay, rates),
+            (
+                as_number("lr", lr),
+                as_pair(betas),
+                as_number("eps", eps),
+                as_number("weight_decay", weight_decay),
+                rates,
+            ),
             bool(group["maximize"]),
             seed_of(group),
             self._grad_scale,

@@ -1,7 +1,7 @@
 """Exceptions of the user's, whose text or pickle raises, on one rank: no rank waits for it."""
 
 import numpy as np
-from common import RANK, RANKS, refused, run
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, refused, run, same_bits
 
 from fused_adamw._distributed.agreement import raise_on_all_ranks
 from fused_adamw._distributed.mpi import private_duplicate, world
@@ -59,6 +59,54 @@ def in_a_schedule():
         assert opt.t == 2
 
 
+class Failing(int):
+    """The number 1, whose conversion fails at its n-th use, on one rank."""
+
+    def __new__(cls, n):
+        number = super().__new__(cls, 1)
+        number.left = n if RANK == LAST else -1
+        return number
+
+    def __float__(self):
+        self.left -= 1
+        if self.left == 0:
+            raise OverflowError("no number")
+        return 1.0
+
+    __repr__ = float.__repr__.__get__(1.0)
+
+
+def in_numbers():
+    """Whichever use of a number fails, all ranks have taken the step, or none has."""
+    for name in ("grad_scale", "lr", "eps", "weight_decay", "max_grad_norm"):
+        n, taken = 0, False
+        while not taken:
+            n += 1
+            shapes = [(70_000,), (40_000,)]
+            params = draw(shapes)
+            opt = ShardedAdamW(params, bucket_bytes=SMALL_BUCKETS, ema_decay=0.5)
+            opt.step(draw(shapes))
+            before = [p.copy() for p in params]
+            number, scale = Failing(n), {}
+            if name == "grad_scale":
+                scale = {"grad_scale": number}
+            elif name == "max_grad_norm":
+                opt.max_grad_norm = number
+            else:
+                opt.param_groups[0][name] = number
+            message = ""
+            try:
+                opt.step(draw(shapes), **scale)
+            except ValueError as error:
+                message = str(error)
+            taken = not message
+            assert taken or f"{name} must be within the range of float64" in message, message
+            assert taken or same_bits(params, before)
+            assert n < 20
+            assert same_bits(COMM.bcast(params), params)
+            assert COMM.allgather(opt.t) == [2 if taken else 1] * RANKS
+
+
 def in_what_is_compared():
     duplicate = private_duplicate(world())
 
@@ -69,4 +117,4 @@ def in_what_is_compared():
     refused(RuntimeError, expected("KeyError: 'no text'"), compare)
 
 
-run({program.__name__: program for program in (in_a_schedule, in_what_is_compared)})
+run({program.__name__: program for program in (in_a_schedule, in_numbers, in_what_is_compared)})
