@@ -138,6 +138,7 @@ class AdamW(HostAdamW):
         return outside_of_graphs_if_any(self._overlapped)()
 
     def _overlapped(self) -> AbstractContextManager[None]:
+        self.exclusive().require_between("overlapped")
         engine = self._engine()
         overlap.require_whole_step(engine)
         overlap.require_final_gradients(self.param_groups)
