@@ -250,3 +250,21 @@ def test_a_save_is_of_one_step(tmp_path):
     with pytest.raises(RuntimeError, match=BETWEEN.format("step", "save_checkpoint")):
         save_checkpoint(tmp_path / "x", opt)
     assert opt.t == 1
+
+
+def test_what_a_save_calls_must_not_change_the_parameters(tmp_path):
+    """No optimizer could load the file, which would replace one that can be loaded."""
+    opt, path = made(), tmp_path / "x"
+    save_checkpoint(path, opt)
+    before = path.read_bytes()
+
+    class Reshaping:
+        def __array__(self, dtype=None, copy=None):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPy deprecates it
+                opt.param_groups[0]["params"][0].shape = (5, 1)
+            return np.zeros(3)
+
+    with pytest.raises(ValueError, match=r"^params\[0\] must have the shape \(5,\), as at"):
+        save_checkpoint(path, opt, arrays={"extra": Reshaping()})
+    assert path.read_bytes() == before

@@ -82,6 +82,8 @@ def _save(
         extras = extra_arrays(arrays) if ranks.rank == 0 else {}
         infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
         tensors = arrange({**optimizer_tensors(optimizer), **infos})
+        # Code of the caller, such as the __array__ of an extra array, has run since.
+        optimizer._sources.check_unchanged(optimizer.param_groups, False)
         if ranks.rank == 0:
             metadata = build_metadata(numbers, extra)
             encode_header(tensors, seal(metadata, tensors, dict.fromkeys(tensors, PLACEHOLDER)))
