@@ -79,3 +79,20 @@ def test_code_within_a_step_must_not_change_the_optimizer():
     opt.param_groups[2]["eps"] = Number(opt.state_dict)
     opt.step()
     assert [opt.state[p]["step"].item() for p in params] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_gradient_that_a_hook_takes(max_grad_norm):
+    """As without overlapped(): a parameter without a gradient is not updated."""
+    params = [parameter(seed=seed) for seed in range(2)]
+    opt, other = (on_device(x, max_grad_norm=max_grad_norm) for x in (params, [parameter(seed=1)]))
+    params[0].register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    before = as_bytes(params[0]).tobytes()
+    with opt.overlapped():
+        sum((0.5 * p.float()).sum() for p in params).backward()
+    opt.step()
+    (q,) = other.param_groups[0]["params"]
+    q.grad = torch.full_like(q, 0.5)
+    other.step()
+    assert as_bytes(params[0]).tobytes() == before
+    assert as_bytes(params[1]).tobytes() == as_bytes(q).tobytes()
