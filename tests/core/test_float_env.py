@@ -81,6 +81,24 @@ def test_low_precision_state(tensor, mode, state_dtype):
     assert results[1] == results[0]
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("mode", MODES)
+def test_state_that_is_converted(tensor, mode, state_dtype):
+    x = with_subnormals(tensor(SIZE, np.float32))
+    source = AdamW(x.p.copy())
+    source.step(x.g)
+    saved, results = source.state_dict(), []
+    for entered in (None, mode):
+        optimizer = AdamW(x.p.copy(), state_dtype=state_dtype)
+        if entered is None:
+            optimizer.load_state_dict(saved, convert=True)
+        else:
+            with float_env(entered):
+                optimizer.load_state_dict(saved, convert=True)
+        results.append([a.tobytes() for a in optimizer._state[0].arrays.values()])
+    assert results[1] == results[0]
+
+
 @pytest.mark.slow
 def test_threads_that_were_created_in_another_mode():
     """They keep the environment of the thread that opened the first region."""
