@@ -16,6 +16,7 @@ OTHER_CLASS = {  # what differs, by test
     "test_a_group_goes_down_in_one_call": "counts calls of the kernels",
     "test_groups_are_found_in_one_walk": "counts look-ups",
     "test_a_list_of_parameters_that_changes": "steps a copy of the list",
+    "test_signal_handlers_within_a_step": "replaces a function of planned steps",
 }
 ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_fallback_": "nothing falls back to PyTorch",
@@ -37,6 +38,7 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_moments_of_another_size_load_as_in_pytorch": "of another dtype they are refused",
     "test_wide_gradients": "gradients have the dtype of their parameter",
     "test_pytorch_s_own_update_takes": "nothing falls back to PyTorch",
+    "test_parameters_without_state_and_without_a_kernel": "nothing falls back to PyTorch",
 }
 
 
