@@ -13,6 +13,7 @@ from garbage import collect_after  # noqa: E402
 from torch_changes import CHANGES, first, made, setting  # noqa: E402
 from torch_optimizers import draw_grads, params_of  # noqa: E402
 
+from fused_adamw import runtime_info  # noqa: E402
 from fused_adamw._torch import step as module  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
@@ -276,6 +277,7 @@ def test_finalizers_within_a_step_change_no_memory_of_it():
         assert seven == {not stepped.pop()}
 
 
+@pytest.mark.skipif(runtime_info()["threading"] is None, reason="no number of threads is read")
 def test_signal_handlers_within_a_step_change_no_memory_of_it(monkeypatch):
     """They may run while the number of threads is read."""
     p = torch.nn.Parameter(torch.ones(1 << 20))
