@@ -72,7 +72,8 @@ int main(void)
             alarm(SECONDS);
             fused_adamw_step(fused_adamw_find_isa(NULL), &tensor, 1,
                              1 + fused_adamw_default_threads(0, 0));
-            _exit(is_stepped(&tensor) ? count_threads() : 0);
+            const int threads = count_threads(); /* soon: those of the step are about to end */
+            _exit(is_stepped(&tensor) ? threads : 0);
         }
         const int exited = waitpid(child, &status, 0) == child && WIFEXITED(status);
         const int threads = exited ? WEXITSTATUS(status) : 0;
