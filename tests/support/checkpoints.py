@@ -214,3 +214,9 @@ class Failing:
         if self.calls == self.at:
             raise self.error
         return self.function(*args, **options)
+
+
+def stored_arrays(path):
+    """The bytes of the arrays of a file, by name."""
+    load_file = safetensors.numpy.load_file
+    return {name: array.tobytes() for name, array in load_file(path).items()}

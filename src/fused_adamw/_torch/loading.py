@@ -1,4 +1,4 @@
-"""What is done to a state dict around PyTorch's ``load_state_dict``, by hooks of that."""
+"""Hooks of PyTorch's ``load_state_dict``, which prepare what it loads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
