@@ -7,7 +7,7 @@ of that object.
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,13 @@ except ImportError as error:  # also where no MPI library is found
 from .._core import default_num_threads, is_number_of_threads_asked
 from .._optim.arrays import Array
 from .operations import CollectiveOperations
+from .pipes import flush_until_read
 
 Comm: TypeAlias = Any  # mpi4py.MPI.Intracomm; mpi4py is not there when types are checked
 Request: TypeAlias = Any  # mpi4py.MPI.Request
 
 UNSIGNED = {2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
+SECONDS_TO_READ = 2.0  # what was printed before the processes of all ranks are ended
 _DUPLICATE = MPI.Comm.Create_keyval()
 _OPERATIONS = MPI.Comm.Create_keyval()
 
@@ -66,9 +68,20 @@ def abort_on_exception(comm: Comm) -> None:
     def report_and_abort(*exception: Any) -> None:
         sys.stderr = sys.__stderr__  # it may have been redirected
         report(*exception)
-        comm.Abort(1)
+        abort(comm, 1)
 
     sys.excepthook = report_and_abort
+
+
+def abort(comm: Comm, status: int) -> NoReturn:
+    """End the processes of all ranks, whatever they wait for; what this one printed is kept."""
+    try:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                flush_until_read(stream, SECONDS_TO_READ)  # mpiexec discards what is unread
+    finally:  # whatever a signal raises
+        comm.Abort(status)
+        os._exit(status)  # MPICH may return before it ends this process
 
 
 def threads_of_rank(comm: Comm, given: int | None) -> int | None:

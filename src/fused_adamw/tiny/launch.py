@@ -3,7 +3,6 @@
 The code that trains need not know which of the two: it is given `Processes`, or `MPIProcesses`.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,8 +37,7 @@ def abort_all_ranks(status: int) -> NoReturn:
     """End the processes of all ranks, whatever they wait for."""
     from .._distributed import mpi
 
-    mpi.world().Abort(status)
-    os._exit(status)  # MPICH may return before it ends this process
+    mpi.abort(mpi.world(), status)
 
 
 class Processes:
