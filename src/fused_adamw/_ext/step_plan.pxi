@@ -120,6 +120,8 @@ cdef class StepPlan:
             else:
                 plan.prepared.factor = -1 if plan.maximize else 1
                 self.steps.append(plan.prepared)
+            if last is not None and plan.rates == last.rates:
+                plan.rates = last.rates  # the same object: the same scalars
             last = plan
         self.groups, self.lock = groups, lock
         self.num_threads, self.increment_version = num_threads, increment_version
