@@ -37,6 +37,12 @@ def test_rates_are_floats(schedule):
     assert {type(rate) for rate in rates(schedule, 20)} == {float}
 
 
+def test_a_warm_up_ends_at_its_argument():
+    start, peak = 0.001, 0.009
+    assert start + (peak - start) > peak  # what the formula would round to
+    assert rates(LinearWarmup(peak, 4, start=start), 6)[3:] == [peak] * 3
+
+
 def test_a_float32_does_not_set_the_precision():
     third = np.float32(1 / 3)
     for kind in LinearWarmup, LinearDecay, CosineDecay:

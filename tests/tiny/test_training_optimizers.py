@@ -11,11 +11,11 @@ from fused_adamw.tiny.train_loop import ScheduleName, make_schedule, reference_s
 
 
 def test_fused_and_reference_agree():
-    model, history = trained("AdamW", weight_decay=0.1)
-    other, reference_history = trained("ReferenceAdamW", weight_decay=0.1)
+    model, history = trained("AdamW", lr=0.002, weight_decay=0.1)
+    other, reference_history = trained("ReferenceAdamW", lr=0.002, weight_decay=0.1)
     # The two round differently, by an ulp or so of a step, and the training passes it on: 1e-15 has
     # been seen after 20 steps. The slack is for other math libraries, whose noise a small gradient
-    # magnifies; a weight decay that is off by a thousandth differs by 2e-6.
+    # magnifies; a weight decay that is off by a thousandth differs by 4e-6.
     for name, parameter in model.parameters.items():
         np.testing.assert_allclose(parameter, other.parameters[name], rtol=0, atol=1e-11)
     np.testing.assert_allclose(history.losses, reference_history.losses, rtol=0, atol=1e-11)

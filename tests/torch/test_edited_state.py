@@ -95,6 +95,7 @@ def test_entries_without_a_number_of_steps_change_nothing():
     ("name", "value", "reason"),
     [
         ("step", torch.tensor(3), "with a count of steps of dtype torch.int64 on device cpu"),
+        ("step", torch.tensor(2.0, device="meta"), "with a .* dtype torch.float32 on device meta"),
         ("step", torch.tensor(2.5), "with a count of steps of 2.5"),
         ("step", torch.tensor(float("inf")), "with a count of steps of inf"),
         ("exp_avg", None, "without the tensor exp_avg"),
