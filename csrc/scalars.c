@@ -125,7 +125,9 @@ int fused_adamw_finish_scalars(fused_adamw_scalars *scalars, double grad_scale, 
     const float_control before = use_default_float_control();
     const int is_finite = isfinite(grad_scale);
     const int usable = isfinite(rounded(scalars->compute, pinned(grad_scale)));
-    scalars->scale = rounded(scalars->compute, pinned(grad_scale) * pinned(factor));
+    const double scale = rounded(scalars->compute, pinned(grad_scale) * pinned(factor));
+    /* Without the bits that NaN has from the gradients of a norm: 16 bits may not hold them. */
+    scalars->scale = isnan(scale) ? (double)NAN : scale;
     restore_float_control(before);
     if (!is_finite)
         return FUSED_ADAMW_BAD_GRAD_SCALE;

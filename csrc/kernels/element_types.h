@@ -39,20 +39,25 @@ static inline float load_bfloat16(uint16_t half)
     return float_of((uint32_t)half << 16);
 }
 
+/* Whether NaN that operations on values of a type give has a lower half of 0, as bfloat16 has it:
+ * operations pass on the bits of a NaN, or make one that has only its upper bits set. */
+enum { HAS_SHORT_NAN_bfloat16 = 1, HAS_SHORT_NAN_float16 = 0 };
+
 /* The bfloat16 in the upper half, and anything in the lower one. Rounds up iff the discarded 16 bits
  * plus the upper ones of `dither` carry out; without `stochastic` to the nearest, ties to even. x is
- * the result of an operation, where NaN is quiet: the upper half of its bits is NaN, too. */
-static inline uint32_t round_bfloat16(float x, uint32_t dither, int stochastic)
+ * the result of an operation, where NaN is quiet: the upper half of its bits is NaN, too, and stays
+ * so where the lower one is 0. */
+static inline uint32_t round_bfloat16(float x, uint32_t dither, int stochastic, int has_short_nan)
 {
     const uint32_t bits = bits_of(x);
     const uint32_t up = stochastic ? dither >> 16 : 0x7fff + (bits >> 16 & 1);
-    return bits + select_bits(x == x, up, 0);
+    return bits + (has_short_nan ? up : select_bits(x == x, up, 0));
 }
 
 /* Of any x. */
 static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
 {
-    const uint32_t rounded = round_bfloat16(x, dither, stochastic);
+    const uint32_t rounded = round_bfloat16(x, dither, stochastic, 0);
     return (uint16_t)(select_bits(x == x, rounded, bits_of(x) | 0x400000) >> 16);
 }
 
@@ -113,10 +118,10 @@ static inline float second_bfloat16(uint32_t pair)
 }
 
 static inline uint32_t pair_bfloat16(struct pair_of_floats x, uint32_t first_dither,
-                                     uint32_t second_dither, int stochastic)
+                                     uint32_t second_dither, int stochastic, int has_short_nan)
 {
-    return PAIR(round_bfloat16(x.first, first_dither, stochastic),
-                round_bfloat16(x.second, second_dither, stochastic));
+    return PAIR(round_bfloat16(x.first, first_dither, stochastic, has_short_nan),
+                round_bfloat16(x.second, second_dither, stochastic, has_short_nan));
 }
 
 static inline struct pair_of_floats join_pair_bfloat16(uint32_t params, const void *rests,
@@ -129,11 +134,12 @@ static inline struct pair_of_floats join_pair_bfloat16(uint32_t params, const vo
     };
 }
 
-/* Returns the parameters. */
+/* Returns the parameters. The masters are results of operations on bfloat16 and on what
+ * join_pair_bfloat16 gave: NaN is quiet and has a lower half of 0. */
 static inline uint32_t split_pair_bfloat16(struct pair_of_floats masters, void *rests, ptrdiff_t i)
 {
-    const uint32_t first = master_bits_bfloat16(masters.first);
-    const uint32_t second = master_bits_bfloat16(masters.second);
+    const uint32_t first = bits_of(masters.first);
+    const uint32_t second = bits_of(masters.second);
     ((pair_word *)rests)[i] = PAIR(first << 16, second << 16);
     return PAIR(first + 0x8000, second + 0x8000);
 }
@@ -202,10 +208,10 @@ static inline float second_float16(uint32_t pair)
 }
 
 static inline uint32_t pair_float16(struct pair_of_floats x, uint32_t first_dither,
-                                    uint32_t second_dither, int stochastic)
+                                    uint32_t second_dither, int stochastic, int has_short_nan)
 {
     const uint32_t signs = (bits_of(x.first) >> 16 & 0x8000) | (bits_of(x.second) & 0x80000000);
-    (void)first_dither, (void)second_dither, (void)stochastic;
+    (void)first_dither, (void)second_dither, (void)stochastic, (void)has_short_nan;
     return signs | magnitude_float16(x.first) | magnitude_float16(x.second) << 16;
 }
 
@@ -221,7 +227,7 @@ static inline uint32_t split_pair_float16(struct pair_of_floats masters, void *r
 {
     ((UNALIGNED(float) *)rests)[2 * i] = masters.first;
     ((UNALIGNED(float) *)rests)[2 * i + 1] = masters.second;
-    return pair_float16(masters, 0, 0, 0);
+    return pair_float16(masters, 0, 0, 0, 0);
 }
 
 #endif

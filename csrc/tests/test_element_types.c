@@ -35,8 +35,16 @@ static int is_same_float(float a, float b)
 }
 
 #if HAS_PAIRS
+/* NaN as an operation on values of 16 bits gives it. */
+static float as_result(float x, int has_short_nan)
+{
+    return isnan(x) && has_short_nan ? float_of((bits_of(x) & 0xffff0000) | 0x400000) : x;
+}
+
 #define PAIR_CHECKS(name)                                                                          \
-    uint32_t pair = split_pair_##name((struct pair_of_floats){x[0], x[1]}, found.masters, 0);      \
+    const struct pair_of_floats results = {as_result(x[0], HAS_SHORT_NAN_##name),                  \
+                                           as_result(x[1], HAS_SHORT_NAN_##name)};                 \
+    uint32_t pair = split_pair_##name(results, found.masters, 0);                                  \
     memcpy(found.params, &pair, sizeof pair);                                                      \
     check(is_same(#name, &expected, &found), #name ": pair %a, %a is stored", x[0], x[1]);         \
     memcpy(&pair, given->params, sizeof pair);                                                     \

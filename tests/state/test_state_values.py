@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import dtype_named
 from states import HYPER, assert_twins, draw, state_of
 from twin_state import TensorTwin, dithers
 
@@ -89,3 +90,40 @@ def test_v_is_never_rounded_to_zero(state_dtype, seed):
         opt.step(g)
         exact = np.float32(1 - float(np.float32(0.999))) * (g * g)
         assert (opt.v[(before > 0) | (exact > 0)] > 0).all()
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("master_weights", [False, True])
+@pytest.mark.parametrize("role", ["params", "grads", "m", "v"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_nan_of_any_bits_stays_nan(dtype, role, master_weights, seed, isa):
+    """No bits that rounding adds are carried out of its lower half."""
+    dtype = dtype_named(dtype)
+    codes = np.arange(1 << 16, dtype=np.uint16)
+    own = codes.view(dtype if role in ("params", "grads") else dtype_named("bfloat16"))
+    nan = codes[np.isnan(own.astype(np.float32))]
+    p, g = np.ones(nan.size, dtype), np.ones(nan.size, dtype)
+    if role == "params":
+        p = nan.view(dtype).copy()
+    opt = AdamW(p, state_dtype="bfloat16", master_weights=master_weights, seed=seed)
+    if role in ("m", "v"):
+        saved = opt.state_dict()
+        saved["state"]["params"][role] = nan.copy()
+        opt.load_state_dict(saved)
+    opt.step(nan.view(dtype) if role == "grads" else g)
+    assert np.isnan(p.astype(np.float32)).all()
+    if master_weights:
+        assert np.isnan(opt.master).all()
+    for moment, follows in ((opt.m, ("grads", "m")), (opt.v, ("grads", "v"))):
+        assert np.isnan(moment).all() == (role in follows)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FC0FFFF, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_clipping_by_nan_of_any_bits_gives_nan(dtype, bits, isa):
+    """The global norm has the bits of a float32 gradient, which tensors of 16 bits cannot keep."""
+    p, q = np.ones(300, dtype_named(dtype)), np.ones(4, np.float32)
+    opt = AdamW([p, q], state_dtype="bfloat16", max_grad_norm=1.0)
+    opt.step([np.ones_like(p), np.full(4, bits, np.uint32).view(np.float32)])
+    for array in (p.astype(np.float32), q, *opt.m, *opt.v):
+        assert np.isnan(array).all()
