@@ -28,7 +28,7 @@ Comm: TypeAlias = Any  # mpi4py.MPI.Intracomm; mpi4py is not there when types ar
 Request: TypeAlias = Any  # mpi4py.MPI.Request
 
 UNSIGNED = {2: MPI.UINT16_T, 4: MPI.UINT32_T, 8: MPI.UINT64_T}
-SECONDS_TO_READ = 2.0  # what was printed before the processes of all ranks are ended
+SECONDS_TO_READ = 2.0  # the longest wait for mpiexec before the processes of all ranks are ended
 _DUPLICATE = MPI.Comm.Create_keyval()
 _OPERATIONS = MPI.Comm.Create_keyval()
 

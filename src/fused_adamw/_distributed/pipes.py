@@ -1,4 +1,4 @@
-"""Text that another process reads; where that one ends all, text that is still unread is lost."""
+"""Output through a pipe: what the other process has yet to read can be lost at an abort."""
 
 import sys
 from contextlib import suppress
