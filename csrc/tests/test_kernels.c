@@ -16,7 +16,7 @@
 
 /* On both sides of whatever a kernel divides by: vectors, blocks, cache lines, chunks, threads. */
 static const ptrdiff_t SMALL_SIZES[] = {0, 1, 15, 16, 17, 63, 64, 65, 255, 256, 257};
-static const ptrdiff_t WIDE_SIZES[] = {1, 257, 2 * 256};
+static const ptrdiff_t WIDE_SIZES[] = {1, 257, 512};
 static const ptrdiff_t LARGE_SIZES[] = {16383, 16384, 16385, 2 * 32768 + 1};
 
 static const fused_adamw_hyperparams HYPERPARAMS = {1e-2, 0.9,   0.999,

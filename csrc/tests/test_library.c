@@ -113,7 +113,7 @@ void test_scalars(void)
 /* The name of a storage type ends with its bits. */
 static int bits_of_name(const char *type)
 {
-    return type ? atoi(type + strcspn(type, "0123456789")) : 0;
+    return type ? (int)strtol(type + strcspn(type, "0123456789"), NULL, 10) : 0;
 }
 
 static void test_element_type(int row)
