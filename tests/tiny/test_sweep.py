@@ -75,6 +75,15 @@ def test_it_goes_on_while_rates_work():
     assert min(sweep.losses) == 1e-7
 
 
+def test_a_rate_beyond_one_that_does_not_work_does_not_count():
+    """What such a training ends with depends on the last bits of the matrix products."""
+    sweep, tried = swept(lambda lr: 0.02 if lr == 1 else valley(0.01)(lr))
+    assert sweep.losses[1.0] < working_loss(CHANCE, sweep.best_loss) < sweep.losses[0.1]
+    assert sweep.working() == [0.00316, 0.01, 0.0316]
+    assert max(tried) == 1
+    assert Sweep("SGD", CHANCE).working() == []
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_trainings_that_diverge(loss):
     sweep, tried = swept(lambda lr: loss if lr > 0.02 else 1.5)

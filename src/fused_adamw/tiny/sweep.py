@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from .train_loop import OptimizerName, TrainingResult
 
@@ -58,9 +59,14 @@ class Sweep:
             self.best = result
 
     def working(self, best: float | None = None) -> list[float]:
-        """Return the rates that reach `working_loss` of `best`, or of the lowest loss here."""
+        """Return the rates that reach `working_loss` of `best`, or of the lowest loss here: those
+        around the best rate without a gap, since training at a rate beyond one is chaotic."""
         enough = working_loss(self.chance, self.best_loss if best is None else best)
-        return sorted(lr for lr, loss in self.losses.items() if loss <= enough)
+        for works, rates in groupby(sorted(self.losses), lambda lr: self.losses[lr] <= enough):
+            row = list(rates)
+            if works and self.best_loss in map(self.losses.get, row):
+                return row
+        return []
 
 
 def working_loss(chance: float, best: float) -> float:
