@@ -37,12 +37,12 @@ class AdamW(Inspected, torch.optim.AdamW):
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    The result is bit-identical to that of ``fused_adamw.fused_adamw`` on the same machine for any
-    number of threads: ``torch.get_num_threads()``, or what affinity and cgroup allow if that is
-    less. Parameters of 16 bits are computed in float32, and rounded to nearest; their gradients may
-    be float32 (``grad_dtype``), which PyTorch's class does not support. Gradients and state must
-    have the memory layout of their parameter, which can be any permutation of its dimensions, such
-    as channels_last.
+    The result is bit-identical to that of ``fused_adamw.fused_adamw``, for any number of threads:
+    ``torch.get_num_threads()``, or what affinity and cgroup allow if that is less. Parameters of 16
+    bits are computed in float32, and rounded to nearest; their gradients may be float32
+    (``grad_dtype``), which PyTorch's class does not support. Gradients and state must have the
+    memory layout of their parameter, which can be any permutation of its dimensions, such as
+    channels_last.
 
     Of DTensors in host memory (FSDP2, tensor parallelism) each rank updates its shard in the same
     way. Their state consists of DTensors, which PyTorch's distributed checkpoints load on any

@@ -211,9 +211,10 @@ def comparison_text(found: Adamw) -> Iterator[RenderableType]:
     yield paragraph(
         f"SGD: θ₁ = θ₀ - α × g = {number(first.theta_before)} - {h.lr:g} × "
         f"{number(first.gradient)} = {number(found.comparisons[-1].after_first)}\n"
-        "Its steps are proportional to the gradient. One rate for all parameters is too large for "
-        "some and too small for others; noisy gradients cause oscillation; and the result is "
-        "sensitive to the rate.\n"
+        "Its steps are proportional to the gradient, and it is said to have three failings. One "
+        "rate for all parameters is too large for some and too small for others; noisy gradients "
+        "cause oscillation; and the result is sensitive to the rate. Of this model the last is not "
+        "true: fused-adamw train --compare.\n"
         "\n"
         "Adam with L2 adds the decay to the gradient:\n"
         f"g + λ × θ₀ = {number(first.gradient)} + {h.weight_decay:g} × "
