@@ -9,8 +9,6 @@ torch = pytest.importorskip("torch", minversion="2.10")
 from offloading import Beside, Net, Recorder, on_device  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-BEGUN = r"have begun this step; the next step\(\) updates the others"
-
 
 def train_overlapped(net, opt, other, recorder, steps=3, parts=1):
     for step in range(steps):

@@ -1,5 +1,9 @@
 """Training with quantized state, for PyTorch."""
 
+import copy
+import io
+import pickle
+
 import numpy as np
 import pytest
 
@@ -37,6 +41,25 @@ def trained(dtype=torch.float32, steps=3, **options):
     params = parameters(dtype)
     opt = AdamW(params, lr=1e-2, **options)
     train(params, opt, steps)
+    return params, opt
+
+
+def resumed(params, opt, through, **options):
+    """The parameters and their optimizer again: both copied or pickled together, or copies of the
+    parameters and an optimizer with these options that has loaded a state dict."""
+    if through == "deepcopy":
+        return copy.deepcopy((params, opt))
+    if through == "pickle":
+        return pickle.loads(pickle.dumps((params, opt)))
+    saved = copy.deepcopy(opt.state_dict())
+    if through == "file":
+        file = io.BytesIO()
+        torch.save(saved, file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+    params = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    opt = AdamW(params, **options)
+    opt.load_state_dict(saved, convert=False)
     return params, opt
 
 

@@ -1,7 +1,6 @@
 """``ema_decay``: an exponential moving average of the weights, updated in the same pass."""
 
 import copy
-import io
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torch_state import (  # noqa: E402
     assert_equal_tensors,
     draw,
     parameters,
+    resumed,
     train,
     trained,
     trained_beside_numpy,
@@ -142,24 +142,13 @@ def test_resumed(dtype, state_dtype, through):
     if state_dtype is None and dtype != "float32":
         pytest.skip("needs a state_dtype")
     params, opt = trained(DTYPES[dtype], state_dtype=state_dtype, ema_decay=DECAY)
-    if through == "deepcopy":
-        resumed, other = copy.deepcopy((params, opt))
-    else:
-        saved = copy.deepcopy(opt.state_dict())
-        if through == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed, state_dtype=state_dtype)
-        other.load_state_dict(saved)
+    again, other = resumed(params, opt, through, state_dtype=state_dtype)
     assert other.param_groups[0]["ema_decay"] == DECAY
-    assert_equal_tensors(averages(params, opt), averages(resumed, other))
+    assert_equal_tensors(averages(params, opt), averages(again, other))
     train(params, opt, 2, first=9)
-    train(resumed, other, 2, first=9)
-    assert_equal_tensors(params, resumed)
-    assert_equal_tensors(averages(params, opt), averages(resumed, other))
+    train(again, other, 2, first=9)
+    assert_equal_tensors(params, again)
+    assert_equal_tensors(averages(params, opt), averages(again, other))
 
 
 @pytest.mark.parametrize("kind", [AdamW, torch.optim.AdamW])

@@ -2,8 +2,6 @@
 class for NumPy and of the twin."""
 
 import copy
-import io
-import pickle
 import re
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch_state import (  # noqa: E402
     assert_equal_tensors,
     draw,
     parameters,
+    resumed,
     set_gradients,
     train,
     trained,
@@ -119,27 +118,15 @@ def test_float32_moments_of_float32_parameters_are_the_plain_ones():
 @pytest.mark.parametrize(("state_dtype", "master_weights"), MIXES)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_resumed(dtype, state_dtype, master_weights, through):
-    params, opt = trained(DTYPES[dtype], state_dtype=state_dtype, master_weights=master_weights)
-    if through in ("deepcopy", "pickle"):
-        both = {"params": params, "opt": opt}
-        both = copy.deepcopy(both) if through == "deepcopy" else pickle.loads(pickle.dumps(both))
-        resumed, other = both["params"], both["opt"]
-    else:
-        saved = copy.deepcopy(opt.state_dict())
-        if through == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed, state_dtype=state_dtype, master_weights=master_weights)
-        other.load_state_dict(saved, convert=False)
-        assert other.param_groups[0]["master_weights"] is master_weights
-    for p, q in zip(params, resumed, strict=True):
+    options = {"state_dtype": state_dtype, "master_weights": master_weights}
+    params, opt = trained(DTYPES[dtype], **options)
+    again, other = resumed(params, opt, through, **options)
+    assert other.param_groups[0]["master_weights"] is master_weights
+    for p, q in zip(params, again, strict=True):
         assert_equal_tensors(opt.state[p].values(), other.state[q].values())
     train(params, opt, 2, first=9)
-    train(resumed, other, 2, first=9)
-    assert_equal_tensors(params, resumed)
+    train(again, other, 2, first=9)
+    assert_equal_tensors(params, again)
 
 
 # ---- beside PyTorch's class

@@ -1,8 +1,6 @@
 """``state_dtype``: the bits of the class for NumPy, which tests/state compares with its oracle."""
 
 import copy
-import io
-import pickle
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from torch_state import (  # noqa: E402
     assert_equal_tensors,
     draw,
     parameters,
+    resumed,
     train,
     trained,
     trained_beside_numpy,
@@ -193,27 +192,14 @@ def test_bytes():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resumed(dtype, state_dtype, through):
     params, opt = trained(DTYPES[dtype], state_dtype=state_dtype)
-    if through in ("deepcopy", "pickle"):
-        both = {"params": params, "opt": opt}
-        both = copy.deepcopy(both) if through == "deepcopy" else pickle.loads(pickle.dumps(both))
-        resumed, other = both["params"], both["opt"]
-    else:
-        saved = copy.deepcopy(opt.state_dict())
-        if through == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        resumed = [torch.nn.Parameter(p.detach().clone()) for p in params]
-        other = AdamW(resumed, state_dtype=state_dtype)
-        other.load_state_dict(saved, convert=False)
-    for p, q in zip(params, resumed, strict=True):
+    again, other = resumed(params, opt, through, state_dtype=state_dtype)
+    for p, q in zip(params, again, strict=True):
         for name, value in opt.state[p].items():
             assert other.state[q][name].dtype == value.dtype
             assert torch.equal(other.state[q][name], value)
     train(params, opt, 2, first=9)
-    train(resumed, other, 2, first=9)
-    assert_equal_tensors(params, resumed)
+    train(again, other, 2, first=9)
+    assert_equal_tensors(params, again)
 
 
 def test_state_shares_no_memory_with_what_was_loaded():
