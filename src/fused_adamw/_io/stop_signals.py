@@ -39,6 +39,11 @@ def signal_of(error: KeyboardInterrupt) -> int:
     return error.number if isinstance(error, StopSignal) else int(signal.SIGINT)
 
 
+def status_after(number: int) -> int:
+    """Return the exit status after a signal, as shells have it."""
+    return 128 + number
+
+
 @contextmanager
 def stop_signals(on_repeat: Callable[[], None] | None = None) -> Iterator[StopRequest]:
     """Note the signals that ask to stop, in place of what they do by default.

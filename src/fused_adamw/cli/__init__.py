@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from typing import Annotated, Any, NoReturn
 
-from .._io.stop_signals import signal_of, stop_signals_raised
+from .._io.stop_signals import signal_of, status_after, stop_signals_raised
 from ..runtime import __version__, runtime_info
 
 
@@ -28,7 +28,7 @@ def _end_interrupted(number: int) -> NoReturn:
         sys.stderr.flush()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    sys.exit(128 + number)
+    sys.exit(status_after(number))
 
 
 try:

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from .._io.stop_signals import status_after
 from ..bench.implementations import IMPLEMENTATIONS
 from ..bench.workloads import CASES
 from . import plots
 from .console import benchmark_bar, make_console, print_json
-from .errors import bad_input_reported, status_after
+from .errors import bad_input_reported
 from .options import OUTPUT_FILE, OUTPUT_PANEL, Dtype, DtypeName, Json, with_options
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from .._io.files import printable
-from .._io.stop_signals import signal_of, stop_signals_raised
+from .._io.stop_signals import signal_of, status_after, stop_signals_raised
 from ..tiny.launch import abort_all_ranks
 
 option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
@@ -24,11 +24,6 @@ _ARGUMENT = re.compile(r"\w+(?=(\[\d\])? must )")
 USAGE_ERROR: Any = typer.BadParameter.__base__
 
 BAD_INPUT, FAILED = 2, 1  # exit statuses: of usage errors, of what fails later
-
-
-def status_after(number: int) -> int:
-    """Return the exit status after a signal, as shells have it."""
-    return 128 + number
 
 
 def flag(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from .._io.stop_signals import status_after
 from ..tiny.generation import generate, prompt_tokens
 from ..tiny.launch import MPIProcesses, Processes
 from ..tiny.memory import require_memory, required_bytes
@@ -20,7 +21,7 @@ from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
-from .errors import bad_input_reported, flag, interrupts_reported, status_after
+from .errors import bad_input_reported, flag, interrupts_reported
 from .html_report import check_report_path, save_report
 from .options import N_HEADS, with_options
 from .output_files import check_distinct, check_output_path
