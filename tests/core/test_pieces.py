@@ -29,14 +29,13 @@ class Recipe(NamedTuple):
     num_threads: int = 1
 
 
-def pieces_of(p, g, moments, bounds, steps=0):
+def pieces_of(p, g, moments, bounds):
     def cut(x):
         return [torch.as_tensor(x)[begin:end] for begin, end in bounds]
 
     state = {role: cut(x) for role, x in zip("mv", moments, strict=True)}
-    ones = [1] * len(bounds)
-    offsets = [begin for begin, _ in bounds]
-    return Pieces(cut(p), cut(g), [steps * i for i in ones], [0 * i for i in ones], offsets, state)
+    zeros, offsets = [0] * len(bounds), [begin for begin, _ in bounds]
+    return Pieces(cut(p), cut(g), zeros, zeros, offsets, state, zeros)
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.25])

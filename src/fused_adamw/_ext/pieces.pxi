@@ -55,8 +55,8 @@ def step_pieces(
         exchange: of the tensors.
         pieces: has lists of one length: ``params``, ``grads``, ``steps`` (the numbers of steps
             before), ``indices`` (of the parameters among all), ``offsets`` (where the ranges begin
-            in them), ``state``, a dict of lists by role, and ``firsts`` (where parameters that are
-            parts of larger ones begin in these) or None.
+            in them), ``firsts`` (where the parameters begin in those that they are parts of, or 0),
+            and ``state``, a dict of lists by role.
         recipe: has ``kind.format``, ``hyper``, ``maximize``, ``seed``, ``grad_scale`` and
             ``num_threads``.
         clip: a factor of the gradients, which may be NaN.
@@ -80,9 +80,9 @@ def step_pieces(
             if not add_piece(exchange, &space, pieces, i, state_format):
                 return False
             space.tensors[i].rng_key = fused_adamw_rng_key(number, pieces.indices[i])
-            space.tensors[i].element_offset = pieces.offsets[i]
-            if pieces.firsts is not None:
-                space.tensors[i].element_offset += rng_offset(state_format, pieces.firsts[i])
+            space.tensors[i].element_offset = (
+                pieces.offsets[i] + rng_offset(state_format, pieces.firsts[i])
+            )
             space.tensors[i].scalars = scalars_of(
                 &space, 0, True,
                 fused_adamw_element_types[space.tensors[i].element_type].compute,

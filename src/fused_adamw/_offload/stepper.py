@@ -24,7 +24,7 @@ class Pieces(NamedTuple):
     indices: list[int]
     offsets: list[int]
     state: dict[str, list[Tensor]]
-    firsts: list[int] | None = None
+    firsts: list[int]
 
 
 def add_squares(bundle: Bundle) -> None:
@@ -41,7 +41,7 @@ def add_squares(bundle: Bundle) -> None:
 
 def update(bundle: Bundle) -> None:
     """Update the parameters where they are, in the slot, and their state."""
-    pieces, firsts = Pieces([], [], [], [], [], {}), list[int]()
+    pieces = Pieces([], [], [], [], [], {}, [])
     for piece in bundle.pieces:
         job = _update_of(piece)
         params = piece.of(bundle.slot.params)
@@ -52,12 +52,12 @@ def update(bundle: Bundle) -> None:
         pieces.steps.append(job.t)
         pieces.indices.append(job.host_state.index)
         pieces.offsets.append(piece.begin)
-        firsts.append(job.host_state.first)
+        pieces.firsts.append(job.host_state.first)
         for role in state_names(*job.host_state.kind):
             part = job.host_state.part(role, piece.begin, piece.end)
             pieces.state.setdefault(role, []).append(part)
     job = _update_of(bundle.pieces[0])
-    if not step_pieces(EXCHANGE, pieces._replace(firsts=firsts), job.recipe, job.clip):
+    if not step_pieces(EXCHANGE, pieces, job.recipe, job.clip):
         raise RuntimeError(f"the kernels do not support the pieces of parameters {pieces.indices}")
 
 
@@ -83,7 +83,7 @@ def _sample(dtype: torch.dtype, kind: Kind) -> Pieces:
     p = torch.zeros(1, dtype=dtype, device="cpu")
     state = new_state(p, kind)
     arrays = {role: [state[name]] for role, name in state_names(*kind).items()}
-    return Pieces([p], [torch.zeros_like(p)], [0], [0], [0], arrays)
+    return Pieces([p], [torch.zeros_like(p)], [0], [0], [0], arrays, [0])
 
 
 def rehearse(dtype: torch.dtype, recipe: Recipe, t: float) -> None:
