@@ -39,6 +39,11 @@ class CheckedUpdate(NamedTuple):
     host_state: HostState
     recipe: Recipe
 
+    @property
+    def sample(self) -> tuple[torch.dtype, Recipe, float]:
+        """What ``rehearse`` takes; equal for updates that are refused for the same numbers."""
+        return self.p.dtype, self.recipe, float(self.host_state.step.item())
+
 
 class ReadyUpdate(NamedTuple):
     """The same with all that could be refused, such as memory."""
@@ -147,8 +152,7 @@ class Engine:
             zip(indices, (update.grad for update in updates), strict=True),
         )
         self.check_state()
-        samples = {(p.p.dtype, p.recipe, float(p.host_state.step.item())) for p in updates}
-        for sample in samples:
+        for sample in {update.sample for update in updates}:
             rehearse(*sample)
         return updates
 

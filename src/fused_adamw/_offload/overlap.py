@@ -102,10 +102,9 @@ class Overlap:
             with DeferredSignals():
                 engine.begin_sum(update)
             return
-        sample = p.dtype, update.recipe, float(update.host_state.step.item())
-        if sample not in self._rehearsed:
-            rehearse(*sample)
-            self._rehearsed.add(sample)
+        if update.sample not in self._rehearsed:
+            rehearse(*update.sample)
+            self._rehearsed.add(update.sample)
         with DeferredSignals():
             engine.begin(engine.make_ready([update]), self._state)
             engine.begun[p] = Begun(update.recipe, Gradient(grad))
