@@ -7,7 +7,7 @@ from .._core import BLOCK
 from .._optim.mixes import Mix, all_mixes
 from ..tiny.model import TinyTransformer
 
-TITLES = {  # in the order of the notebook
+TITLES = {  # in the order of docs/tutorials/2-transformer-by-hand.md
     "E_token": "Token embeddings",
     "E_pos": "Position embeddings",
     "W_Q": "W_Q ({heads} heads)",

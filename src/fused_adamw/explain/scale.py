@@ -1,7 +1,7 @@
 """The same update at scale: named models, the bytes of their state, and the seconds of a step."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeAlias
 
@@ -33,16 +33,16 @@ class NamedModel:
     Attributes:
         size: as it is called.
         shapes: of its tensors.
-        parameters: their number.
     """
 
     name: str
     size: str
     shapes: Shapes
-    parameters: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", count_parameters(self.shapes))
+    @property
+    def parameters(self) -> int:
+        """Their number."""
+        return count_parameters(self.shapes)
 
 
 MODELS = (
