@@ -78,7 +78,7 @@ def to_load(
     groups, saved = optimizer.param_groups, without_fill_ins(optimizer, saved)
     require_hyperparams(saved)
     completed = complete(saved, groups)
-    for group in (*saved["param_groups"], *completed):
+    for group in saved["param_groups"]:
         check(group)
     for group in completed:
         check_group(group)
