@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_process import MAIN, SMALL, START, in_a_process, interrupted, loads, on_a_terminal
+from cli_records import without_seconds
 
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint
@@ -17,10 +18,6 @@ from fused_adamw.tiny import TinyTransformer, training_checkpoint
 
 SLOW = pytest.mark.slow
 FALLING = ("--schedule", "cosine", "--warmup", 4, "--max-grad-norm", 0.5)
-
-
-def without_seconds(record):
-    return {name: value for name, value in record.items() if not name.endswith("seconds")}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "8bit"])

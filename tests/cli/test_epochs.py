@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_process import MAIN, SMALL, loads, on_a_terminal
-from cli_records import HELD_OUT_KEYS, RECORD_KEYS
+from cli_records import HELD_OUT_KEYS, RECORD_KEYS, without_seconds
 
 from fused_adamw import AdamW
 from fused_adamw.tiny import TARGETS, TOKENS, TinyTransformer
@@ -14,10 +14,6 @@ from fused_adamw.tiny.epochs import evaluate_epoch
 
 # The text has 960 characters, 864 of them to train on: 107 windows of 8, 26 batches of 4.
 PER_EPOCH = 26
-
-
-def without_seconds(record):
-    return {name: value for name, value in record.items() if not name.endswith("seconds")}
 
 
 def test_epochs_of_a_text(train_json, text):

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Net, on_device  # noqa: E402
-from torch_state import assert_equal_tensors  # noqa: E402
+from torch_state import assert_equal_tensors, params_and_state  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,11 +29,6 @@ def compiled_function(opt):
     return torch.compile(lambda: opt.step(), backend="eager")
 
 
-def contents(opt):
-    params = [p for group in opt.param_groups for p in group["params"]]
-    return [x for p in params for x in (p.detach(), *opt.state[p].values())]
-
-
 @pytest.mark.parametrize("compiled", [compiled_method, compiled_function])
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.05}, {"state_dtype": "8bit"}], ids=str)
 @pytest.mark.parametrize("with_module", [False, True])
@@ -49,7 +44,7 @@ def test_the_bits_of_a_step_that_is_not_compiled(compiled, options, with_module)
             step()
             opt.zero_grad()
         opt.synchronize()
-        return contents(opt)
+        return params_and_state(opt)
 
     assert_equal_tensors(trained(compiled), trained(lambda opt: opt.step))
 
@@ -91,7 +86,7 @@ def test_a_compiled_step_does_not_compile_the_updates(with_module):
         for seed in range(3):
             step(seed)
         opt.synchronize()
-        return contents(opt)
+        return params_and_state(opt)
 
     expected = trained(compiled=False)
     torch._dynamo.utils.counters.clear()

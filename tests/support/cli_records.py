@@ -33,3 +33,7 @@ def assert_in_order(expected, lines):
     remaining = iter(lines)
     for line in expected:
         assert line in remaining, f"{line!r} is missing, or out of order"
+
+
+def without_seconds(record):
+    return {name: value for name, value in record.items() if not name.endswith("seconds")}

@@ -96,6 +96,12 @@ def assert_equal_tensors(these, those):
         assert torch.equal(a, b)
 
 
+def params_and_state(opt):
+    """The tensors of parameters and state, in the order of the groups."""
+    params = [p for group in opt.param_groups for p in group["params"]]
+    return [x for p in params for x in (p.detach(), *opt.state[p].values())]
+
+
 def by_index(saved):
     """A state dict with numbers in place of names, as optimizers have it."""
     names = [name for group in saved["param_groups"] for name in group["params"]]

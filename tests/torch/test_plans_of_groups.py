@@ -2,7 +2,7 @@
 would do."""
 
 import pytest
-from torch_state import assert_equal_tensors
+from torch_state import assert_equal_tensors, params_and_state
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
@@ -15,11 +15,6 @@ def step_anew(opt):
     """Without what the last step has prepared."""
     vars(opt).pop("_plan", None)
     opt.step()
-
-
-def contents(opt):
-    params = [p for group in opt.param_groups for p in group["params"]]
-    return [x for p in params for x in (p.detach(), *opt.state[p].values())]
 
 
 # ---- master weights
@@ -42,7 +37,7 @@ def test_masters_after_a_step_of_float32_alone(dtype, state_dtype):
 
     (ours, b), (other, _) = trained(AdamW.step), trained(step_anew)
     assert ours.state[b]["step"] == 8
-    assert_equal_tensors(contents(ours), contents(other))
+    assert_equal_tensors(params_and_state(ours), params_and_state(other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -93,7 +88,7 @@ def test_alternating_groups():
             for p in params:
                 p.grad = p.detach() / (t + 1)
             step(opt)
-        return contents(opt)
+        return params_and_state(opt)
 
     assert_equal_tensors(trained(AdamW.step), trained(step_anew))
 
@@ -211,7 +206,7 @@ def test_a_list_of_parameters_that_changes_during_a_step(state_dtype, first):
     opt = AdamW([p, other], state_dtype=state_dtype)
     p.grad = other.grad = torch.ones(3)
     opt.step()
-    before = [x.clone() for x in contents(opt)]
+    before = [x.clone() for x in params_and_state(opt)]
     growing = torch.ones(3).as_subclass(Growing)
     params = [growing, p] if first else [p, growing]
     growing.params, growing.more, growing.own_grad = params, [other], torch.ones(3)
@@ -223,4 +218,4 @@ def test_a_list_of_parameters_that_changes_during_a_step(state_dtype, first):
     ):
         opt.step()
     opt.param_groups[0]["params"] = [p, other]
-    assert_equal_tensors(contents(opt), before)
+    assert_equal_tensors(params_and_state(opt), before)

@@ -32,6 +32,12 @@ def local_gradients(shapes, dtypes, step, scale=2.0**-20):
     return [list(map(one, shapes, dtypes)) for _ in range(RANKS)]
 
 
+def equal_gradients(shapes, step):
+    """The same on all ranks, and so their own mean, exactly."""
+    rng = np.random.default_rng(step)
+    return [np.array(rng.integers(-999, 1000, s) / 64, np.float32) for s in shapes]
+
+
 def mean(gradients):
     """What a single process is given: the sum divided by the number of ranks, rounded once."""
     tensors = zip(*gradients, strict=True)

@@ -7,8 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, run, same_bits
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, draw, equal_gradients, run, same_bits
 from mpi4py import MPI
 
 from fused_adamw import AdamW
@@ -28,12 +27,6 @@ def raise_alarm(number, frame):
     raise AlarmError
 
 
-def gradients(step):
-    """The same on all ranks, and so their own mean, exactly."""
-    rng = np.random.default_rng(step)
-    return [np.array(rng.integers(-999, 1000, s) / 64, np.float32) for s in SHAPES]
-
-
 def made():
     return ShardedAdamW(draw(SHAPES), bucket_bytes=SMALL_BUCKETS, ema_decay=0.5)
 
@@ -44,7 +37,7 @@ def steps_are_whole():
     params = draw(SHAPES)
     single = AdamW(params, ema_decay=0.5)
     alarms, steps, rng = 0, 150, random.Random(RANK)
-    all_gradients = [gradients(step % 7) for step in range(steps)]
+    all_gradients = [equal_gradients(SHAPES, step % 7) for step in range(steps)]
     signal.signal(signal.SIGALRM, raise_alarm)
     duration = 1e-3
     for step in range(steps):
@@ -74,7 +67,7 @@ def the_documented_way_to_stop():
         signal.signal(signal.SIGTERM, lambda *_, stop=stop: stop.append(True))
         opt = made()
         for step in range(10_000):
-            opt.step(gradients(step % 7))
+            opt.step(equal_gradients(SHAPES, step % 7))
             if step == 3 and RANK in signaled:
                 os.kill(os.getpid(), signal.SIGTERM)
             if COMM.allreduce(bool(stop), MPI.LOR):
@@ -90,7 +83,7 @@ def loads_are_whole():
     opt = made()
     states = []
     for step in range(2):
-        opt.step(gradients(step))
+        opt.step(equal_gradients(SHAPES, step))
         save_checkpoint(PATH.with_suffix(f".{step}"), opt)
         states.append([x.copy() for x in opt.param_groups[0]["params"]])
     rng = random.Random(5)

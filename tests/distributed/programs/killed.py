@@ -11,8 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-from common import RANK, RANKS, SMALL_BUCKETS, draw
+from common import RANK, RANKS, SMALL_BUCKETS, draw, equal_gradients
 
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
@@ -20,12 +19,6 @@ from fused_adamw.sharded import ShardedAdamW
 SHAPES = [(100_000,), (5,)]
 path, steps = Path(sys.argv[1]), int(sys.argv[2])
 how, last = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else (None, None)
-
-
-def gradients(step):
-    """The same on all ranks, and so their own mean, exactly."""
-    rng = np.random.default_rng(step)
-    return [np.array(rng.integers(-999, 1000, s) / 64, np.float32) for s in SHAPES]
 
 
 opt = ShardedAdamW(draw(SHAPES), bucket_bytes=SMALL_BUCKETS, state_dtype="8bit")
@@ -44,7 +37,7 @@ if path.exists():
     load_checkpoint(path, opt)
 opt._bucket_comm.start_gather = die_in_the_last_step
 while opt.t < steps:
-    opt.step(gradients(opt.t))
+    opt.step(equal_gradients(SHAPES, opt.t))
     if opt.t % 2 == 0:
         save_checkpoint(path, opt)
 print(f"rank {RANK}: {opt.t} steps")
