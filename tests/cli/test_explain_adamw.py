@@ -86,6 +86,6 @@ def test_other_optimizers(explain):
         lines,
     )
     text = " ".join(lines)
-    for failing in ("One rate for all parameters", "noisy gradients cause oscillation"):
+    for failing in ("one rate for all parameters", "noisy gradients cause oscillation"):
         assert failing in text
-    assert "sensitive to the rate" in text
+    assert "sensitive to the rate. This model does not show the third" in text
