@@ -1,5 +1,7 @@
 """`fused-adamw bench`: what it prints, records and draws, and what it does with bad input."""
 
+import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -247,3 +249,18 @@ def test_ctrl_c_shows_what_was_measured(run, loads, monkeypatch, blocks):
     status, out, _ = run(*TINY)
     assert status == 130
     assert "Interrupted" in out
+
+
+def test_a_folder_that_is_gone_after_the_run_is_no_bad_input(run, monkeypatch):
+    original = runner.run
+
+    def measure(*arguments):
+        results = original(*arguments)
+        Path("folder").rmdir()
+        return results
+
+    Path("folder").mkdir()
+    monkeypatch.setattr(runner, "run", measure)
+    status, out, err = run(*TINY, "--plot", "folder/chart.png")
+    assert (status, err) == (1, f"error: folder/chart.png: {os.strerror(errno.ENOENT)}\n")
+    assert "tiny transformer" in out

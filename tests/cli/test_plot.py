@@ -1,10 +1,14 @@
 """`fused-adamw train --plot`."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from cli_process import MAIN, SMALL, in_a_process
 from matplotlib.image import imread
+
+from fused_adamw.tiny import launch
 
 
 @pytest.mark.slow
@@ -59,3 +63,21 @@ finally:
     assert "matplotlib" not in sys.modules
 """
     assert in_a_process(code, "train", "--steps", 1).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--plot", "--report"])
+def test_a_folder_that_is_gone_after_the_training_is_no_bad_input(run, monkeypatch, option):
+    if option == "--report":
+        pytest.importorskip("plotly")
+    original = launch.train
+
+    def train(*arguments):
+        original(*arguments)
+        Path("folder").rmdir()
+
+    path = {"--plot": "folder/plot.png", "--report": "folder/run.html"}[option]
+    Path("folder").mkdir()
+    monkeypatch.setattr(launch, "train", train)
+    status, out, err = run("train", "--steps", 2, option, path)
+    assert (status, err) == (1, f"error: {path}: {os.strerror(errno.ENOENT)}\n")
+    assert "Predictions after step 2" in out

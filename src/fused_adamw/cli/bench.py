@@ -11,7 +11,7 @@ from ..bench.implementations import IMPLEMENTATIONS
 from ..bench.workloads import CASES
 from . import plots
 from .console import benchmark_bar, make_console, print_json
-from .errors import bad_input_reported
+from .errors import bad_input_reported, failures_reported
 from .options import OUTPUT_FILE, OUTPUT_PANEL, Dtype, DtypeName, Json, with_options
 
 
@@ -72,7 +72,7 @@ def bench(options: BenchOptions) -> None:
         make_console().print(*map(render, report.summary(results)))
     chart = report.chart(results)
     if options.plot is not None and chart.lines:
-        with bad_input_reported():
+        with failures_reported():
             plots.save_benchmark_plot(options.plot, chart)
     if results.stop_signal:
         raise typer.Exit(status_after(results.stop_signal))

@@ -77,6 +77,16 @@ def bad_input_reported() -> Iterator[None]:
 
 
 @contextmanager
+def failures_reported() -> Iterator[None]:
+    """Report errors of the block, in which what the command has computed is written."""
+    try:
+        yield
+    except (OSError, MemoryError, ValueError, OverflowError) as error:
+        report(describe(error))
+        raise typer.Exit(FAILED) from None
+
+
+@contextmanager
 def interrupts_reported(on_ranks: bool = False) -> Iterator[None]:
     """Say that a signal ended the block, where there is no summary to say it.
 

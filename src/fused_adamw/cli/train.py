@@ -21,7 +21,7 @@ from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
-from .errors import bad_input_reported, flag, interrupts_reported
+from .errors import bad_input_reported, failures_reported, flag, interrupts_reported
 from .html_report import check_report_path, save_report
 from .options import N_HEADS, with_options
 from .output_files import check_distinct, check_output_path
@@ -186,10 +186,10 @@ def _report(training: Training, results: Sequence[TrainingResult], sweeps: Seque
             text = f"warning: {name}: {warning}; try a smaller learning rate"
             print(text, file=sys.stderr)
     if options.plot is not None:
-        with bad_input_reported():
+        with failures_reported():
             plots.save_loss_plot(options.plot, curves, title(results[0].model), sweeps)
-    if options.report is not None and training.recorders:
-        with bad_input_reported():
+    if options.report is not None:
+        with failures_reported():
             _save_report(options.report, training, report)
 
 
