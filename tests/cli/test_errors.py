@@ -231,3 +231,19 @@ def test_an_error_without_text_is_named(run, monkeypatch, error, message):
 
     monkeypatch.setattr("fused_adamw.cli.train.sentence_task", fail)
     assert run("train") == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "not enough memory"),
+        (MemoryError("for an array"), "not enough memory: for an array"),
+        (OSError(28, "No space left on device", "run"), "run: No space left on device"),
+    ],
+)
+def test_what_fails_during_the_training_has_another_status(run, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", fail)
+    assert run("train") == (1, "", f"error: {message}\n")

@@ -1,12 +1,17 @@
 """Ctrl-C, SIGTERM and SIGHUP: every command says that it was interrupted."""
 
+import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
+import typer
 from cli_process import in_a_process, interrupted, loads
 
 from fused_adamw._io.stop_signals import StopSignal, stop_signals, stop_signals_raised
+from fused_adamw.cli.errors import interrupts_reported
 
 
 @pytest.mark.slow
@@ -109,6 +114,19 @@ def test_a_signal_during_the_imports(name):
     number = int(getattr(signal, name))
     done = in_a_process(SIGNALED_IMPORTS, number)
     assert (done.returncode, done.stderr) == (128 + number, "error: interrupted\n")
+
+
+class ClosedTerminal(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@posix
+def test_the_status_of_a_signal_where_the_terminal_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
+    with pytest.raises(typer.Exit) as ended, interrupts_reported():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.exit_code == 128 + signal.SIGTERM
 
 
 @posix
