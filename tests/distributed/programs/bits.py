@@ -103,11 +103,13 @@ def grad_scale():
 
 
 def tiny_gradients():
-    """Their means are subnormal, and rounded."""
+    """Their means are subnormal, and rounded, before a factor makes them normal numbers."""
     shapes = [(50_000,)]
-    made = pair(draw(shapes))
-    for step in range(2):
-        step_both(made, local_gradients(shapes, [np.float32], step, scale=2.0**-149))
+    for factor in (1.0, 2.0**100):
+        made = pair(draw(shapes))
+        for step in range(2):
+            tiny = local_gradients(shapes, [np.float32], step, scale=2.0**-149)
+            step_both(made, tiny, factor)
 
 
 def random_gradients():
