@@ -13,6 +13,7 @@ from sharded_training import (  # noqa: E402
     continue_training,
     draw,
     exchange_with_plain,
+    place_on,
     reshard,
     train_mixed,
     train_shards,
@@ -158,6 +159,20 @@ def test_state_that_is_not_divided_as_its_parameter_is_refused(mesh, change, mes
     with pytest.raises(TypeError, match=message):
         opt.step()
     assert torch.equal(p.to_local(), before.to_local())
+
+
+@needs_gloo
+@pytest.mark.parametrize(("param", "grad"), [("plain", "DTensor"), ("DTensor", "plain")])
+def test_a_gradient_that_is_not_divided_as_its_parameter_is_refused(mesh, param, grad):
+    made = {"plain": draw((3, 100), 1), "DTensor": place_on(mesh, Shard(0))(draw((3, 100), 1))}
+    p = torch.nn.Parameter(made[param])
+    p.grad = made[grad]
+    before = p.detach().clone()
+    with offload.simulated():
+        opt = offload.AdamW([p])
+    with pytest.raises(TypeError, match=r"the gradient of parameter 0 must .* kind and placements"):
+        opt.step()
+    assert torch.equal(p, before)
 
 
 @needs_gloo

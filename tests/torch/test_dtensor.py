@@ -111,8 +111,24 @@ def plain_moment(p, opt):
     opt.state[p]["exp_avg_sq"] = opt.state[p]["exp_avg_sq"].to_local()
 
 
+def plain_gradient(p, opt):
+    p.grad = p.grad.to_local()
+
+
+def gradient_of_a_dtensor(p, opt):
+    """Of a plain parameter without state."""
+    opt.param_groups[0]["params"][0] = q = torch.nn.Parameter(p.detach().to_local())
+    q.grad = p.grad
+
+
+CHANGES = [
+    *(plain_parameter, other_placement, plain_moment),
+    *(plain_gradient, gradient_of_a_dtensor),
+]
+
+
 @needs_gloo
-@pytest.mark.parametrize("change", [plain_parameter, other_placement, plain_moment])
+@pytest.mark.parametrize("change", CHANGES)
 def test_tensors_that_are_not_divided_in_one_way_are_refused(mesh, change):
     (p,), opt = trained(mesh, state_dtype="bfloat16")
     before = p.detach().clone()
@@ -207,6 +223,19 @@ def test_other_memory_orders(mesh, state_dtype):
     for name, x in opt.state[p].items():
         assert x.stride() == before[name].stride()
         assert torch.equal(local_of(x), local_of(before[name]))
+
+
+@needs_gloo
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_a_parameter_of_the_shape_of_its_count_of_steps(mesh, state_dtype):
+    p = parameter(mesh, (), Replicate())
+    opt = AdamW([p], state_dtype=state_dtype)
+    p.grad = parameter(mesh, (), Replicate()).detach()
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert type(opt.state[p]["step"]) is torch.Tensor
+    opt.step()
+    assert opt.state[p]["step"] == 2
 
 
 @needs_gloo
