@@ -185,19 +185,22 @@ class HostState:
         length = state_length(self._dtype, self.kind, role, size)
         is_placed = is_part_of_same(array, p) or is_scale(role)
         array, p, described = local_of(array), local_of(p), placements_of(array)
-        is_like_p = array.shape == p.shape and same_strides(array, p)
+        is_strided = array.layout is torch.strided
+        is_like_p = is_strided and array.shape == p.shape and same_strides(array, p)
+        is_flat = is_strided and array.ndim == 1 and array.is_contiguous()
         if (
             not is_placed
             or array.device.type != "cpu"
             or array.dtype != torch_dtype(storage)
             or array.numel() != length
             or array.is_neg()
-            or not (is_like_p or (array.ndim == 1 and array.is_contiguous()))
+            or not (is_like_p or is_flat)
         ):
             raise TypeError(
                 f"the {role} of parameter {self.index} must be {storage} of {length} elements in "
                 "host memory in the order of the parameter, and placed like it; got "
-                f"{array.dtype} of shape {tuple(array.shape)} on {array.device}{described}"
+                f"{array.dtype}, {array.layout}, of shape {tuple(array.shape)} on {array.device}"
+                f"{described}"
             )
         return flat_view(array)
 

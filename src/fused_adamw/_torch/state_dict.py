@@ -225,7 +225,7 @@ def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor
     like, dtype = target.like, dtype or x.dtype
     if target.is_host_only:
         x = local_of(x)
-    if x.shape == like.shape and x.stride() != like.stride() and _has_memory(x):
+    if x.shape == like.shape and _has_memory(x) and x.stride() != like.stride():
         return torch.empty_like(like, dtype=dtype, device=target.device).copy_(x.detach())
     return x.detach().to(target.device, dtype, copy=True)
 

@@ -136,7 +136,8 @@ def recognized(entry: State, target: Target) -> list[Moments]:
 def block_order(moments: Moments, like: Tensor) -> Order:
     """The order of the dimensions in which the elements were divided into blocks."""
     m = moments.arrays["m"]
-    return dims_in_memory(m) if m.shape == like.shape else new_order(like)
+    has_order = m.layout is torch.strided and m.shape == like.shape
+    return dims_in_memory(m) if has_order else new_order(like)
 
 
 def new_order(like: Tensor) -> Order:
@@ -148,7 +149,7 @@ def converted(moments: Moments, target: Target) -> State:
     """The moments as an optimizer stores them, rounded to the nearest, in new tensors by name."""
     own, like = target.storage, target.like
     saved = moments.arrays.items()
-    kept = {r: x.detach().cpu() for r, x in saved if r in own.layout or is_scale(r)}
+    kept = {r: x.detach().cpu().resolve_neg() for r, x in saved if r in own.layout or is_scale(r)}
     new = {r: _new(like, r, own) for r in own.moments if r in kept or is_scale(r)}
     source = Moments(moments.format, kept)
     order = new_order(like)
