@@ -35,6 +35,21 @@ def test_a_warning_that_is_an_error_changes_nothing():
     assert_unchanged(opt, before)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [("fused", False, "None or True"), ("foreach", True, "None or False")],
+)
+def test_a_group_that_neither_pytorch_nor_the_kernels_can_update(name, value, allowed):
+    saved = contents(trained(ema_decay=0.9)[1])
+    saved["param_groups"][0][name] = value
+    _, opt = trained()
+    before = contents(opt)
+    expected = f"{name} must be {allowed} with ema_decay=0.9; got {value}"
+    with pytest.raises(ValueError, match=expected):
+        opt.load_state_dict(saved)
+    assert_unchanged(opt, before)
+
+
 @pytest.mark.parametrize("convert", [None, "yes", 2])
 def test_convert_is_a_flag(convert):
     _, opt = trained()

@@ -247,7 +247,11 @@ def test_scales_of_another_parameter_are_refused(mesh, shape):
     saved = opt.state_dict()
     wrong = other.state_dict()["state"][0]["exp_avg_shard_scale"]
     saved["state"][0] = {**saved["state"][0], "exp_avg_shard_scale": wrong}
-    with pytest.raises(ValueError, match="exp_avg_shard_scale must have a scale for each block"):
+    expected = r"exp_avg_shard_scale must have a scale for each block .*; got DTensor of shape .*, "
+    with pytest.raises(ValueError, match=expected + r"placed \(Shard\(dim=0\),\)$"):
+        opt.load_state_dict(saved)
+    saved["state"][0]["exp_avg_shard_scale"] = [1.0]
+    with pytest.raises(ValueError, match=r"exp_avg_shard_scale must have .*; got list$"):
         opt.load_state_dict(saved)
     assert torch.equal(opt.state[p]["exp_avg_shard_scale"], before)
 
