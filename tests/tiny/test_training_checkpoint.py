@@ -98,6 +98,30 @@ def test_what_is_no_training(tmp_path, training, losses):
         checkpoint.read_history()
 
 
+@pytest.mark.parametrize(
+    "array", [None, np.ones((2, 2)), np.ones(2, np.float32), np.ones(2, int), np.ones(())], ids=repr
+)
+def test_norms_and_held_out_losses_in_another_form_are_left_out(tmp_path, array):
+    arrays = {"losses": np.array([3.0, 2.0, 1.0])}
+    if array is not None:
+        arrays |= {"gradient_norms": array, "held_out_losses": array}
+    path, extra = tmp_path / "run", {"training": TRAINING}
+    save_checkpoint(path, AdamW([np.ones(3)]), extra=extra, arrays=arrays)
+    history = TrainingCheckpoint(path, {}, 2, open_ended=True).read_history()
+    assert history.steps == 2
+    np.testing.assert_array_equal(history.gradient_norms, [np.nan] * 2)
+    assert history.held_out_losses == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_norms_of_another_number_of_steps_are_left_out(tmp_path, count):
+    arrays = {"losses": np.array([3.0, 2.0, 1.0]), "gradient_norms": np.ones(count)}
+    path, extra = tmp_path / "run", {"training": TRAINING}
+    save_checkpoint(path, AdamW([np.ones(3)]), extra=extra, arrays=arrays)
+    history = TrainingCheckpoint(path, {}, 2, open_ended=True).read_history()
+    np.testing.assert_array_equal(history.gradient_norms, [np.nan] * 2)
+
+
 def test_one_training_at_a_time(tmp_path):
     """Whatever the path is called; and the next one when it has ended. No file stays open."""
     free = next_descriptor()
