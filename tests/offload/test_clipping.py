@@ -218,6 +218,32 @@ def test_weights_that_are_read_without_the_forward_of_their_module():
     assert net.extra.weight not in opt._engine().pending
 
 
+class Merged(torch.nn.Module):
+    """Reads the weights of its parts without their forward where it does not train."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(300, 300), torch.nn.Linear(300, 300)
+
+    def forward(self, x):
+        if self.training:
+            return self.second(self.first(x)).sum()
+        return x @ (self.second.weight @ self.first.weight).t()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_forward_without_gradients_waits_for_all_that_it_may_read(mode):
+    net, x = Merged(), torch.ones(2, 300)
+    opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=net)
+    net(x).backward()
+    opt.step()
+    net.eval()
+    with mode():
+        found = net(x)
+        opt.synchronize()
+        assert torch.equal(found, net(x))
+
+
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_a_use_outside_of_the_forward_of_a_module_is_refused(overlapped):
     net = Net()

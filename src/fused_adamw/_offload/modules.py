@@ -1,6 +1,7 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 from weakref import ref
 
@@ -40,7 +41,9 @@ class UseOrder:
     """Makes modules wait for the updates of their parameters, and notes in which order they do.
 
     A parameter that had a gradient although its module did not run, such as a weight that another
-    module reads, is waited for by the forward of the whole model.
+    module reads, is waited for by the forward of the whole model. Without gradients, as in
+    validation, a forward may read others in this way, and no gradient would show it: it waits for
+    all parameters of the module.
 
     Args:
         module: the model.
@@ -87,7 +90,7 @@ class UseOrder:
             self._seen.setdefault(p, len(self._seen))
         if module is self._root():
             params += self._early
-        self._wait(params)
+        self._wait(params if torch.is_grad_enabled() else chain(params, module.parameters()))
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:
         self._wait(module.parameters())
