@@ -80,6 +80,27 @@ def test_epochs_and_the_log_on_ranks(tmp_path):
     assert found[1] == pytest.approx(expected["gradient_norms"], rel=1e-10)
 
 
+RANK_IN_ITS_FOLDER = """
+import os
+from mpi4py import MPI
+from fused_adamw.cli import main
+
+os.chdir(os.environ["FOLDERS"] + str(MPI.COMM_WORLD.rank))
+main()
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_one_rank_writes_the_log(tmp_path, monkeypatch):
+    for rank in range(2):
+        (tmp_path / f"rank{rank}").mkdir()
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "rank"))
+    result = start(2, "-c", RANK_IN_ITS_FOLDER, "train", "--mpi", "--steps", 2, "--log", "log.csv")
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.rglob("log.csv")) == [tmp_path / "rank0" / "log.csv"]
+
+
 LOG_THAT_FAILS = """
 from fused_adamw.cli import main
 from fused_adamw.tiny.training_log import TrainingLog
