@@ -219,25 +219,28 @@ def test_weights_that_are_read_without_the_forward_of_their_module():
 
 
 class Merged(torch.nn.Module):
-    """Reads the weights of its parts without their forward where it does not train."""
+    """With ``merges`` it reads the weights of its parts without their forward."""
+
+    merges = False
 
     def __init__(self):
         super().__init__()
         self.first, self.second = torch.nn.Linear(300, 300), torch.nn.Linear(300, 300)
 
     def forward(self, x):
-        if self.training:
-            return self.second(self.first(x)).sum()
-        return x @ (self.second.weight @ self.first.weight).t()
+        if self.merges:
+            return x @ (self.second.weight @ self.first.weight).t()
+        return self.second(self.first(x)).sum()
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_forward_without_gradients_waits_for_all_that_it_may_read(mode):
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_forward_in_validation_waits_for_all_that_it_may_read(mode):
     net, x = Merged(), torch.ones(2, 300)
     opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=net)
     net(x).backward()
     opt.step()
-    net.eval()
+    net.merges = True
+    net.train(mode is not torch.enable_grad)
     with mode():
         found = net(x)
         opt.synchronize()

@@ -41,9 +41,9 @@ class UseOrder:
     """Makes modules wait for the updates of their parameters, and notes in which order they do.
 
     A parameter that had a gradient although its module did not run, such as a weight that another
-    module reads, is waited for by the forward of the whole model. Without gradients, as in
-    validation, a forward may read others in this way, and no gradient would show it: it waits for
-    all parameters of the module.
+    module reads, is waited for by the forward of the whole model. In validation, in mode ``eval`` or
+    without gradients, a forward may read others in this way, and no gradient would show it: it
+    waits for all parameters of the module.
 
     Args:
         module: the model.
@@ -90,7 +90,8 @@ class UseOrder:
             self._seen.setdefault(p, len(self._seen))
         if module is self._root():
             params += self._early
-        self._wait(params if torch.is_grad_enabled() else chain(params, module.parameters()))
+        trains = module.training and torch.is_grad_enabled()
+        self._wait(params if trains else chain(params, module.parameters()))
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:
         self._wait(module.parameters())

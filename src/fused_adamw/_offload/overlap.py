@@ -102,9 +102,10 @@ class Overlap:
             with DeferredSignals():
                 engine.begin_sum(update)
             return
-        if update.sample not in self._rehearsed:
-            rehearse(*update.sample)
-            self._rehearsed.add(update.sample)
+        sample = update.sample
+        if sample not in self._rehearsed:
+            rehearse(*sample)
+            self._rehearsed.add(sample)
         with DeferredSignals():
             engine.begin(engine.make_ready([update]), self._state)
             engine.begun[p] = Begun(update.recipe, Gradient(grad))
