@@ -41,7 +41,7 @@ class UseOrder:
     """Makes modules wait for the updates of their parameters, and notes in which order they do.
 
     A parameter that had a gradient although its module did not run, such as a weight that another
-    module reads, is waited for by the forward of the whole model. In validation, in mode ``eval`` or
+    module reads, is waited for by the forward of the whole model. In validation, after ``eval`` or
     without gradients, a forward may read others in this way, and no gradient would show it: it
     waits for all parameters of the module.
 
