@@ -238,6 +238,7 @@ class PreparedStep:
 def step_all(
     steps: list[PreparedStep], increment_versions: list[Callable[[list[Any]], None]]
 ) -> None: ...
+def share_counts(steps: list[PreparedStep], others: list[Any]) -> bool: ...
 
 @disjoint_base
 class GroupPlan:

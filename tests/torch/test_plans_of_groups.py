@@ -93,6 +93,48 @@ def test_alternating_groups():
     assert_equal_tensors(trained(AdamW.step), trained(step_anew))
 
 
+# ---- a parameter of two groups, which add_param_group refuses
+
+
+def parameter_of_both(opt, p, q):
+    opt.param_groups[1]["params"].append(p)
+
+
+def count_of_both(opt, p, q):
+    opt.state[q]["step"] = opt.state[p]["step"]
+
+
+@pytest.mark.filterwarnings("ignore:PyTorch, not fused_adamw, updates:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "before"),
+    [
+        (parameter_of_both, 0),
+        *((change, n) for n in (1, 3) for change in (parameter_of_both, count_of_both)),
+    ],
+)
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+@pytest.mark.parametrize("options", [{}, {"maximize": True}, {"fused": False}], ids=str)
+def test_an_update_that_would_not_be_counted_is_refused(change, before, state_dtype, options):
+    """In groups that are stepped as one, by two steps of one plan, and one by PyTorch; before the
+    first step, at the first plan, and later."""
+    if state_dtype is not None and "fused" in options:
+        pytest.skip("PyTorch has no such state")
+    p, q = (torch.nn.Parameter(torch.ones(n)) for n in (2, 3))
+    groups = [{"params": [p], "lr": 0.01}, {"params": [q], **options}]
+    opt = AdamW(groups, lr=0.1, state_dtype=state_dtype)
+    p.grad, q.grad = torch.ones(2), torch.ones(3)
+    for _ in range(before):
+        opt.step()
+    change(opt, p, q)
+    found = [p.detach().clone(), q.detach().clone()]
+    with pytest.raises(ValueError, match="params must be in one group each, with counts of steps"):
+        opt.step()
+    assert_equal_tensors([p.detach(), q.detach()], found)
+    del opt.param_groups[1]["params"][:]
+    opt.step()
+    assert opt.state[p]["step"] == before + 1
+
+
 # ---- what torch.optim takes, too
 
 

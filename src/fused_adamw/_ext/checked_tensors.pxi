@@ -42,6 +42,7 @@ cdef class CheckedTensors:
     cdef Interval *unsorted    # the same as they were added
     cdef Py_ssize_t num_unsorted
     cdef bint overlapping
+    cdef bint has_moved        # whether the last step had other memory than the one before it
     cdef int threads
     cdef const fused_adamw_isa *isa
 
@@ -212,7 +213,8 @@ cdef class CheckedTensors:
                 self.counters[k].address,
                 fused_adamw_element_types[self.counters[k].element_type].size,
             ))
-        if not same or count != self.num_unsorted:
+        self.has_moved = not same or count != self.num_unsorted
+        if self.has_moved:
             self.num_unsorted = count
             self.written.count = self.written.near = 0
             for k in range(count):

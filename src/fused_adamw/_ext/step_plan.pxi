@@ -104,6 +104,7 @@ cdef class StepPlan:
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
     cdef bint has_stepped
+    cdef bint has_own_counts  # whether no count of steps is that of several PreparedSteps
     cdef bint calls_code  # whether this step may call code of the user
 
     def __cinit__(
@@ -177,6 +178,7 @@ cdef class StepPlan:
         cdef Py_ssize_t i
         cdef GroupPlan plan
         cdef PreparedStep prepared
+        cdef bint has_moved = not self.has_own_counts
         if len(groups) != len(self.groups):
             return False
         self.calls_code = type(state) is not dict and type(state) is not defaultdict
@@ -195,12 +197,16 @@ cdef class StepPlan:
         for prepared in self.steps:
             if prepared.has_overlaps():
                 return False
+            has_moved |= prepared.has_moved
             finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)
             prepared.threads = 1
             if prepared.pays_threads():
                 self.calls_code = True  # where signal handlers may run
                 prepared.threads = check_num_threads(self.num_threads())
-        return True
+        if has_moved:
+            self.has_own_counts = False  # where memory to find out is refused
+            self.has_own_counts = len(self.steps) == 1 or not share_counts(self.steps, [])
+        return self.has_own_counts
 
     cdef bint add_groups(self, state) except -1:
         cdef Py_ssize_t begin, number = 0, first = 0  # parameter of the group in the optimizer
@@ -221,6 +227,35 @@ cdef class StepPlan:
             plan.num_updated = plan.prepared.space.num_active - begin
             before = hyper
         return True
+
+
+def share_counts(list steps not None, list others not None):
+    """Whether two of these ``PreparedStep``s update one parameter, or count their steps in the same
+    memory; or one of them updates or counts in one of the tensors ``others``."""
+    cdef PreparedStep prepared
+    cdef IntervalSet marks
+    cdef Py_ssize_t k, total = len(others)
+    cdef const StepCounter *counter
+    cdef PyObject **found
+    for prepared in steps:
+        total += 3 * prepared.space.num_active
+    reserve(&marks, total)
+    try:
+        for prepared in steps:
+            for k in range(prepared.space.num_active):
+                counter = &prepared.counters[k]
+                include_interval(&marks, interval_at(
+                    counter.address, fused_adamw_element_types[counter.element_type].size
+                ))
+                # The objects, too: each step may have made a count for a new parameter.
+                found = &prepared.references[k * (OWN + prepared.num_roles)]
+                include_interval(&marks, interval_at(found[0], 1))
+                include_interval(&marks, interval_at(found[2], 1))
+        for tensor in others:
+            include_interval(&marks, interval_at(<PyObject *>tensor, 1))
+        return sort_and_find_overlap(&marks)
+    finally:
+        PyMem_Free(marks.intervals)
 
 
 cdef bint same_objects(tuple a, tuple b) except -1:

@@ -10,6 +10,7 @@ from .._torch.dispatch import GroupDispatch, dispatch, run_all
 from .._torch.grad_scaler import found_infinity, grad_scale_of, unscale
 from .._torch.hooks import never_compiled
 from .._torch.options import numbered
+from .._torch.own_counts import require_own_counts
 from .._torch.paths import note_paths
 from . import overlap
 from .engine import CheckedUpdate
@@ -93,5 +94,7 @@ def _dispatch_host(
         has_any = not none and any(p.grad is not None for p in params)
         own = group | {"params": params}
         dispatches.append(dispatch(optimizer, own, first) if has_any else [])
+    parts = [part for parts in dispatches for part in parts]
+    require_own_counts(parts)
     note_paths(optimizer, dispatches)
-    return [part for parts in dispatches for part in parts]
+    return parts

@@ -10,6 +10,7 @@ from .grad_scaler import found_infinity, grad_scale_of
 from .hooks import never_compiled
 from .local_shards import increment_version
 from .options import numbered
+from .own_counts import require_own_counts
 from .paths import note_paths
 
 PROFILED_AS = "fused_adamw::adamw"
@@ -43,13 +44,15 @@ def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
         dispatches: list[list[GroupDispatch]] = []
         for first, group in numbered(optimizer.param_groups):
             dispatches.append(dispatch(optimizer, group, first))
+        parts = [part for parts in dispatches for part in parts]
+        require_own_counts(parts)
         note_paths(optimizer, dispatches)
         # Before anything changes: memory for it could be refused. Without the state that this step
         # adds, a plan steps nothing.
         plan = _plan_for(dispatches, lock)
         if plan is not None:
             optimizer.__dict__["_plan"] = plan
-        run_all(optimizer, [part for parts in dispatches for part in parts])
+        run_all(optimizer, parts)
 
 
 def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> StepPlan | None:
