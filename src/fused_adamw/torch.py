@@ -253,7 +253,8 @@ class AdamW(Inspected, torch.optim.AdamW):
         Raises:
             TypeError: A parameter, its gradient or its state is not supported, where PyTorch cannot
                 update it instead.
-            ValueError: An option has a value that the formula does not allow.
+            ValueError: An option has a value that the formula does not allow, or a parameter is in
+                two groups.
             RuntimeError: Called by code that another step of this optimizer runs.
         """
         loss: float | None = None
