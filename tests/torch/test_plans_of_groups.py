@@ -127,7 +127,10 @@ def test_an_update_that_would_not_be_counted_is_refused(change, before, state_dt
         opt.step()
     change(opt, p, q)
     found = [p.detach().clone(), q.detach().clone()]
-    with pytest.raises(ValueError, match="params must be in one group each, with counts of steps"):
+    expected = (
+        "params must be in one group each and have their own counts of steps; got a parameter"
+    )
+    with pytest.raises(ValueError, match=expected):
         opt.step()
     assert_equal_tensors([p.detach(), q.detach()], found)
     del opt.param_groups[1]["params"][:]

@@ -104,7 +104,7 @@ cdef class StepPlan:
     cdef ReentrantLock lock
     cdef object num_threads, increment_version
     cdef bint has_stepped
-    cdef bint has_own_counts  # whether no count of steps is that of several PreparedSteps
+    cdef bint has_own_counts  # whether no two PreparedSteps share a count of steps
     cdef bint calls_code  # whether this step may call code of the user
 
     def __cinit__(
@@ -204,7 +204,7 @@ cdef class StepPlan:
                 self.calls_code = True  # where signal handlers may run
                 prepared.threads = check_num_threads(self.num_threads())
         if has_moved:
-            self.has_own_counts = False  # where memory to find out is refused
+            self.has_own_counts = False  # and stays so where memory for the search is refused
             self.has_own_counts = len(self.steps) == 1 or not share_counts(self.steps, [])
         return self.has_own_counts
 

@@ -1,7 +1,6 @@
 """Forward pre-hooks, with which a module waits for its own parameters only."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 from weakref import ref
 
@@ -91,7 +90,7 @@ class UseOrder:
         if module is self._root():
             params += self._early
         trains = module.training and torch.is_grad_enabled()
-        self._wait(params if trains else chain(params, module.parameters()))
+        self._wait(params if trains else module.parameters())
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:
         self._wait(module.parameters())

@@ -36,10 +36,10 @@ def report(message: object) -> None:
     print(f"error: {printable(str(message))}", file=sys.stderr)
 
 
-def fail(message: object) -> NoReturn:
+def fail(message: object, status: int = BAD_INPUT) -> NoReturn:
     """Print the error and exit."""
     report(message)
-    raise typer.Exit(BAD_INPUT)
+    raise typer.Exit(status)
 
 
 def usage_message(error: Any) -> str:
@@ -78,12 +78,11 @@ def bad_input_reported() -> Iterator[None]:
 
 @contextmanager
 def failures_reported() -> Iterator[None]:
-    """Report errors of the block, in which what the command has computed is written."""
+    """Report errors of the block as failures: it writes what the command has computed."""
     try:
         yield
     except (OSError, MemoryError, ValueError, OverflowError) as error:
-        report(describe(error))
-        raise typer.Exit(FAILED) from None
+        fail(describe(error), FAILED)
 
 
 @contextmanager
