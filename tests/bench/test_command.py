@@ -176,6 +176,15 @@ def test_small_tensors_are_skipped_where_8_bits_are_not_used(run, loads):
     assert "4,096" in reasons["bitsandbytes-8bit"]
 
 
+def test_a_narrow_terminal_shows_whose_time_it_is(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    status, out, _ = run("--case", "2^16", "--implementation", "numpy", "--rounds", 1)
+    assert status == 0
+    table = out.partition("one array of")[2].partition("of this package")[0]
+    assert [name for name in ("AdamW", "numpy") if f"\n {name} " in table] == ["AdamW", "numpy"]
+    assert "…" not in out
+
+
 # --------------------------------------------------------------------------- the chart
 
 

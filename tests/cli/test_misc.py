@@ -109,11 +109,3 @@ def test_a_narrow_terminal_shows_every_character(run, monkeypatch, section, colu
         return Counter(re.sub(r"[\s─]", "", text))
 
     assert characters(narrow) == characters(wide)
-
-
-def test_a_narrow_terminal_shows_whose_time_it_is(run, monkeypatch):
-    bench = ("bench", "--case", "2^16", "--implementation", "numpy", "--rounds", 1)
-    out = shown_in(40, run, monkeypatch, *bench)
-    table = out.partition("one array of")[2].partition("of this package")[0]
-    assert [name for name in ("AdamW", "numpy") if f"\n {name} " in table] == ["AdamW", "numpy"]
-    assert "…" not in out
