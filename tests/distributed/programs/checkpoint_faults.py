@@ -5,7 +5,7 @@ import signal
 from errno import ENOSPC
 
 import numpy as np
-from common import COMM, RANK, RANKS, refused, run, same_bits
+from common import RANK, RANKS, refused, run, same_bits, wait_for_all
 from files import FOLDER, arrays, path, sharded, take
 
 from fused_adamw._io import checkpoint_save
@@ -30,13 +30,13 @@ def bad_files():
     for bad in (bytes(flipped), good[:-1], good[:100], b"", b"\xff" * 100, good + b"x"):
         if RANK == 0:
             path("bad").write_bytes(bad)
-        COMM.Barrier()
+        wait_for_all()
         refused(
             CorruptCheckpointError,
             "is corrupt",
             lambda: load_checkpoint(path("bad"), opt),
         )
-        COMM.Barrier()
+        wait_for_all()
     refused(
         FileNotFoundError,
         "nowhere",
@@ -59,7 +59,7 @@ def failed_saves():
     save_checkpoint(path("kept"), opt)
     before = path("kept").read_bytes()
     files = sorted(FOLDER.iterdir())
-    COMM.Barrier()
+    wait_for_all()
     take(opt, range(1))
     extra = {"no": object()} if RANK == 0 else None
     refused(
@@ -88,7 +88,7 @@ def saves_that_fail_while_data_is_sent():
     take(opt, range(1))
     save_checkpoint(path("sent"), opt)
     before = path("sent").read_bytes()
-    COMM.Barrier()
+    wait_for_all()
     for name, kind in (("pieces", "in memory"), ("transposed_positions", "transposed")):
         original = getattr(checkpoint_save, name)
         for failing in {(0,), (RANKS - 1,), (0, RANKS - 1), tuple(range(RANKS))}:
@@ -105,7 +105,7 @@ def saves_that_fail_while_data_is_sent():
                 refused(MemoryError, kind, lambda: save_checkpoint(path("sent"), opt))
                 setattr(checkpoint_save, name, original)
                 assert path("sent").read_bytes() == before
-    COMM.Barrier()
+    wait_for_all()
     save_checkpoint(path("sent"), opt)
     assert path("sent").read_bytes() == before
 
@@ -117,7 +117,7 @@ def arguments_of_rank_0():
     extra = {"n": 1} if RANK == 0 else {"no": object()}
     file = path("arrays") if RANK == 0 else "/no/such/folder"
     save_checkpoint(file, opt, extra=extra, arrays=losses)
-    COMM.Barrier()
+    wait_for_all()
     assert load_checkpoint(path("arrays"), opt) == {"n": 1}
     assert read_arrays(path("arrays"))["losses"].tolist() == [0, 1, 2, 3, 4]
     refused(TypeError, "arrays", lambda: save_checkpoint(path("arrays"), opt, arrays=[1]))
@@ -151,7 +151,7 @@ def copies_on_other_ranks():
     own = path(f"copy of rank {RANK}")
     content = bytearray(path("first").read_bytes())
     own.write_bytes(content)
-    COMM.Barrier()
+    wait_for_all()
     load_checkpoint(own, opt)
     if RANK == RANKS - 1:
         content[-1] ^= 1
@@ -181,7 +181,7 @@ def interrupted():
         except KeyboardInterrupt:
             caught = True
         assert caught == last
-        COMM.Barrier()
+        wait_for_all()
     assert same_bits(arrays(other), arrays(opt))
 
 

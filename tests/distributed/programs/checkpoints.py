@@ -3,7 +3,7 @@
 import tracemalloc
 
 import numpy as np
-from common import COMM, RANK, RANKS, SMALL_BUCKETS, refused, run, same_bits
+from common import COMM, RANK, RANKS, SMALL_BUCKETS, refused, run, same_bits, wait_for_all
 from files import arrays, params, path, sharded, take
 
 from fused_adamw import AdamW
@@ -50,19 +50,20 @@ def any_number_of_ranks_with(options, name, dtype=np.float32):
             take(fewer, range(2, 4), dtype)
             assert same_bits(arrays(fewer), arrays(opt))
             save_checkpoint(path(f"fewer {ranks}"), fewer)
+        wait_for_all()
         comm.Free()
     if RANK == 0:
         expected = path("later").read_bytes()
         for ranks in range(1, RANKS + 1):
             assert path(f"fewer {ranks}").read_bytes() == expected
         single_process(options, name, dtype)
+    wait_for_all()
     opt = sharded(first=9, dtype=dtype, **options)
-    COMM.Barrier()
     load_checkpoint(path("single"), opt)
     save_checkpoint(path("again"), opt)
     if RANK == 0:
         assert path("again").read_bytes() == path("later").read_bytes()
-    COMM.Barrier()
+    wait_for_all()
 
 
 def single_process(options, name, dtype):
@@ -99,7 +100,7 @@ def convert_each(options, dtype):
             single = AdamW(params(dtype=dtype), **options[saved])
             take(single, range(2), dtype)
             save_checkpoint(path(saved), single)
-        COMM.Barrier()
+        wait_for_all()
         for loaded in (name for name in options if name != saved):
             for order in "CF":
                 convert(path(saved), order, options[loaded], dtype)
@@ -123,7 +124,7 @@ def convert(file, order, options, dtype):
         load_checkpoint(file, single, convert=True)
         save_checkpoint(path("expected"), single)
         assert path("converted").read_bytes() == path("expected").read_bytes()
-    COMM.Barrier()
+    wait_for_all()
 
 
 def memory():
@@ -144,7 +145,7 @@ def memory():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1 << 19, peak
-        COMM.Barrier()
+        wait_for_all()
 
 
 PROGRAMS = any_number_of_ranks, conversion, memory

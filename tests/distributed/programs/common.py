@@ -1,6 +1,8 @@
 """What the programs under ``mpiexec`` share."""
 
 import sys
+import time
+from functools import lru_cache
 
 import numpy as np
 from mpi4py import MPI
@@ -14,14 +16,33 @@ SMALL_BUCKETS = 1 << 17  # bytes: collectives of two chunks of float32, or one o
 abort_on_exception(COMM)
 
 
+def wait_for_all():
+    """A barrier that leaves the cores to ranks that still work: there may be more ranks than cores,
+    and MPI waits without sleeping."""
+    request = COMM.Ibarrier()
+    while not request.Test():
+        time.sleep(0.001)
+
+
 def draw(shapes, dtype=np.float32, seed=0):
+    return [np.array(x, dtype) for x in _normal(tuple(shapes), seed)]
+
+
+@lru_cache(8)
+def _normal(shapes, seed):
     rng = np.random.default_rng(seed)
-    return [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
+    return [rng.standard_normal(shape) for shape in shapes]
 
 
 def local_gradients(shapes, dtypes, step, scale=2.0**-20):
     """Of each rank: multiples of one small number, whose sum is exact in any order; that of their
     squares is not. Those of 16 bits have few digits, and their mean is rounded."""
+    drawn = _local_gradients(tuple(shapes), tuple(dtypes), step, scale)
+    return [[x.copy() for x in gradients] for gradients in drawn]
+
+
+@lru_cache(8)
+def _local_gradients(shapes, dtypes, step, scale):
     rng = np.random.default_rng(step)
 
     def one(shape, dtype):
@@ -74,6 +95,6 @@ def run(programs):
     """Run those named on the command line, or all."""
     for name in sys.argv[1:] or programs:
         programs[name]()
-        COMM.Barrier()
+        wait_for_all()
         if RANK == 0:
             print(name, "ok", flush=True)

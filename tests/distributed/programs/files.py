@@ -1,6 +1,7 @@
 """Optimizers on all ranks, and files in the folder that is the first argument."""
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ def params(seed=0, dtype=np.float32):
 
 def gradients(step, dtype=np.float32):
     """The same on all ranks, and so their own mean, exactly."""
+    return {name: np.array(x, dtype) for name, x in _gradients(step).items()}
+
+
+@lru_cache(8)
+def _gradients(step):
     rng = np.random.default_rng(step)
-    return {
-        name: np.array(rng.integers(-999, 1000, x.shape) / 64, dtype)
-        for name, x in params().items()
-    }
+    return {name: rng.integers(-999, 1000, x.shape) / 64 for name, x in params().items()}
 
 
 def sharded(comm=COMM, first=0, dtype=np.float32, **options):
