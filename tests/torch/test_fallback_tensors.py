@@ -209,9 +209,13 @@ def test_a_mixed_group(fused):
         assert opt.state[p]["step"] == 3
 
 
-def test_a_gradient_that_becomes_sparse_changes_nothing():
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gradient_that_becomes_sparse_changes_nothing(shared):
     """In the group: what is ours in it waits for what PyTorch refuses."""
     ours, other = parameter(), parameter((3, 4))
+    if shared:  # so that PyTorch is to update both, in their order
+        ours.data = other.data[0]
+        ours.grad = torch.ones(4)
     opt = AdamW([ours, other])
     opt.step()
     other.grad = other.grad.to_sparse()

@@ -250,6 +250,7 @@ def test_state_nbytes(state_dtype):
     )
     before = opt.state_nbytes
     opt.state["of a program"] = {"note": torch.ones(3)}
+    opt.state[torch.zeros(1)] = "of a program"
     opt.state[params[0]]["note"] = "of a program"
     assert opt.state_nbytes == before
 
