@@ -52,7 +52,7 @@ def test_changes_after_an_update_has_begun_are_refused(what):
 )
 def test_what_has_changed_is_named(what, changed, instead):
     params = [parameter(torch.float32, (9,), seed) for seed in range(4)]
-    opt = on_device([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2)
+    opt = on_device([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2, delay=0.02)
     with opt.overlapped():
         sum(p.sum() for p in params).backward()
     if what == "gradients":
@@ -66,6 +66,9 @@ def test_what_has_changed_is_named(what, changed, instead):
         f"{what} must be the same in overlapped() and in step(); got changes for parameters "
         f"{changed}, which were updated with the old ones; the others are not updated. {instead}"
     )
+    found = [p.detach().clone() for p in params]
+    opt.synchronize()
+    assert all(map(torch.equal, found, params))  # they had been updated when the error was raised
     opt.zero_grad()
     with opt.overlapped():  # the next step
         sum(p.sum() for p in params).backward()

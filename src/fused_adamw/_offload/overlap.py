@@ -166,6 +166,7 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
     ):
         if indices:
             engine.begun.clear()
+            engine.synchronize()  # the step has ended
             raise RuntimeError(
                 f"{what} must be the same in overlapped() and in step(); got changes for "
                 f"parameters {indices}, which were updated with the old ones; the others are not "
