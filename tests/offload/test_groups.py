@@ -59,6 +59,23 @@ def test_parameters_on_the_host_take_their_own_way(lacks_seed):
         assert torch.equal(p, q)
 
 
+def test_a_parameter_that_is_taken_out_of_a_group():
+    """The others have smaller numbers then, and other random ones."""
+    params = [parameter(seed=i, shape=(70,)) for i in range(3)]
+    same = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    options = {"lr": 1e-2, "state_dtype": "8bit", "master_weights": False, "seed": 5}
+    opt, other = on_device(params, **options), ForHost(same, **options)
+    for taken_out in (False, True):
+        if taken_out:
+            del opt.param_groups[0]["params"][0], other.param_groups[0]["params"][0]
+        for p, q in zip(params, same, strict=True):
+            set_gradient(p, 0)
+            q.grad = p.grad.clone()
+        opt.step()
+        other.step()
+    assert all(map(torch.equal, params, same))
+
+
 def test_grad_scaler():
     """It leaves unscaling to the kernels, and a step with infinite gradients is not taken."""
     p, q = parameter(torch.float16), parameter(torch.float16)
