@@ -76,6 +76,28 @@ def test_what_has_changed_is_named(what, changed, instead):
     assert {int(entry["step"]) for entry in opt.state.values()} == {2}
 
 
+@pytest.mark.parametrize("where", ["backward", "step"])
+def test_parameters_are_whole_after_an_error(where):
+    """Nothing waits for the updates that have begun before a program reads the parameters."""
+    params = [parameter(torch.float32, (9,), seed) for seed in range(3)]
+    opt = on_device(params, lr=1e-2, delay=0.02)
+    before = [p.detach().clone() for p in params]
+
+    def train():
+        with opt.overlapped():
+            sum(p.sum() for p in params[:2]).backward()
+            assert where == "step" or 1 / 0
+        params[2].grad = torch.ones(9).to_sparse()
+        opt.step()
+
+    with pytest.raises((ZeroDivisionError, TypeError)):
+        train()
+    found = [p.detach().clone() for p in params]
+    opt.synchronize()
+    assert all(map(torch.equal, found, params))
+    assert [torch.equal(*pair) for pair in zip(params, before, strict=True)] == [False, False, True]
+
+
 @pytest.mark.parametrize("step", [-1.0, 0.5])
 def test_a_number_of_steps_that_is_refused(step):
     p = parameter(shape=(9,))

@@ -1,7 +1,7 @@
 """Updates that begin during backward, as soon as their gradient is final."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,8 @@ class Overlap:
         handles: list[RemovableHandle] = []
         try:
             outside_of_graphs_if_any(self._register)(handles)
-            yield
+            with whole_after_errors(self._engine):
+                yield
         except BaseException as error:
             if self._engine.begun:
                 error.add_note(
@@ -111,6 +112,18 @@ class Overlap:
             engine.begun[p] = Begun(update.recipe, Gradient(grad))
 
 
+@contextmanager
+def whole_after_errors(engine: Engine) -> Iterator[None]:
+    """A block whose errors are raised when the updates that have begun are complete: what reads the
+    parameters after an error does not wait for them."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # which the next step raises, too
+            engine.synchronize()
+        raise
+
+
 def require_whole_step(engine: Engine) -> None:
     """Raise RuntimeError where a step has begun already."""
     if engine.begun:
@@ -166,7 +179,6 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
     ):
         if indices:
             engine.begun.clear()
-            engine.synchronize()  # the step has ended
             raise RuntimeError(
                 f"{what} must be the same in overlapped() and in step(); got changes for "
                 f"parameters {indices}, which were updated with the old ones; the others are not "

@@ -24,9 +24,10 @@ NO_GRADIENT = torch.nn.Parameter(torch.empty(0, device="cpu"))
 @never_compiled
 def take_step(optimizer: AdamW) -> None:
     """Update all parameters that have a gradient, unless GradScaler found an infinity."""
-    overlap.require_unscaled(optimizer._engine(), optimizer)
+    engine = optimizer._engine()
+    overlap.require_unscaled(engine, optimizer)
     if not found_infinity(optimizer):
-        with optimizer.exclusive().during("step"):
+        with optimizer.exclusive().during("step"), overlap.whole_after_errors(engine):
             _step(optimizer)
 
 
