@@ -102,6 +102,7 @@ def memory():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak - kept <= SLACK, (options, peak - kept)
+        assert opt._bucket_comm._direct == []  # requests of a step are not kept
 
 
 class CountingVisits:
