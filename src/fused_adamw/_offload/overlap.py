@@ -119,7 +119,7 @@ def whole_after_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(Exception):  # which the next step raises, too
+        with suppress(Exception):  # of an update that failed; the next step raises it, too
             engine.synchronize()
         raise
 
