@@ -1,6 +1,7 @@
 """``module``: updates run during the next forward, which waits for the parameters that it uses."""
 
 import copy
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -31,6 +32,24 @@ def test_each_module_waits_for_its_own_parameters():
     pending = opt._engine().pending
     assert net.norm.weight not in pending
     assert net.inner.weight in pending
+
+
+@pytest.mark.parametrize("use", ["forward", "state_dict"])
+def test_a_model_waits_for_an_optimizer_that_is_gone(use):
+    def train(net, **options):
+        opt = on_device(net.parameters(), lr=1e-2, **options)
+        net.loss(0).backward()
+        opt.step()
+        return weakref.ref(opt._engine())
+
+    net, same = Net(), Net()
+    train(same)
+    engine = train(net, module=net, delay=0.1)
+    for model in (net, same):
+        _ = model.state_dict() if use == "state_dict" else model.eval().loss(1)
+    assert all(map(torch.equal, net.parameters(), same.parameters()))
+    assert engine() is None  # nor is its state kept
+    net.loss(2)
 
 
 def test_a_state_dict_of_the_model_waits():

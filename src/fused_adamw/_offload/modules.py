@@ -46,7 +46,8 @@ class UseOrder:
 
     Args:
         module: the model.
-        engine: begins the updates. The hooks do not keep it alive.
+        engine: begins the updates. The hooks keep it alive until those of a step are complete, as a
+            program may drop its optimizer before it uses the model again.
     """
 
     def __init__(self, module: Module, engine: Engine) -> None:
@@ -55,6 +56,7 @@ class UseOrder:
         self._order: dict[Tensor, int] = {p: i for i, p in enumerate(module.parameters())}
         self._seen: dict[Tensor, int] = {}  # since the last step
         self._root, self._engine = ref(module), ref(engine)
+        self._busy: Engine | None = None
         hook = _Hook(self._before_forward)
         for found in module.modules():
             if found._parameters or found is module:
@@ -82,6 +84,7 @@ class UseOrder:
         others = [p for p in self._order if p not in self._seen]
         self._order = {p: i for i, p in enumerate([*self._seen, *others])}
         self._seen = {}
+        self._busy = self._engine()
 
     def _before_forward(self, module: Module, _: Any) -> None:
         params = [p for p in module._parameters.values() if p is not None]
@@ -96,9 +99,11 @@ class UseOrder:
         self._wait(module.parameters())
 
     def _wait(self, params: Iterable[Tensor]) -> None:
-        engine = self._engine()
+        engine = self._busy or self._engine()
         if engine is not None and engine.pending:
             engine.wait_for(params)
+        if engine is None or not engine.pending:
+            self._busy = None
 
 
 def _forget_compiled() -> None:
