@@ -63,7 +63,7 @@ class AdamW(HostAdamW):
         module: The model. ``step`` then returns before the parameters are updated: the forward of
             each module in it waits for its own, and that of the model for those that are used
             without the forward of their module. ``step`` takes the gradients: they are None
-            afterwards. Call ``synchronize`` before other code reads parameters. What
+            afterwards. Call ``synchronize`` before other code reads or writes parameters. What
             ``torch.compile`` has compiled before would not wait: the constructor resets PyTorch's
             compiler. Deep copies and unpickled optimizers have no module: their ``step`` waits, and
             leaves the gradients.

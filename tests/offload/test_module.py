@@ -52,15 +52,29 @@ def test_a_model_waits_for_an_optimizer_that_is_gone(use):
     net.loss(2)
 
 
-def test_a_state_dict_of_the_model_waits():
+@pytest.mark.parametrize("part", ["", "inner"])
+def test_weights_that_are_loaded_are_not_updated_afterwards(part):
+    net = Net()
+    saved = copy.deepcopy(net.get_submodule(part).state_dict())
+    opt = on_device(net.parameters(), lr=1e-2, delay=0.1, module=net)
+    net.loss(0).backward()
+    opt.step()
+    net.get_submodule(part).load_state_dict(saved)
+    opt.synchronize()
+    for name, value in net.get_submodule(part).state_dict().items():
+        assert torch.equal(saved[name], value), name
+
+
+@pytest.mark.parametrize("part", ["", "inner"])
+def test_a_state_dict_of_the_model_waits(part):
     net, same = Net(), Net()
     opt = on_device(net.parameters(), lr=1e-2, delay=1e-2, module=net)
     other = on_device(same.parameters(), lr=1e-2)
     for model, optimizer in ((net, opt), (same, other)):
         model.loss(0).backward()
         optimizer.step()
-    saved = copy.deepcopy(net.state_dict())
-    for name, value in same.state_dict().items():
+    saved = copy.deepcopy(net.get_submodule(part).state_dict())
+    for name, value in same.get_submodule(part).state_dict().items():
         assert torch.equal(saved[name], value), name
 
 

@@ -57,11 +57,13 @@ class UseOrder:
         self._seen: dict[Tensor, int] = {}  # since the last step
         self._root, self._engine = ref(module), ref(engine)
         self._busy: Engine | None = None
-        hook = _Hook(self._before_forward)
+        before_forward = _Hook(self._before_forward)
+        before_state_dict = _Hook(self._before_state_dict)
         for found in module.modules():
             if found._parameters or found is module:
-                found.register_forward_pre_hook(hook, prepend=True)
-        module.register_state_dict_pre_hook(_Hook(self._before_state_dict))
+                found.register_forward_pre_hook(before_forward, prepend=True)
+                found.register_state_dict_pre_hook(before_state_dict)
+                found.register_load_state_dict_pre_hook(before_state_dict)
         _forget_compiled()
 
     def require_same_params(self) -> None:
@@ -96,6 +98,7 @@ class UseOrder:
         self._wait(params if trains else module.parameters())
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:
+        """One that is returned has the updates; no update follows one that is loaded."""
         self._wait(module.parameters())
 
     def _wait(self, params: Iterable[Tensor]) -> None:
