@@ -1,4 +1,4 @@
-"""Forward pre-hooks, with which a module waits for its own parameters only."""
+"""Hooks with which a module waits for the updates of its own parameters only."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -98,14 +98,16 @@ class UseOrder:
         self._wait(params if trains else module.parameters())
 
     def _before_state_dict(self, module: Module, *_: Any) -> None:
-        """One that is returned has the updates; no update follows one that is loaded."""
+        """Updates are in what ``state_dict`` returns, and do not overwrite what is loaded."""
         self._wait(module.parameters())
 
     def _wait(self, params: Iterable[Tensor]) -> None:
         engine = self._busy or self._engine()
-        if engine is not None and engine.pending:
+        if engine is None:
+            return
+        if engine.pending:
             engine.wait_for(params)
-        if engine is None or not engine.pending:
+        if not engine.pending:
             self._busy = None
 
 
