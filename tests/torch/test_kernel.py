@@ -183,6 +183,8 @@ def test_parameters_made_in_inference_mode():
         opt = AdamW([p])
         assert_steps(opt)
         assert_steps(opt)
+    for _ in range(2):  # they have no version to be counted
+        assert_steps(opt)
 
 
 # ---- numbers that the formula does not take

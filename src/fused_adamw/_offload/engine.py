@@ -242,9 +242,10 @@ class Engine:
         """Begin updates; from here on they count as steps. Nothing is raised."""
         if not updates:
             return
-        for p, job, _ in updates:
-            job.host_state.count_step(state[p])
-            self.pending[p] = job
+        with torch.inference_mode():  # which may count in all tensors
+            for p, job, _ in updates:
+                job.host_state.count_step(state[p])
+                self.pending[p] = job
         increment_version([update.p for update in updates])
         for p, job, _ in updates:
             job.host_state.written = Address.of(p)
