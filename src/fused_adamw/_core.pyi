@@ -195,6 +195,7 @@ class DLPackExchange:
         is_negated: Callable[[Any], bool],
         functions: dict[str, int] | None = None,
         offset: int = 0,
+        shape_at: int = 0,
         examples: Iterable[Any] = (),
     ) -> Self: ...
 

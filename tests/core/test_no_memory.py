@@ -37,9 +37,10 @@ def test_each_allocation_is_refused(call, only):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("_testcapi"), reason="needs _testcapi")
-@pytest.mark.parametrize(("call", "at_least"), [("torch_step", 10), ("torch_next_step", 1)])
+@pytest.mark.parametrize(("call", "at_least"), [("torch_step", 10), ("torch_next_step", 0)])
 def test_each_allocation_of_a_step_of_pytorch_is_refused(call, at_least):
-    """One by one: where all are refused, CPython 3.11 does not leave a ``with`` block."""
+    """One by one: where all are refused, CPython 3.11 does not leave a ``with`` block. A step like
+    the last one may need no memory."""
     pytest.importorskip("torch")
     refuse(call, "one", at_least)
 

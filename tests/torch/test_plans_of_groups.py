@@ -6,6 +6,9 @@ from torch_state import assert_equal_tensors, params_and_state
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from torch_changes import CHANGES, made  # noqa: E402
+from torch_optimizers import draw_grads, params_of  # noqa: E402
+
 from fused_adamw.torch import AdamW, GroupPath  # noqa: E402
 
 KINDS = [None, "float32", "bfloat16", "8bit"]
@@ -264,3 +267,28 @@ def test_a_list_of_parameters_that_changes_during_a_step(state_dtype, first):
         opt.step()
     opt.param_groups[0]["params"] = [p, other]
     assert_equal_tensors(params_and_state(opt), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("one memory", "PyTorch"), ("a gradient that is a parameter", "PyTorch"), ("data", "kernels")],
+)
+def test_memory_that_is_other_since_a_refused_step(name, path):
+    """It is looked at again: the refused step has not compared it with other memory."""
+    results = []
+    for kind in (AdamW, torch.optim.AdamW):
+        opt = made(kind)
+        for seed in range(3):
+            draw_grads(opt, seed)
+            opt.step()
+        CHANGES[name](opt)
+        if kind is AdamW:
+            opt.param_groups[1]["eps"] = -1.0
+            with pytest.raises(ValueError, match="eps"):
+                opt.step()
+            opt.param_groups[1]["eps"] = 1e-8
+        opt.step()
+        results.append(params_of(opt))
+        assert kind is not AdamW or opt.last_path[0].path == path
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

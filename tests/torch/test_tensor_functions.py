@@ -12,7 +12,13 @@ from fused_adamw import _core  # noqa: E402
 from fused_adamw._torch import dispatch, tensor_functions  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
-WITHOUT = _core.DLPackExchange(torch.Tensor, torch.nn.Parameter, is_negated=torch.Tensor.is_neg)
+TYPES = (torch.Tensor, torch.nn.Parameter)
+WITHOUT = _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg)
+HOW = tensor_functions.how_to_describe()
+ASKING, MISTAKEN = (
+    _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg, **HOW | {"shape_at": place})
+    for place in (0, HOW["shape_at"] - 24)  # which is beside a word that is 0
+)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -28,16 +34,23 @@ MATRICES = {
     "sparse": lambda x: x.to_sparse(),
     "meta": lambda x: x.to("meta"),
     "integers": lambda x: x.to(torch.int32),
+    "six dimensions": lambda x: x[:, None, None, None, None],
+    "six dimensions with gaps": lambda x: x[:, None, None, None, None, ::2],
 }
+DENSE = ("plain", "part", "one number", "empty", "six dimensions")
+
+
+def prepare(step, param):
+    state = torch.zeros(param.shape, dtype=param.dtype)
+    entry = {"step": torch.tensor(0.0), "exp_avg": state, "exp_avg_sq": state.clone()}
+    hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
+    assert step.prepare([param], {param: entry}, hyper, maximize=False, num_threads=1)
 
 
 def prepared(exchange, param):
     """A step of one parameter, prepared."""
-    state = torch.zeros(param.shape, dtype=param.dtype)
-    entry = {"step": torch.tensor(0.0), "exp_avg": state, "exp_avg_sq": state.clone()}
     step = _core.PreparedStep(exchange, {"m": "exp_avg", "v": "exp_avg_sq"})
-    hyper = (0.1, (0.9, 0.999), 1e-8, 0.01, dispatch.NO_RATES)
-    assert step.prepare([param], {param: entry}, hyper, maximize=False, num_threads=1)
+    prepare(step, param)
     return step
 
 
@@ -49,6 +62,7 @@ def unsupported(exchange, param, grad):
 
 def test_this_version_of_pytorch_has_the_functions():
     assert set(tensor_functions.addresses()) == set(tensor_functions._NAMES)
+    assert tensor_functions.shape_at() > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -58,14 +72,29 @@ def test_they_accept_what_dlpack_accepts(name, dtype):
     grad = param.clone()
     found = unsupported(dispatch.EXCHANGE, param, grad)
     assert found == unsupported(WITHOUT, param, grad)
-    assert (found == []) == (name in ("plain", "part", "one number", "empty"))
+    assert (found == []) == (name in DENSE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MATRICES)
+def test_what_they_have_said_is_used_for_tensors_of_the_same_kind_only(name, dtype):
+    step = _core.PreparedStep(dispatch.EXCHANGE, {"m": "exp_avg", "v": "exp_avg_sq"})
+    known = torch.zeros(6, 5, dtype=dtype)
+    known.grad = known.clone()
+    param = MATRICES[name](torch.randn(6, 5).to(dtype)).detach()
+    param.grad = param.clone()
+    for _ in range(2):
+        prepare(step, known)
+        assert step.unsupported == []
+        prepare(step, param)
+        assert (step.unsupported == []) == (name in DENSE)
 
 
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"state_dtype": "bfloat16"}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_steps_without_them_have_the_same_bits(monkeypatch, options, dtype):
     results = []
-    for exchange in (dispatch.EXCHANGE, WITHOUT):
+    for exchange in (dispatch.EXCHANGE, ASKING, MISTAKEN, WITHOUT):
         monkeypatch.setattr(dispatch, "EXCHANGE", exchange)
         torch.manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(n, 3).to(dtype)) for n in range(20)]
@@ -75,7 +104,45 @@ def test_steps_without_them_have_the_same_bits(monkeypatch, options, dtype):
                 p.grad = torch.randn(p.shape).to(dtype)
             opt.step()
         results.append([p.detach() for p in params])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(x, tensors[0]) for x in tensors)
+
+
+def test_tensors_of_many_kinds(monkeypatch):
+    """More than are kept."""
+    results = []
+    for exchange in (dispatch.EXCHANGE, ASKING, MISTAKEN, WITHOUT):
+        monkeypatch.setattr(dispatch, "EXCHANGE", exchange)
+        torch.manual_seed(0)
+        images = torch.randn(2, 3, 4, 5)
+        last, volumes = torch.channels_last, torch.channels_last_3d
+        shapes = [images, images.to(memory_format=last), images[:, :1].to(memory_format=last)]
+        shapes += [images[None].to(memory_format=volumes), images[0, 0].t(), images[0, 0, 0, 0]]
+        shapes += [images[:, :, None, None], images[:, :, :1, :1].contiguous(), images[:0]]
+        params = [torch.nn.Parameter(x.to(d, copy=True)) for d in DTYPES for x in shapes]
+        opt = AdamW(params, lr=0.1)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            opt.step()
+        assert opt.last_path[0].path == "kernels"
+        results.append(params)
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(x, tensors[0]) for x in tensors)
+
+
+@pytest.mark.parametrize("exchange", [dispatch.EXCHANGE, ASKING, WITHOUT])
+def test_each_step_counts_a_version(monkeypatch, exchange):
+    monkeypatch.setattr(dispatch, "EXCHANGE", exchange)
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
+    for p in params[:2]:
+        p.grad = torch.ones(3)
+    opt = AdamW(params)
+    before = [p._version for p in params]
+    for _ in range(4):
+        opt.step()
+    steps = [p._version - version for p, version in zip(params, before, strict=True)]
+    assert steps == [4, 4, 0]
 
 
 @pytest.mark.parametrize("derived", [False, True], ids=["Parameter", "a derived class"])
@@ -102,6 +169,14 @@ def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
     fake.CDLL = lambda path: Library(real=load(path))
     monkeypatch.setattr(tensor_functions, "ctypes", fake)
     assert tensor_functions.addresses() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("_INLINE", 4), ("_kind", lambda place, x: (place, x.dim()))]
+)
+def test_where_a_description_has_other_members_they_are_asked(monkeypatch, name, value):
+    monkeypatch.setattr(tensor_functions, name, value)
+    assert tensor_functions.shape_at() == 0
 
 
 def test_where_there_is_no_library_none_is_used(monkeypatch):

@@ -26,7 +26,9 @@ cdef class CheckedTensors:
     even if it was loaded, moved or replaced."""
 
     cdef DLPackExchange exchange
+    cdef TensorKinds kinds     # met so far
     cdef list names            # of the counter and of the state, in the dicts of an optimizer
+    cdef PyObject *keys[ROLES + 1]  # the same
     cdef int[ROLES] roles
     cdef int num_roles
     cdef int state_format      # -1 for that of the parameters
@@ -38,11 +40,7 @@ cdef class CheckedTensors:
     cdef StepCounter *counters
     cdef PyObject **references
     cdef Py_ssize_t num_found  # parameters that there are references of: those checked come first
-    cdef IntervalSet written   # sorted
-    cdef Interval *unsorted    # the same as they were added
-    cdef Py_ssize_t num_unsorted
-    cdef bint overlapping
-    cdef bint has_moved        # whether the last step had other memory than the one before it
+    cdef StepMemory memory
     cdef int threads
     cdef const fused_adamw_isa *isa
 
@@ -54,11 +52,9 @@ cdef class CheckedTensors:
         release(&self.space)
         PyMem_Free(self.counters)
         PyMem_Free(self.references)
-        PyMem_Free(self.written.intervals)
-        PyMem_Free(self.unsorted)
+        PyMem_Free(self.memory.written.intervals)
         self.space.derived = NULL
-        self.counters, self.references, self.written.intervals = NULL, NULL, NULL
-        self.unsorted = NULL
+        self.counters, self.references, self.memory.written.intervals = NULL, NULL, NULL
         return 0
 
     cdef int reserve(self, Py_ssize_t count) except -1:
@@ -68,13 +64,13 @@ cdef class CheckedTensors:
         self.free()
         self.capacity = 0
         prepare(&self.space, count)
+        memset(self.space.tensors, 0, count * sizeof(fused_adamw_tensor))
         self.counters = <StepCounter *>allocate(count, sizeof(StepCounter))
+        memset(self.counters, 0, count * sizeof(StepCounter))
         self.references = <PyObject **>allocate(
             count * (OWN + self.num_roles), sizeof(PyObject *)
         )
-        reserve(&self.written, count * (self.num_roles + 2))
-        self.unsorted = <Interval *>allocate(count * (self.num_roles + 2), sizeof(Interval))
-        self.num_unsorted = -1  # none is known
+        reserve_memory(&self.memory, count * (self.num_roles + 2))
         self.capacity = count
         return 0
 
@@ -102,11 +98,25 @@ cdef class CheckedTensors:
 
     cdef bint check(self, Py_ssize_t k, Py_ssize_t index) except -1:
         """Whether the kernels serve the tensors of a parameter, which are then described."""
-        cdef fused_adamw_tensor *tensor = &self.space.tensors[k]
-        cdef PyObject **found = &self.references[k * (OWN + self.num_roles)]
+        cdef fused_adamw_tensor found
+        cdef StepCounter counter
+        if not self.describe(&self.references[k * (OWN + self.num_roles)], &found, &counter):
+            return False
+        if self.stochastic:
+            found.rng_key = fused_adamw_rng_key(self.seed, index)
+        note_changes(
+            &self.memory, &found, &counter, &self.space.tensors[k], &self.counters[k]
+        )
+        self.space.tensors[k], self.counters[k] = found, counter
+        return True
+
+    cdef bint describe(
+        self, PyObject **found, fused_adamw_tensor *tensor, StepCounter *counter
+    ) except -1:
+        """The same of the tensors that are found."""
         cdef DLPackExchange exchange = self.exchange
         cdef ArrayView params
-        if not exchange.view(<object>found[0], &params) or params.element_type < 0:
+        if not exchange.view(<object>found[0], &params, &self.kinds) or params.element_type < 0:
             return False
         exchange.measure(&params)
         memset(tensor, 0, sizeof(fused_adamw_tensor))
@@ -116,32 +126,28 @@ cdef class CheckedTensors:
         tensor.state_format = (
             OWN_FORMAT[params.element_type] if self.state_format < 0 else self.state_format
         )
-        if not (
+        return (
             params.nbytes >= 0
             and is_compatible(tensor.element_type, tensor.state_format)
             and not (self.lacks_masters and has_masters(tensor.element_type))
             and self.find_gradient(<object>found[1], tensor, &params)
-            and not exchange.negates(<object>found[0]) and not exchange.negates(<object>found[1])
             and self.check_state(found + OWN, tensor, &params)
-            and exchange.view_step(<object>found[2], &self.counters[k])
-        ):
-            return False
-        if self.stochastic:
-            tensor.rng_key = fused_adamw_rng_key(self.seed, index)
-        return True
+            and exchange.view_step(<object>found[2], &self.kinds, counter)
+        )
 
     cdef bint find_gradient(
         self, grad, fused_adamw_tensor *tensor, const ArrayView *params
     ) except -1:
         """Of the type of the parameter, or, exact, of the compute type."""
-        cdef ArrayView view
+        cdef char *data
+        cdef ElementCode element
         cdef int compute = fused_adamw_element_types[tensor.element_type].compute
-        if not self.exchange.view(grad, &view) or not same_layout(&view, params):
+        if not self.exchange.find_like(grad, &self.kinds, params, &data, &element):
             return False
-        if view.element_type != tensor.element_type and view.element_type != compute:
+        if element.element_type != tensor.element_type and element.element_type != compute:
             return False
-        tensor.has_wide_grads = view.element_type != tensor.element_type
-        tensor.grads = view.data
+        tensor.has_wide_grads = element.element_type != tensor.element_type
+        tensor.grads = data
         return True
 
     cdef int begin_at(self, Py_ssize_t k, Py_ssize_t offset) except -1:
@@ -158,26 +164,29 @@ cdef class CheckedTensors:
     ) except -1:
         """Scales are flat; other state is like the parameters, unless elements share a byte."""
         cdef int k, role
-        cdef bint found
+        cdef char *data
+        cdef ElementCode element
         cdef StorageType storage
-        cdef Py_ssize_t nbytes, itemsize
         cdef ArrayView view
         for k in range(self.num_roles):
             role = self.roles[k]
             storage = stored_type(tensor, role)
             if storage.bits == 0:
                 return False
-            nbytes = storage_nbytes(tensor, role)
-            itemsize = storage.bits // 8
-            if role != M_SCALE and role != V_SCALE and nbytes == tensor.size * itemsize:
-                found = self.exchange.view_like(<object>tensors[k], storage, params, &view)
-            else:
-                found = self.exchange.view_flat(
-                    <object>tensors[k], storage, nbytes // itemsize, &view
-                )
-            if not found or self.exchange.negates(<object>tensors[k]):
+            if bits_per_element(tensor, role) != storage.bits:
+                if not self.exchange.view_flat(
+                    <object>tensors[k], storage,
+                    storage_nbytes(tensor, role) // (storage.bits // 8), &view,
+                ):
+                    return False
+                data = view.data
+            elif not self.exchange.find_like(
+                <object>tensors[k], &self.kinds, params, &data, &element
+            ):
                 return False
-            role_pointer(tensor, role)[0] = view.data
+            elif not is_of(element.code, element.bits, storage):
+                return False
+            role_pointer(tensor, role)[0] = data
         return True
 
     cdef int derive_scalars(self, Py_ssize_t begin, Py_ssize_t group, hyper) except -1:
@@ -192,54 +201,11 @@ cdef class CheckedTensors:
             )
         return 0
 
-    # ---- memory that is shared
-
-    cdef bint has_overlaps(self) except -1:
+    cdef bint has_overlaps(self) noexcept:
         """Whether memory that is updated is also another tensor's."""
-        cdef Py_ssize_t k, count = 0
-        cdef int r
-        cdef bint same = True
-        cdef fused_adamw_tensor *tensor
-        for k in range(self.space.num_active):
-            tensor = &self.space.tensors[k]
-            same &= self.write(
-                &count, interval_at(tensor.params, storage_nbytes(tensor, PARAMS))
-            )
-            for r in range(self.num_roles):
-                same &= self.write(&count, interval_at(
-                    role_pointer(tensor, self.roles[r])[0], storage_nbytes(tensor, self.roles[r])
-                ))
-            same &= self.write(&count, interval_at(
-                self.counters[k].address,
-                fused_adamw_element_types[self.counters[k].element_type].size,
-            ))
-        self.has_moved = not same or count != self.num_unsorted
-        if self.has_moved:
-            self.num_unsorted = count
-            self.written.count = self.written.near = 0
-            for k in range(count):
-                include_interval(&self.written, self.unsorted[k])
-            self.overlapping = sort_and_find_overlap(&self.written)
-        if self.overlapping:
-            return True
-        for k in range(self.space.num_active):
-            tensor = &self.space.tensors[k]
-            if overlaps(
-                &self.written, interval_at(tensor.grads, grads_nbytes(tensor))
-            ):
-                return True
-        return False
-
-    cdef inline bint write(self, Py_ssize_t *count, Interval interval) noexcept:
-        """Add memory that is updated; returns whether it was the same before the last step."""
-        cdef Interval *before = &self.unsorted[count[0]]
-        cdef bint same = (
-            count[0] < self.num_unsorted and before.begin == interval.begin
-            and before.end == interval.end
+        return has_overlaps(
+            &self.memory, self.space.tensors, self.counters, self.space.num_active
         )
-        before[0] = interval
-        count[0] += 1
-        return same
 
     # ---- the step
 
@@ -285,4 +251,10 @@ cdef class CheckedTensors:
                 (<float *>counter.address)[0] = counter.t
             else:
                 (<double *>counter.address)[0] = counter.t
-        self.clear()
+
+    cdef void increment_versions(self) noexcept:
+        """Those of the parameters, as autograd needs it; not without the exchange's functions."""
+        cdef Py_ssize_t k
+        if self.exchange.has_functions:
+            for k in range(self.space.num_active):
+                self.exchange.increment_version(self.references[k * (OWN + self.num_roles)])

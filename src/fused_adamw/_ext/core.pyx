@@ -76,9 +76,9 @@ from cpython.pythread cimport (
 from cpython.sequence cimport PySequence_Check
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SetItem
-from libc.math cimport floor, isfinite
-from libc.stdint cimport uint32_t
-from libc.string cimport memset
+from libc.math cimport isfinite
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcmp, memset
 
 include "tables.pxi"
 include "hyperparams.pxi"
@@ -99,6 +99,7 @@ include "lock.pxi"
 include "bound_arrays.pxi"
 include "bound_tensors.pxi"
 include "gather.pxi"
+include "step_memory.pxi"
 include "checked_tensors.pxi"
 include "prepared_step.pxi"
 include "step_plan.pxi"

@@ -45,12 +45,11 @@ cdef struct ExchangeAPI:
     void *current_stream
 
 
-cdef inline bint is_of(const ArrayView *view, StorageType storage) noexcept:
+cdef inline bint is_of(int code, int bits, StorageType storage) noexcept:
     """PyTorch keeps 32 unsigned bits as signed ones."""
-    if view.dlpack_bits != storage.bits:
-        return False
-    return view.dlpack_code == storage.code or (
-        storage.code == DLPACK_UINT and storage.bits == 32 and view.dlpack_code == DLPACK_INT
+    return bits == storage.bits and (
+        code == storage.code
+        or (storage.code == DLPACK_UINT and storage.bits == 32 and code == DLPACK_INT)
     )
 
 
@@ -73,7 +72,8 @@ cdef class DLPackExchange:
     have a different meaning. ``is_negated``: whether a tensor's memory has the values with the
     opposite sign, which DLPack does not report. ``functions``: addresses of the ``TensorFunctions``
     that do the same at less cost, by name; none where it is empty. ``offset``: of what they take in
-    an object; ``examples``: a strided tensor in host memory of each dtype."""
+    an object; ``shape_at``: where sizes and strides are in what that points to, or 0; ``examples``:
+    a strided tensor in host memory of each dtype."""
 
     cdef const ExchangeAPI *api
     cdef void *tensor_type  # the first two of `types`, which almost all objects are of
@@ -86,7 +86,8 @@ cdef class DLPackExchange:
     cdef bint has_functions
 
     def __cinit__(
-        self, *types, is_negated, dict functions=None, Py_ssize_t offset=0, examples=(),
+        self, *types, is_negated, dict functions=None, Py_ssize_t offset=0,
+        Py_ssize_t shape_at=0, examples=(),
     ):
         cdef ArrayView view
         for found in types or (None,):
@@ -106,7 +107,7 @@ cdef class DLPackExchange:
         self.tensor_type = <void *>types[0]
         self.second_type = <void *>types[len(types) > 1]
         if functions:
-            find_functions(&self.functions, functions, offset)
+            find_functions(&self.functions, functions, offset, shape_at)
             for tensor in examples:
                 if self.view_any(tensor, &view):
                     add_example(&self.functions, <PyObject *>tensor, &view)
@@ -139,26 +140,35 @@ cdef class DLPackExchange:
             or (len(self.types) > 2 and <object>found in self.types)
         )
 
-    cdef bint view(self, tensor, ArrayView *view) except -1:
-        """Whether the tensor has host memory, which ``view`` then describes."""
+    cdef bint view(self, tensor, ArrayView *view, TensorKinds *kinds=NULL) except -1:
+        """Whether the tensor has host memory, with its values as they are, which ``view`` then
+        describes. ``kinds``: of one optimizer, to find this at less cost."""
         if not self.is_known(<PyObject *>tensor):
             return False
         if self.has_functions:
-            return describe(&self.functions, <PyObject *>tensor, view)
-        return self.view_any(tensor, view)
+            return describe(&self.functions, <PyObject *>tensor, kinds, view)
+        return self.view_any(tensor, view) and not self.negates(tensor)
 
-    cdef bint view_number(self, tensor, ArrayView *view) except -1:
-        """Whether the tensor has one element, in host memory."""
+    cdef bint find_number(
+        self, tensor, TensorKinds *kinds, char **data, ElementCode *element
+    ) except -1:
+        """Whether the tensor has one element, in host memory; where, and what it is."""
+        cdef const ElementCode *found
+        cdef ArrayView view
         cdef int i
+        if not self.is_known(<PyObject *>tensor):
+            return False
         if self.has_functions:
-            return self.is_known(<PyObject *>tensor) and describe_number(
-                &self.functions, <PyObject *>tensor, view
-            )
-        if not self.view(tensor, view) or view.data == NULL:
+            found = describe_number(&self.functions, <PyObject *>tensor, kinds, data)
+            if found != NULL:
+                element[0] = found[0]
+            return found != NULL
+        if not self.view(tensor, &view) or view.data == NULL:
             return False
         for i in range(view.ndim):
             if view.shape[i] != 1:
                 return False
+        data[0], element[0] = view.data, element_of(&view)
         return True
 
     cdef bint view_any(self, tensor, ArrayView *view) except -1:
@@ -196,22 +206,40 @@ cdef class DLPackExchange:
         view.nbytes = dense_size(view) * view.itemsize
 
     cdef bint negates(self, tensor) except -1:
-        if self.has_functions:
-            return self.functions.is_negated(handle_of(&self.functions, <PyObject *>tensor))
         return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
 
-    cdef bint view_like(
-        self, tensor, StorageType storage, const ArrayView *like, ArrayView *view
+    cdef inline void increment_version(self, PyObject *tensor) noexcept:
+        """Tell autograd that a tensor was changed; needs ``has_functions``."""
+        cdef const void *handle = handle_of(&self.functions, tensor)
+        if not self.functions.is_inference(handle):  # those have no version
+            self.functions.bump_version(handle)
+
+    cdef bint find_like(
+        self, tensor, TensorKinds *kinds, const ArrayView *like, char **data, ElementCode *element
     ) except -1:
-        """Whether the tensor has this dtype, and the shape and order of ``like``."""
-        return self.view(tensor, view) and is_of(view, storage) and same_layout(view, like)
+        """Whether the tensor has host memory with the shape and order of ``like``; where, and what
+        its elements are."""
+        cdef const ElementCode *found
+        cdef ArrayView view
+        if not self.is_known(<PyObject *>tensor):
+            return False
+        if self.has_functions:
+            found = describe_like(&self.functions, <PyObject *>tensor, kinds, like, data)
+            if found != NULL:
+                element[0] = found[0]
+            return found != NULL
+        if not self.view(tensor, &view) or not same_layout(&view, like):
+            return False
+        data[0], element[0] = view.data, element_of(&view)
+        return True
 
     cdef bint view_flat(
         self, tensor, StorageType storage, Py_ssize_t size, ArrayView *view
     ) except -1:
         """Whether the tensor has this dtype, and this many elements without gaps."""
         return (
-            self.view(tensor, view) and is_of(view, storage) and view.ndim == 1
+            self.view(tensor, view) and is_of(view.dlpack_code, view.dlpack_bits, storage)
+            and view.ndim == 1
             and view.shape[0] == size and (size <= 1 or view.strides[0] == 1)
         )
 
@@ -230,23 +258,28 @@ cdef class DLPackExchange:
         except (RuntimeError, AttributeError):  # it has none, or is not a tensor
             return Interval(NULL, NULL)
 
-    cdef bint view_step(self, tensor, StepCounter *counter) except -1:
+    cdef bint view_step(self, tensor, TensorKinds *kinds, StepCounter *counter) except -1:
         """Whether the tensor is one number that counts steps."""
-        cdef ArrayView view
+        cdef char *data
+        cdef ElementCode element
         cdef double steps
-        if not self.view_number(tensor, &view):
+        if not self.find_number(tensor, kinds, &data, &element):
             return False
-        if view.element_type == FUSED_ADAMW_FLOAT32:
-            steps = (<float *>view.data)[0]
-        elif view.element_type == FUSED_ADAMW_FLOAT64:
-            steps = (<double *>view.data)[0]
+        if element.element_type == FUSED_ADAMW_FLOAT32:
+            steps = (<float *>data)[0]
+        elif element.element_type == FUSED_ADAMW_FLOAT64:
+            steps = (<double *>data)[0]
         else:
             return False
-        if not 0 <= steps < MOST_STEPS or steps != floor(steps):
+        if not 0 <= steps < MOST_STEPS or steps != <double><long long>steps:
             return False
-        counter.address, counter.element_type = view.data, view.element_type
+        counter.address, counter.element_type = data, element.element_type
         counter.t = <long long>steps + 1
         return True
+
+
+cdef inline ElementCode element_of(const ArrayView *view) noexcept:
+    return ElementCode(view.dlpack_code, view.dlpack_bits, view.element_type)
 
 
 cdef int element_type_of_dlpack(const ArrayView *view) noexcept:

@@ -1,6 +1,7 @@
 """The tensors of a step, found in the state of an optimizer for PyTorch."""
 
 cdef dict NO_STATE = {}
+cdef object defaultdict_type = defaultdict  # a name of the module costs a search at each use
 
 
 cdef struct StateCursor:
@@ -15,7 +16,7 @@ cdef object find_state(state, p, StateCursor *cursor):
     cdef PyObject *key
     cdef PyObject *entry
     cdef Py_ssize_t position = cursor.position
-    if type(state) is dict or type(state) is defaultdict:
+    if type(state) is dict or type(state) is defaultdict_type:
         while cursor.entries_left > 0 and PyDict_Next(state, &position, &key, &entry):
             cursor.entries_left -= 1
             if key == <PyObject *>p:
@@ -24,17 +25,18 @@ cdef object find_state(state, p, StateCursor *cursor):
     return state.get(p, NO_STATE)
 
 
-cdef bint find_tensors(entry, list names, PyObject **found) except -1:
+cdef bint find_tensors(entry, PyObject **names, int count, PyObject **found) except -1:
     """Whether the state of a parameter has all these names; new references to what they are of."""
-    cdef Py_ssize_t k, position = 0
+    cdef Py_ssize_t position = 0
+    cdef int k
     cdef PyObject *key
     cdef PyObject *tensor
     if not isinstance(entry, dict):
         entry = dict(entry)
-    for k in range(len(names)):
+    for k in range(count):
         # Mostly in this order, and under the same objects.
-        if not PyDict_Next(entry, &position, &key, &tensor) or key != <PyObject *>names[k]:
-            tensor = PyDict_GetItemWithError(entry, names[k])
+        if not PyDict_Next(entry, &position, &key, &tensor) or key != names[k]:
+            tensor = PyDict_GetItemWithError(entry, <object>names[k])
         if tensor == NULL:
             for k in range(k):
                 release_object(found[k])

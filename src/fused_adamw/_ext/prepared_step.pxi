@@ -28,6 +28,8 @@ cdef class PreparedStep(CheckedTensors):
         self.state_format = -1 if state_format is None else format_index(state_format)
         self.stochastic, self.seed = seed is not None, seed_of(seed)
         self.names = ["step", *names.values()]
+        for k, name in enumerate(self.names):
+            self.keys[<int>k] = <PyObject *>name
         for name in names:
             self.roles[self.num_roles] = state_role(name)
             found |= 1 << self.roles[self.num_roles]
@@ -123,7 +125,9 @@ cdef class PreparedStep(CheckedTensors):
             if grad is None:
                 continue
             found = &self.references[self.num_found * (OWN + self.num_roles)]
-            if not find_tensors(find_state(state, p, cursor), self.names, &found[2]):
+            if not find_tensors(
+                find_state(state, p, cursor), self.keys, 1 + self.num_roles, &found[2]
+            ):
                 return -1
             found[0], found[1] = <PyObject *>p, <PyObject *>grad
             for k in range(2):
@@ -139,7 +143,7 @@ cdef class PreparedStep(CheckedTensors):
     cdef int add_one(self, Py_ssize_t i, Py_ssize_t first, list indices) except -1:
         """Add the tensors that come next, of the parameter with this number in the group."""
         cdef Py_ssize_t k = self.space.num_active
-        index = first + i if indices is None else indices[i]
+        cdef Py_ssize_t index = first + i if indices is None else <Py_ssize_t>indices[i]
         if self.check(k, index):
             if self.offsets is not None:
                 self.begin_at(k, self.offsets[i])
@@ -240,11 +244,11 @@ cdef class PreparedStep(CheckedTensors):
             PyMem_Free(own.intervals)
             raise
         try:
-            for k in range(self.written.count):
-                include_interval(&own, self.written.intervals[k])
+            for k in range(self.memory.written.count):
+                include_interval(&own, self.memory.written.intervals[k])
             for k in range(self.space.num_active):
                 tensor = &self.space.tensors[k]
-                include_interval(&own, interval_at(tensor.grads, grads_nbytes(tensor)))
+                include_interval(&own, memory_of_grads(tensor))
             for found in tensors:
                 include_interval(&others, self.exchange.memory_of(found))
             return share_memory(&own, &others)
@@ -276,6 +280,7 @@ def step_all(list steps not None, list increment_versions not None):
         prepared.require_same_memory()
     for prepared in steps:
         prepared.run()
+        prepared.clear()
     for i in range(len(steps)):
         found = params[i]
         if found:

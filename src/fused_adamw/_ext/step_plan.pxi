@@ -144,7 +144,8 @@ cdef class StepPlan:
             self.has_stepped = True
             params = []  # before anything changes: memory could be refused
             for prepared in self.steps:
-                prepared.add_objects(params, 0)
+                if not prepared.exchange.has_functions:
+                    prepared.add_objects(params, 0)
             if self.calls_code:
                 for prepared in self.steps:
                     prepared.require_same_memory()
@@ -153,6 +154,7 @@ cdef class StepPlan:
                 collects = False
             for prepared in self.steps:
                 prepared.run()
+                prepared.increment_versions()
             if params:
                 call_with(self.increment_version, <PyObject *>params, NULL)
             return True
@@ -181,7 +183,7 @@ cdef class StepPlan:
         cdef bint has_moved = not self.has_own_counts
         if len(groups) != len(self.groups):
             return False
-        self.calls_code = type(state) is not dict and type(state) is not defaultdict
+        self.calls_code = type(state) is not dict and type(state) is not defaultdict_type
         for prepared in self.steps:
             prepared.num_params = 0
         for i, group in enumerate(groups):
@@ -197,7 +199,7 @@ cdef class StepPlan:
         for prepared in self.steps:
             if prepared.has_overlaps():
                 return False
-            has_moved |= prepared.has_moved
+            has_moved |= prepared.memory.has_moved
             finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)
             prepared.threads = 1
             if prepared.pays_threads():

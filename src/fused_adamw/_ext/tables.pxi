@@ -272,27 +272,25 @@ cdef inline StorageType stored_type(const fused_adamw_tensor *tensor, int role) 
     return STATE_STORAGE[tensor.state_format][role]
 
 
-cdef Py_ssize_t grads_nbytes(const fused_adamw_tensor *tensor) noexcept:
-    cdef int element_type = tensor.element_type
-    if tensor.has_wide_grads:
-        element_type = fused_adamw_element_types[element_type].compute
-    return tensor.size * fused_adamw_element_types[element_type].size
+cdef inline int bits_per_element(const fused_adamw_tensor *tensor, int role) noexcept:
+    """Of a role's array of a tensor of this element type and state format; of scales 0."""
+    cdef const fused_adamw_element_type *params = &fused_adamw_element_types[tensor.element_type]
+    if role == M:
+        return fused_adamw_state_formats[tensor.state_format].m_bits
+    if is_like_v(role):
+        return fused_adamw_state_formats[tensor.state_format].v_bits
+    if role == M_SCALE or role == V_SCALE:
+        return 0
+    if role == MASTER:
+        return 8 * params.master_size
+    return 8 * (params.size if role == PARAMS else fused_adamw_element_types[params.compute].size)
 
 
 cdef Py_ssize_t storage_nbytes(const fused_adamw_tensor *tensor, int role) noexcept:
     """The bytes of a role's array of a tensor of this size, element type and state format."""
-    cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[tensor.state_format]
-    cdef Py_ssize_t size = tensor.size
-    cdef int element_type = tensor.element_type
-    cdef int bits = row.m_bits if role == M else row.v_bits
-    if role == M or is_like_v(role):  # the bits of all elements could overflow
-        return size // 8 * bits + (size % 8 * bits + 7) // 8
+    cdef Py_ssize_t size = tensor.size, block
+    cdef int bits = bits_per_element(tensor, role)
     if role == M_SCALE or role == V_SCALE:
-        return (size + row.block - 1) // row.block * (
-            STATE_STORAGE[tensor.state_format][role].bits // 8
-        )
-    if role == MASTER:
-        return size * fused_adamw_element_types[element_type].master_size
-    if role != PARAMS:
-        element_type = fused_adamw_element_types[element_type].compute
-    return size * fused_adamw_element_types[element_type].size
+        block = fused_adamw_state_formats[tensor.state_format].block
+        return (size + block - 1) // block * (STATE_STORAGE[tensor.state_format][role].bits // 8)
+    return size // 8 * bits + (size % 8 * bits + 7) // 8  # all bits could overflow

@@ -39,16 +39,11 @@ from .state import (
     state_names,
 )
 from .step_counts import require_step_tensor
-from .tensor_functions import EXAMPLES, OFFSET, addresses
+from .tensor_functions import how_to_describe
 
 try:
     EXCHANGE = DLPackExchange(
-        Tensor,
-        torch.nn.Parameter,
-        is_negated=Tensor.is_neg,
-        functions=addresses(),
-        offset=OFFSET,
-        examples=EXAMPLES,
+        Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg, **how_to_describe()
     )
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None

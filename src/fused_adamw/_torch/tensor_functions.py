@@ -1,8 +1,10 @@
-"""PyTorch's C functions that describe a tensor: where its memory is, and what it means.
+"""PyTorch's C functions that describe a tensor: where its memory is, and what it means; and the one
+that tells autograd of an update.
 
 A step looks at five tensors for each parameter. DLPack's exchange API takes two to three times as
 long to describe one as these functions do, and does not tell whether the memory has the values with
-the other sign. ``Tensor.is_neg`` does, but releases the GIL to look at one bit.
+the other sign. ``Tensor.is_neg`` does, but releases the GIL to look at one bit. To count the update
+of a parameter, ``torch._C._increment_version`` takes as long as the kernel does for 64 elements.
 """
 
 import ctypes
@@ -30,13 +32,27 @@ _NAMES = {
     "device": "aoti_torch_get_device_type",
     "dtype": "aoti_torch_get_dtype",
     "dim": "aoti_torch_get_dim",
-    "numel": "aoti_torch_get_numel",
     "sizes": "aoti_torch_get_sizes",
     "strides": "aoti_torch_get_strides",
     "data": "aoti_torch_get_data_ptr",
-    "is_negated": "_ZN2at6native6is_negERKNS_6TensorE",  # at::native::is_neg(const at::Tensor &)
+    # Of C++, with a const at::Tensor &: at::native::is_neg and is_inference, and
+    # torch::autograd::impl::bump_version.
+    "is_negated": "_ZN2at6native6is_negERKNS_6TensorE",
+    "is_inference": "_ZN2at6native12is_inferenceERKNS_6TensorE",
+    "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
 }
+_INLINE = 5  # dimensions whose sizes and strides a c10::TensorImpl has in itself
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
+
+
+def how_to_describe() -> dict[str, Any]:
+    """The arguments of ``DLPackExchange`` for this version of PyTorch."""
+    return {
+        "functions": addresses(),
+        "offset": OFFSET,
+        "shape_at": shape_at(),
+        "examples": EXAMPLES,
+    }
 
 
 def addresses() -> dict[str, int]:
@@ -49,12 +65,52 @@ def addresses() -> dict[str, int]:
         return {}
     if not all(_is_where_expected(x) and _is_right(functions, x) for x in _strided()):
         return {}
+    if not _counts_versions(functions["bump_version"]):
+        return {}
     if not all(_tells_apart(functions[name], *pair) for name, pair in _pairs().items()):
         return {}
     return {
         name: ctypes.cast(function, ctypes.c_void_p).value or 0
         for name, function in functions.items()
     }
+
+
+def shape_at() -> int:
+    """Where the sizes are in a c10::TensorImpl; 0 where this version of PyTorch has other members
+    after them than ``_has_shape_at`` and ``_kind`` expect."""
+    shape = (2, 3, 5, 7, 11)
+    words = _words(torch.empty(shape, device="cpu"), 0, 16)
+    places = [i for i in range(1, len(words) - 4) if words[i - 1 : i + 5] == (len(shape), *shape)]
+    found = 8 * places[0] if len(places) == 1 else 0
+    if not found or not all(_has_shape_at(found, x) for x in _strided()):
+        return 0
+    plain = torch.ones(3, 4, device="cpu")
+    others = (torch._neg_view(plain), plain.to_sparse(), plain.to("meta"))
+    kinds = {_kind(found, x) for x in (*EXAMPLES, *others)}
+    return found if len(kinds) == len(EXAMPLES) + len(others) else 0
+
+
+def _has_shape_at(place: int, tensor: Tensor) -> bool:
+    """Whether the number of dimensions, sizes, strides, the offset and the number of elements are
+    where they are expected."""
+    ndim = tensor.dim()
+    words = _words(tensor, place - 8, 1 + 2 * _INLINE + 2)
+    return (
+        words[0] == ndim
+        and words[1 : 1 + ndim] == tensor.shape
+        and words[1 + _INLINE : 1 + _INLINE + ndim] == tensor.stride()
+        and words[-2:] == (tensor.storage_offset(), tensor.numel())
+    )
+
+
+def _kind(place: int, tensor: Tensor) -> tuple[int, ...]:
+    """The dtype, the device and flags; the layout and the sign."""
+    return _words(tensor, place + 8 * (2 * _INLINE + 2), 2)
+
+
+def _words(tensor: Tensor, place: int, count: int) -> tuple[int, ...]:
+    """Of its c10::TensorImpl."""
+    return tuple((ctypes.c_int64 * count).from_address(tensor._cdata + place))
 
 
 def _path_of_library() -> Path:
@@ -66,6 +122,9 @@ def _strided() -> Iterator[Tensor]:
     matrix = torch.ones(3, 4, device="cpu")
     yield from (matrix, matrix.t()[1:], matrix[:, 1:3], torch._neg_view(matrix))
     yield from (matrix[0, 0], torch.empty(0, 2, device="cpu"), torch.nn.Parameter(matrix))
+    with torch.inference_mode():
+        inferred = torch.ones(3, device="cpu")
+    yield inferred
 
 
 def _pairs() -> dict[str, tuple[Tensor, Tensor]]:
@@ -85,17 +144,30 @@ def _is_where_expected(tensor: Tensor) -> bool:
 
 def _is_right(functions: dict[str, Any], tensor: Tensor) -> bool:
     """Whether what the functions say of a strided tensor in host memory is true."""
-    is_negated = functions["is_negated"]
-    is_negated.argtypes, is_negated.restype = [ctypes.c_void_p], ctypes.c_bool
     right: bool = (
         _answer(functions["dim"], tensor, ctypes.c_int64) == tensor.dim()
-        and _answer(functions["numel"], tensor, ctypes.c_int64) == tensor.numel()
         and _lengths(functions["sizes"], tensor) == tensor.shape
         and _lengths(functions["strides"], tensor) == tensor.stride()
         and (_answer(functions["data"], tensor, ctypes.c_void_p) or 0) == tensor.data_ptr()
-        and is_negated(id(tensor) + OFFSET) == tensor.is_neg()
+        and _has_property(functions["is_negated"], tensor) == tensor.is_neg()
+        and _has_property(functions["is_inference"], tensor) == tensor.is_inference()
     )
     return right
+
+
+def _has_property(function: Any, tensor: Tensor) -> bool:
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_bool
+    found: bool = function(id(tensor) + OFFSET)
+    return found
+
+
+def _counts_versions(function: Any) -> bool:
+    tensor = torch.ones(3, device="cpu")
+    before = tensor._version
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    function(id(tensor) + OFFSET)
+    counted: bool = tensor._version == before + 1
+    return counted
 
 
 def _tells_apart(function: Any, a: Tensor, b: Tensor) -> bool:
