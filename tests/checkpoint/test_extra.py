@@ -129,7 +129,7 @@ def test_arrays_of_a_dtype_with_metadata(path):
     np.testing.assert_array_equal(read_arrays(path)["a"], [0, 1, 2])
 
 
-@pytest.mark.parametrize("dtype", [">f8", "c16", "M8[s]", "U1", [("x", float)]], ids=str)
+@pytest.mark.parametrize("dtype", [">f8", "c16", "g", "M8[s]", "U1", [("x", float)]], ids=str)
 def test_arrays_of_other_dtypes_are_refused_with_those_that_can_be_saved(path, dtype):
     allowed = "float64, float32, float16, int64, .*, bool in native byte order"
     with pytest.raises(
