@@ -258,8 +258,9 @@ def test_state_in_another_order_than_its_parameter_is_refused():
         assert torch.equal(p, before)
 
 
-def test_strides_of_dimensions_of_one_element_have_no_order():
-    p = parameter(shape=(1, 12))
+@pytest.mark.parametrize("stride", [12, 7, 1])
+def test_strides_of_dimensions_of_one_element_have_no_order(stride):
+    p = torch.nn.Parameter(parameter(shape=(12,)).detach().as_strided((1, 12), (stride, 1)))
     opt = on_device([p], lr=1e-2)
     steps(opt, p)
     opt.state[p]["exp_avg"] = torch.zeros(12, 1).t()
