@@ -85,3 +85,20 @@ def test_parameters_without_state_get_none_by_loading():
     steps(opt, p)
     opt.load_state_dict(opt.state_dict())
     assert list(opt.state) == [p]
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_counts_of_steps_that_are_numbers(kind):
+    """As older versions of PyTorch saved them."""
+    p, q = parameter(), parameter()
+    opt, other = on_device([p], lr=1e-2), on_device([q], lr=1e-2)
+    steps(opt, p)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][0]["step"] = kind(saved["state"][0]["step"])
+    with torch.no_grad():
+        q.copy_(p)
+    other.load_state_dict(saved)
+    steps(opt, p, first=2)
+    steps(other, q, first=2)
+    assert torch.equal(p, q)
+    assert other.state[q]["step"] == opt.state[p]["step"] == 4
