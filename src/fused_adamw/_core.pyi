@@ -196,6 +196,7 @@ class DLPackExchange:
         functions: dict[str, int] | None = None,
         offset: int = 0,
         shape_at: int = 0,
+        version_at: int = 0,
         examples: Iterable[Any] = (),
     ) -> Self: ...
 

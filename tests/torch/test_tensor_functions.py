@@ -19,6 +19,7 @@ ASKING, MISTAKEN = (
     _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg, **HOW | {"shape_at": place})
     for place in (0, HOW["shape_at"] - 24)  # which is beside a word that is 0
 )
+UNCOUNTED = _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg, **HOW | {"version_at": 0})
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -62,7 +63,7 @@ def unsupported(exchange, param, grad):
 
 def test_this_version_of_pytorch_has_the_functions():
     assert set(tensor_functions.addresses()) == set(tensor_functions._NAMES)
-    assert tensor_functions.shape_at() > 0
+    assert tensor_functions.shape_at() > tensor_functions.version_at() > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -131,7 +132,7 @@ def test_tensors_of_many_kinds(monkeypatch):
         assert all(torch.equal(x, tensors[0]) for x in tensors)
 
 
-@pytest.mark.parametrize("exchange", [dispatch.EXCHANGE, ASKING, WITHOUT])
+@pytest.mark.parametrize("exchange", [dispatch.EXCHANGE, ASKING, UNCOUNTED, WITHOUT])
 def test_each_step_counts_a_version(monkeypatch, exchange):
     monkeypatch.setattr(dispatch, "EXCHANGE", exchange)
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(3)]
@@ -143,6 +144,51 @@ def test_each_step_counts_a_version(monkeypatch, exchange):
         opt.step()
     steps = [p._version - version for p, version in zip(params, before, strict=True)]
     assert steps == [4, 4, 0]
+
+
+WITHOUT_VERSION = """
+import torch
+from fused_adamw._torch import dispatch
+from fused_adamw.torch import AdamW
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        p = torch.ones(3)
+    p.data = torch.ones(3)  # memory of a tensor that has a version
+    return p
+
+def steps(opt):
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones(3)
+    try:
+        opt.step()
+    except RuntimeError as error:
+        print(str(error).split(" tensor ")[0])
+    else:
+        print(opt.last_path[0].path)
+
+for cls in (torch.optim.AdamW, AdamW):
+    opt = cls([torch.ones(3), made_in_inference_mode()])
+    for _ in range(3):
+        steps(opt)
+opt = AdamW([torch.ones(3), torch.ones(3)])
+for _ in range(2):
+    steps(opt)
+torch.utils.swap_tensors(opt.param_groups[0]["params"][1], made_in_inference_mode())
+for _ in range(2):
+    steps(opt)
+"""
+
+
+def test_a_parameter_whose_version_cannot_be_counted():
+    """PyTorch raises RuntimeError once it has updated it."""
+    errors = ["Inplace update to inference"] * 2
+    assert run_python(WITHOUT_VERSION).stdout.split("\n")[:-1] == [
+        *errors * 3,
+        "kernels",
+        "kernels",
+        *errors,
+    ]
 
 
 @pytest.mark.parametrize("derived", [False, True], ids=["Parameter", "a derived class"])
@@ -177,6 +223,12 @@ def test_where_one_answers_otherwise_none_is_used(monkeypatch, name):
 def test_where_a_description_has_other_members_they_are_asked(monkeypatch, name, value):
     monkeypatch.setattr(tensor_functions, name, value)
     assert tensor_functions.shape_at() == 0
+
+
+def test_where_a_description_has_other_members_versions_are_counted_in_python(monkeypatch):
+    assert tensor_functions.version_at() == HOW["version_at"]
+    monkeypatch.setattr(tensor_functions, "_INLINE", 4)
+    assert tensor_functions.version_at() == 0
 
 
 def test_where_there_is_no_library_none_is_used(monkeypatch):

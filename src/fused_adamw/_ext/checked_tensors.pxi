@@ -252,9 +252,22 @@ cdef class CheckedTensors:
             else:
                 (<double *>counter.address)[0] = counter.t
 
+    cdef bint lacks_versions(self) noexcept:
+        """Whether ``increment_versions`` would pass over a parameter that PyTorch raises for."""
+        cdef Py_ssize_t k
+        if self.exchange.has_versions:
+            for k in range(self.space.num_active):
+                if lacks_version(
+                    &self.exchange.functions, self.references[k * (OWN + self.num_roles)]
+                ):
+                    return True
+        return False
+
     cdef void increment_versions(self) noexcept:
         """Those of the parameters, as autograd needs it; not without the exchange's functions."""
         cdef Py_ssize_t k
-        if self.exchange.has_functions:
+        if self.exchange.has_versions:
             for k in range(self.space.num_active):
-                self.exchange.increment_version(self.references[k * (OWN + self.num_roles)])
+                increment_version(
+                    &self.exchange.functions, self.references[k * (OWN + self.num_roles)]
+                )

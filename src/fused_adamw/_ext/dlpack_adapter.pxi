@@ -72,8 +72,9 @@ cdef class DLPackExchange:
     have a different meaning. ``is_negated``: whether a tensor's memory has the values with the
     opposite sign, which DLPack does not report. ``functions``: addresses of the ``TensorFunctions``
     that do the same at less cost, by name; none where it is empty. ``offset``: of what they take in
-    an object; ``shape_at``: where sizes and strides are in what that points to, or 0; ``examples``:
-    a strided tensor in host memory of each dtype."""
+    an object; ``shape_at``: where sizes and strides are in what that points to, or 0;
+    ``version_at``: the same of the address of the version; ``examples``: a strided tensor in host
+    memory of each dtype."""
 
     cdef const ExchangeAPI *api
     cdef void *tensor_type  # the first two of `types`, which almost all objects are of
@@ -84,10 +85,11 @@ cdef class DLPackExchange:
     cdef DescriptorGet get_grad  # of it; NULL where a type has another one, or it is in Python
     cdef TensorFunctions functions
     cdef bint has_functions
+    cdef bint has_versions  # whether these functions can increment them
 
     def __cinit__(
         self, *types, is_negated, dict functions=None, Py_ssize_t offset=0,
-        Py_ssize_t shape_at=0, examples=(),
+        Py_ssize_t shape_at=0, Py_ssize_t version_at=0, examples=(),
     ):
         cdef ArrayView view
         for found in types or (None,):
@@ -107,11 +109,12 @@ cdef class DLPackExchange:
         self.tensor_type = <void *>types[0]
         self.second_type = <void *>types[len(types) > 1]
         if functions:
-            find_functions(&self.functions, functions, offset, shape_at)
+            find_functions(&self.functions, functions, offset, shape_at, version_at)
             for tensor in examples:
                 if self.view_any(tensor, &view):
                     add_example(&self.functions, <PyObject *>tensor, &view)
             self.has_functions = True
+            self.has_versions = version_at > 0
 
     cdef int find_grad(self) except -1:
         """Find what ``grad_of`` calls."""
@@ -207,12 +210,6 @@ cdef class DLPackExchange:
 
     cdef bint negates(self, tensor) except -1:
         return call_with(self.is_negated, <PyObject *>tensor, NULL) is True
-
-    cdef inline void increment_version(self, PyObject *tensor) noexcept:
-        """Tell autograd that a tensor was changed; needs ``has_functions``."""
-        cdef const void *handle = handle_of(&self.functions, tensor)
-        if not self.functions.is_inference(handle):  # those have no version
-            self.functions.bump_version(handle)
 
     cdef bint find_like(
         self, tensor, TensorKinds *kinds, const ArrayView *like, char **data, ElementCode *element

@@ -144,7 +144,7 @@ cdef class StepPlan:
             self.has_stepped = True
             params = []  # before anything changes: memory could be refused
             for prepared in self.steps:
-                if not prepared.exchange.has_functions:
+                if not prepared.exchange.has_versions:
                     prepared.add_objects(params, 0)
             if self.calls_code:
                 for prepared in self.steps:
@@ -197,7 +197,7 @@ cdef class StepPlan:
         if not self.add_groups(state):
             return False
         for prepared in self.steps:
-            if prepared.has_overlaps():
+            if prepared.has_overlaps() or prepared.lacks_versions():
                 return False
             has_moved |= prepared.memory.has_moved
             finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)

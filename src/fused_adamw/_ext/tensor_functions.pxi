@@ -59,6 +59,7 @@ cdef struct TensorFunctions:
     Change bump_version
     Py_ssize_t offset      # of what they are called with, in an object of Python
     Py_ssize_t shape_at    # where the sizes are in a c10::TensorImpl; 0 where that is not known
+    Py_ssize_t version_at  # the same of the address of its version
     int strided            # the layout
     int cpu                # the device
     ElementCode[SCALAR_TYPES] elements
@@ -78,8 +79,31 @@ cdef inline void prefetch_description(
         prefetch(description + 64 * line)
 
 
+cdef inline bint has_version(const TensorFunctions *functions, PyObject *tensor) noexcept:
+    """Whether ``bump_version`` has one to increment; without one it throws, which nothing here
+    catches."""
+    cdef const char *description = (<const char **>handle_of(functions, tensor))[0]
+    return (<const void **>(description + functions.version_at))[0] != NULL
+
+
+cdef inline bint lacks_version(const TensorFunctions *functions, PyObject *tensor) noexcept:
+    """Whether to change the tensor is an error in PyTorch: it was made in inference mode, and its
+    ``data`` was not."""
+    return not has_version(functions, tensor) and not functions.is_inference(
+        handle_of(functions, tensor)
+    )
+
+
+cdef inline void increment_version(const TensorFunctions *functions, PyObject *tensor) noexcept:
+    """Tell autograd that a tensor was changed. Those of inference mode have no version."""
+    cdef const void *handle = handle_of(functions, tensor)
+    if has_version(functions, tensor) and not functions.is_inference(handle):
+        functions.bump_version(handle)
+
+
 cdef int find_functions(
-    TensorFunctions *functions, dict addresses, Py_ssize_t offset, Py_ssize_t shape_at
+    TensorFunctions *functions, dict addresses, Py_ssize_t offset, Py_ssize_t shape_at,
+    Py_ssize_t version_at,
 ) except -1:
     """Set the addresses; ``add_example`` adds the dtypes."""
     cdef int number
@@ -94,6 +118,7 @@ cdef int find_functions(
     functions.is_inference = <HasProperty><size_t>addresses["is_inference"]
     functions.bump_version = <Change><size_t>addresses["bump_version"]
     functions.offset, functions.shape_at = offset, shape_at
+    functions.version_at = version_at
     for number in range(SCALAR_TYPES):
         functions.elements[number] = ElementCode(0, 0, -1)
     return 0

@@ -51,6 +51,7 @@ def how_to_describe() -> dict[str, Any]:
         "functions": addresses(),
         "offset": OFFSET,
         "shape_at": shape_at(),
+        "version_at": version_at(),
         "examples": EXAMPLES,
     }
 
@@ -88,6 +89,23 @@ def shape_at() -> int:
     others = (torch._neg_view(plain), plain.to_sparse(), plain.to("meta"))
     kinds = {_kind(found, x) for x in (*EXAMPLES, *others)}
     return found if len(kinds) == len(EXAMPLES) + len(others) else 0
+
+
+def version_at() -> int:
+    """Where a c10::TensorImpl has the address of its version, which those made in inference mode
+    lack; 0 where this is not known."""
+    tensor, other = torch.ones(3, device="cpu"), torch.ones(3, device="cpu")
+    with torch.inference_mode():
+        inferred = torch.ones(3, device="cpu")
+    count = shape_at() // 8
+    tensors = (tensor, tensor.detach(), other, inferred)
+    words = zip(*(_words(x, 0, count) for x in tensors), strict=True)
+    places = [
+        i
+        for i, (own, same, different, none) in enumerate(words)
+        if own == same != different and own and different and not none
+    ]
+    return 8 * places[0] if len(places) == 1 else 0
 
 
 def _has_shape_at(place: int, tensor: Tensor) -> bool:
