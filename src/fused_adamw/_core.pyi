@@ -260,6 +260,7 @@ class StepPlan:
         *,
         num_threads: Callable[[], int],
         increment_version: Callable[[list[Any]], object],
+        num_modes: Callable[[], int],
     ) -> Self: ...
     def step(
         self, groups: Sequence[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]

@@ -129,10 +129,12 @@ cdef class DLPackExchange:
         )
         return 0
 
-    cdef inline object grad_of(self, tensor):
-        """``tensor.grad``, without the cost of finding the attribute in the types above."""
+    cdef inline object grad_of(self, tensor, bint *calls_code):
+        """``tensor.grad``, without the cost of finding the attribute in the types above.
+        ``calls_code``: set where it may be in Python; under a mode of PyTorch it always is."""
         if self.get_grad != NULL and self.is_known(<PyObject *>tensor):
             return self.get_grad(self.grad, tensor, <object>type_of_object(<PyObject *>tensor))
+        calls_code[0] = True
         return tensor.grad
 
     cdef inline bint is_known(self, PyObject *tensor) except -1:

@@ -9,6 +9,7 @@ cdef struct StateCursor:
     # parameters, where it is found without; past so many others a parameter is looked up.
     Py_ssize_t position
     Py_ssize_t entries_left
+    bint calls_code  # whether code of Python has run, which may change what was found before
 
 
 cdef object find_state(state, p, StateCursor *cursor):
@@ -22,16 +23,20 @@ cdef object find_state(state, p, StateCursor *cursor):
             if key == <PyObject *>p:
                 cursor.position = position
                 return <object>entry
+    cursor.calls_code = True  # Tensor.__hash__, in which signal handlers may run
     return state.get(p, NO_STATE)
 
 
-cdef bint find_tensors(entry, PyObject **names, int count, PyObject **found) except -1:
+cdef bint find_tensors(
+    entry, StateCursor *cursor, PyObject **names, int count, PyObject **found
+) except -1:
     """Whether the state of a parameter has all these names; new references to what they are of."""
     cdef Py_ssize_t position = 0
     cdef int k
     cdef PyObject *key
     cdef PyObject *tensor
     if not isinstance(entry, dict):
+        cursor.calls_code = True
         entry = dict(entry)
     for k in range(count):
         # Mostly in this order, and under the same objects.
@@ -52,7 +57,7 @@ def gather_tensors(params, state, dict names not None):
     """Lists of the parameters that have a gradient, of their gradients and counters of steps, and a
     dict of the lists of their state; ``names``: of each role, in the dicts of ``state``. None where
     a parameter has no state yet, or less than that."""
-    cdef StateCursor cursor = StateCursor(0, 4 * len(params))
+    cdef StateCursor cursor = StateCursor(0, 4 * len(params), False)
     cdef list found = [], grads = [], steps = [], lists = empty_lists(len(names))
     cdef list keys = ["step", *names.values()]
     for p in params:

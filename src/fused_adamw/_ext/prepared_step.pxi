@@ -57,7 +57,7 @@ cdef class PreparedStep(CheckedTensors):
             False where a parameter has no state yet, or less than that; nothing is prepared. It is
             no KeyError because the traceback of a module of the limited API is made by Python code:
             what a signal handler raises at that moment would be lost."""
-        cdef StateCursor cursor = StateCursor(0, 0)
+        cdef StateCursor cursor = StateCursor(0, 0, False)
         require_hyper(hyper)
         self.threads = check_num_threads(num_threads)
         for name, numbers in (("indices", indices), ("offsets", self.offsets)):
@@ -120,13 +120,13 @@ cdef class PreparedStep(CheckedTensors):
             if len(params) != num_params:
                 raise_changed_length(num_params, len(params))
             p = params[i]
-            grad = self.exchange.grad_of(p)  # may run any code
+            grad = self.exchange.grad_of(p, &cursor.calls_code)
             i += 1
             if grad is None:
                 continue
             found = &self.references[self.num_found * (OWN + self.num_roles)]
             if not find_tensors(
-                find_state(state, p, cursor), self.keys, 1 + self.num_roles, &found[2]
+                find_state(state, p, cursor), cursor, self.keys, 1 + self.num_roles, &found[2]
             ):
                 return -1
             found[0], found[1] = <PyObject *>p, <PyObject *>grad

@@ -97,18 +97,20 @@ cdef class GroupPlan:
 cdef class StepPlan:
     """All groups of an optimizer, in one list of tensors for successive groups that are stored in
     one way: the order matters where groups share memory. ``num_threads``: called where several
-    threads pay; ``increment_version``: called with the parameters that have been stepped."""
+    threads pay; ``increment_version``: called with the parameters that have been stepped;
+    ``num_modes``: called for the number of modes of PyTorch, whose code runs for each gradient."""
 
     cdef list groups
     cdef list steps  # PreparedSteps
     cdef ReentrantLock lock
-    cdef object num_threads, increment_version
+    cdef object num_threads, increment_version, num_modes
     cdef bint has_stepped
     cdef bint has_own_counts  # whether no two PreparedSteps share a count of steps
-    cdef bint calls_code  # whether this step may call code of the user
+    cdef bint calls_code  # whether this step may call code of the user, or signal handlers
 
     def __cinit__(
-        self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version
+        self, list groups not None, ReentrantLock lock not None, *, num_threads, increment_version,
+        num_modes,
     ):
         cdef GroupPlan plan, last = None
         self.steps = []
@@ -126,6 +128,7 @@ cdef class StepPlan:
             last = plan
         self.groups, self.lock = groups, lock
         self.num_threads, self.increment_version = num_threads, increment_version
+        self.num_modes = num_modes
 
     def step(self, groups not None, state not None):
         """Step all groups, without a moment at which signal handlers of Python run; or return
@@ -180,10 +183,10 @@ cdef class StepPlan:
         cdef Py_ssize_t i
         cdef GroupPlan plan
         cdef PreparedStep prepared
-        cdef bint has_moved = not self.has_own_counts
         if len(groups) != len(self.groups):
             return False
         self.calls_code = type(state) is not dict and type(state) is not defaultdict_type
+        self.calls_code |= <bint>call_with(self.num_modes, NULL, NULL)
         for prepared in self.steps:
             prepared.num_params = 0
         for i, group in enumerate(groups):
@@ -199,20 +202,20 @@ cdef class StepPlan:
         for prepared in self.steps:
             if prepared.has_overlaps() or prepared.lacks_versions():
                 return False
-            has_moved |= prepared.memory.has_moved
+            if prepared.memory.has_moved:
+                self.has_own_counts = False  # and stays so where an error ends this step
             finish_scalars(&prepared.space, 1.0, prepared.factor, prepared.stochastic)
             prepared.threads = 1
             if prepared.pays_threads():
                 self.calls_code = True  # where signal handlers may run
                 prepared.threads = check_num_threads(self.num_threads())
-        if has_moved:
-            self.has_own_counts = False  # and stays so where memory for the search is refused
+        if not self.has_own_counts:
             self.has_own_counts = len(self.steps) == 1 or not share_counts(self.steps, [])
         return self.has_own_counts
 
     cdef bint add_groups(self, state) except -1:
         cdef Py_ssize_t begin, number = 0, first = 0  # parameter of the group in the optimizer
-        cdef StateCursor cursor = StateCursor(0, 0)
+        cdef StateCursor cursor = StateCursor(0, 0, False)
         cdef GroupPlan plan
         cdef list params
         cdef tuple hyper, before = None
@@ -228,6 +231,7 @@ cdef class StepPlan:
             plan.prepared.derive_scalars(begin, number, hyper)
             plan.num_updated = plan.prepared.space.num_active - begin
             before = hyper
+        self.calls_code |= cursor.calls_code
         return True
 
 

@@ -68,4 +68,10 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
         groups.append(GroupPlan(parts[0].group, prepared, parts[0].rates))
-    return StepPlan(groups, lock, num_threads=num_threads, increment_version=increment_version)
+    return StepPlan(
+        groups,
+        lock,
+        num_threads=num_threads,
+        increment_version=increment_version,
+        num_modes=torch._C._len_torch_function_stack,
+    )
