@@ -152,7 +152,6 @@ CHANGES = {
     "moment, new data": moment_in_place(lambda x: setattr(x, "data", torch.ones(4, 3))),
     "moment, strides": moment_in_place(lambda x: x.as_strided_((4, 3), (1, 4))),
     "float64 counter": new_moment(torch.Tensor.double, "step"),
-    "counter with the other sign in memory": new_moment(lambda x: torch._neg_view(-x), "step"),
     "replaced parameter": replaced_parameter,
     "another group": another_group,
     "one more in a group": one_more_in_a_group,
