@@ -38,6 +38,8 @@ HEADERS = {
 double sqrt(double), fabs(double), log(double), expm1(double);
 float sqrtf(float), fabsf(float);
 #define isfinite(x) __builtin_isfinite(x)
+#define isnan(x) __builtin_isnan(x)
+#define NAN __builtin_nanf("")
 """,
     "string.h": """
 #include <stddef.h>
