@@ -69,12 +69,19 @@ cdef inline const void *handle_of(const TensorFunctions *functions, PyObject *te
     return <const char *>tensor + functions.offset
 
 
+cdef inline const char *description_of(
+    const TensorFunctions *functions, PyObject *tensor
+) noexcept:
+    """The c10::TensorImpl, which the handle points to."""
+    return (<const char **>handle_of(functions, tensor))[0]
+
+
 cdef inline void prefetch_description(
     const TensorFunctions *functions, PyObject *tensor
 ) noexcept:
-    """Begin to fetch what the functions read, which the handle points to, into the cache."""
+    """Begin to fetch what the functions read into the cache."""
     cdef int line
-    cdef const char *description = (<const char **>handle_of(functions, tensor))[0]
+    cdef const char *description = description_of(functions, tensor)
     for line in range(DESCRIPTION // 64):
         prefetch(description + 64 * line)
 
@@ -82,7 +89,7 @@ cdef inline void prefetch_description(
 cdef inline bint has_version(const TensorFunctions *functions, PyObject *tensor) noexcept:
     """Whether ``bump_version`` has one to increment; without one it throws, which nothing here
     catches."""
-    cdef const char *description = (<const char **>handle_of(functions, tensor))[0]
+    cdef const char *description = description_of(functions, tensor)
     return (<const void **>(description + functions.version_at))[0] != NULL
 
 
@@ -196,8 +203,9 @@ cdef inline const ElementCode *find_elements(
     """What the elements of a tensor are; NULL unless it has a view, of which address, shape and
     strides are set. ``kinds``: those that the functions need not be asked for, or NULL."""
     cdef const void *handle = handle_of(functions, tensor)
-    cdef const char *description = (<const char **>handle)[0]
-    cdef const Py_ssize_t *shape = <const Py_ssize_t *>(description + functions.shape_at)
+    cdef const Py_ssize_t *shape = <const Py_ssize_t *>(
+        description_of(functions, tensor) + functions.shape_at
+    )
     cdef const uint64_t *words = <const uint64_t *>(shape + KIND_AFTER)
     cdef const TensorKind *kind
     cdef int k
@@ -208,17 +216,16 @@ cdef inline const ElementCode *find_elements(
         if kind.words[0] == words[0] and kind.words[1] == words[1] and shape[-1] <= INLINE:
             view.ndim, view.shape, view.strides = <int>shape[-1], shape, shape + INLINE
             return kind.element if functions.data(handle, &view.data) == 0 else NULL
-    return learn_kind(functions, handle, kinds, view)
+    return learn_kind(functions, handle, kinds, shape, view)
 
 
 cdef const ElementCode *learn_kind(
-    const TensorFunctions *functions, const void *handle, TensorKinds *kinds, ArrayView *view
+    const TensorFunctions *functions, const void *handle, TensorKinds *kinds,
+    const Py_ssize_t *shape, ArrayView *view,
 ) noexcept:
-    """The same from the functions, which need not be asked again where the shape is as expected."""
+    """The same from the functions, which need not be asked again where their sizes are those at
+    ``shape``, with the strides after them."""
     cdef const ElementCode *element = ask_for_elements(functions, handle, view)
-    cdef const Py_ssize_t *shape = <const Py_ssize_t *>(
-        (<const char **>handle)[0] + functions.shape_at
-    )
     cdef const uint64_t *words = <const uint64_t *>(shape + KIND_AFTER)
     cdef TensorKind *kind = &kinds.known[kinds.oldest]
     if (

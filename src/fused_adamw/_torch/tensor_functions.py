@@ -47,11 +47,12 @@ _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
 
 def how_to_describe() -> dict[str, Any]:
     """The arguments of ``DLPackExchange`` for this version of PyTorch."""
+    place = shape_at()
     return {
         "functions": addresses(),
         "offset": OFFSET,
-        "shape_at": shape_at(),
-        "version_at": version_at(),
+        "shape_at": place,
+        "version_at": version_at(place),
         "examples": EXAMPLES,
     }
 
@@ -91,15 +92,12 @@ def shape_at() -> int:
     return found if len(kinds) == len(EXAMPLES) + len(others) else 0
 
 
-def version_at() -> int:
+def version_at(end: int) -> int:
     """Where a c10::TensorImpl has the address of its version, which those made in inference mode
-    lack; 0 where this is not known."""
+    lack; 0 where this is not known, or not before ``end``."""
     tensor, other = torch.ones(3, device="cpu"), torch.ones(3, device="cpu")
-    with torch.inference_mode():
-        inferred = torch.ones(3, device="cpu")
-    count = shape_at() // 8
-    tensors = (tensor, tensor.detach(), other, inferred)
-    words = zip(*(_words(x, 0, count) for x in tensors), strict=True)
+    tensors = (tensor, tensor.detach(), other, _made_in_inference_mode())
+    words = zip(*(_words(x, 0, end // 8) for x in tensors), strict=True)
     places = [
         i
         for i, (own, same, different, none) in enumerate(words)
@@ -140,9 +138,12 @@ def _strided() -> Iterator[Tensor]:
     matrix = torch.ones(3, 4, device="cpu")
     yield from (matrix, matrix.t()[1:], matrix[:, 1:3], torch._neg_view(matrix))
     yield from (matrix[0, 0], torch.empty(0, 2, device="cpu"), torch.nn.Parameter(matrix))
+    yield _made_in_inference_mode()
+
+
+def _made_in_inference_mode() -> Tensor:
     with torch.inference_mode():
-        inferred = torch.ones(3, device="cpu")
-    yield inferred
+        return torch.ones(3, device="cpu")
 
 
 def _pairs() -> dict[str, tuple[Tensor, Tensor]]:
