@@ -1,9 +1,10 @@
 /* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row
- * named x, load_x and store_x; and how master weights are stored: param_x and rest_x give the two
- * parts of one, and join_x restores the float32 from them. The types that pairs.inc takes have the
- * same for two neighbours, the pair i: first_x and second_x load, pair_x stores what operations
- * gave, and join_pair_x and split_pair_x are for master weights. Integers and exact float
- * operations alone, so that every instruction set gives the same bits. */
+ * named x, load_x and store_x, or store_result_x for what an operation gave; and how master weights
+ * are stored: param_x and rest_x give the two parts of one, and join_x restores the float32 from
+ * them. The types that pairs.inc takes have the same for two neighbours, the pair i: first_x and
+ * second_x load, pair_x stores what operations gave, and join_pair_x and split_pair_x are for
+ * master weights. Integers and exact float operations alone, so that every instruction set gives
+ * the same bits. */
 #ifndef FUSED_ADAMW_ELEMENT_TYPES_H
 #define FUSED_ADAMW_ELEMENT_TYPES_H
 
@@ -54,7 +55,12 @@ static inline uint32_t round_bfloat16(float x, uint32_t dither, int stochastic, 
     return bits + (has_short_nan ? up : select_bits(x == x, up, 0));
 }
 
-/* Of any x. */
+static inline uint16_t store_result_bfloat16(float x, uint32_t dither, int stochastic)
+{
+    return (uint16_t)(round_bfloat16(x, dither, stochastic, 0) >> 16);
+}
+
+/* Of any x, NaN that is not quiet among them. */
 static inline uint16_t store_bfloat16(float x, uint32_t dither, int stochastic)
 {
     const uint32_t rounded = round_bfloat16(x, dither, stochastic, 0);
@@ -76,11 +82,12 @@ static inline float above_0_bfloat16(float v)
  * master minus the parameter in units of the last place of float32, from -2^15 to 2^15 - 1. Read as
  * integers, each bfloat16 has 2^16 nearest float32, and so each rest one of them. (Ties to even
  * would give 2^16 + 1 to the even ones, which 16 bits cannot tell apart.) This holds for infinity,
- * and for a finite master that rounds to it. NaN keeps the bits of its upper half. */
+ * and for a finite master that rounds to it. The master is the result of an operation, where NaN is
+ * quiet: it keeps the bits of its upper half. */
 static inline uint32_t master_bits_bfloat16(float master)
 {
     const uint32_t bits = bits_of(master);
-    return select_bits(master != master, (bits & 0xffff0000) | 0x400000, bits);
+    return bits & select_bits(master == master, 0xffffffff, 0xffff0000);
 }
 
 static inline uint16_t param_bfloat16(float master)
@@ -177,6 +184,11 @@ static inline uint16_t store_float16(float x, uint32_t dither, int stochastic)
 {
     (void)dither, (void)stochastic;
     return (uint16_t)((bits_of(x) >> 16 & 0x8000) | magnitude_float16(x));
+}
+
+static inline uint16_t store_result_float16(float x, uint32_t dither, int stochastic)
+{
+    return store_float16(x, dither, stochastic);
 }
 
 /* Master weights are kept whole: a subnormal float16 is the nearest of up to 2^30 float32, and 0
