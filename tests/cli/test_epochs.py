@@ -111,6 +111,11 @@ def test_more_epochs_of_a_constant_rate(run, train_json, text, assert_same):
     assert refusal("--steps", 100) == different
 
 
+def test_a_constant_rate_may_not_be_reached(train_json, text):
+    record = train_json("--text", text, *SMALL, "--epochs", 1, "--warmup", 2 * PER_EPOCH)
+    assert record["steps"] == PER_EPOCH
+
+
 def test_the_epochs_of_a_falling_rate_stay(run, train_json, text):
     options = ("--text", text, *SMALL, "--schedule", "cosine", "--checkpoint", "run")
     train_json(*options, "--epochs", 1)

@@ -19,6 +19,11 @@ from cli_process import MAIN, in_a_process
             "error: --steps must have at most 4,300 digits; got 5,001\n",
             id="--steps of 5001 digits",
         ),
+        pytest.param(
+            f"--steps {'x' * 5000}",
+            "error: --steps must be an integer; got 'xxx",
+            id="--steps of 5000 letters",
+        ),
         ("--lr -1", "error: --lr must be at least 0; got -1\n"),
         ("--lr fast", "error: --lr must be a number; got 'fast'\n"),
         ("--lr nan", "error: --lr must be finite; got nan\n"),
