@@ -162,7 +162,7 @@ def test_a_slot_is_free_when_its_last_copy_has_left():
     slot = ring.take(wait=False)
     assert ring.take(wait=True) is None
     late = Late()
-    ring.give_back(slot, late)
+    ring.give_back(slot, late, [])
     assert ring.take(wait=False) is None
     assert ring.take(wait=True) is slot
     assert late.waited

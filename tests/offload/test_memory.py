@@ -1,5 +1,11 @@
-"""Bytes of state and of pinned memory; memory that is refused changes nothing."""
+"""Bytes of state and of pinned memory; memory that is refused changes nothing; memory of a device
+that is still written to."""
 
+import gc
+import threading
+import weakref
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
@@ -8,6 +14,7 @@ from offloading import Beside, Net, on_device, parameter, set_gradient, steps  #
 
 from fused_adamw import offload  # noqa: E402
 from fused_adamw._offload import engine, pump, ring  # noqa: E402
+from fused_adamw._offload.lanes import Done, Way  # noqa: E402
 
 
 def refuse(*_, **__):
@@ -90,3 +97,46 @@ def test_bytes_of_state():
         steps(opt, p, count=1)
         nbytes = sum(x.nbytes for name, x in opt.state[p].items() if name != "step")
         assert nbytes / p.numel() <= most
+
+
+class Gate:
+    """A copy that is not done until it is opened."""
+
+    def __init__(self):
+        self.begun, self.opened = threading.Event(), threading.Event()
+        self.query, self.synchronize = self.opened.is_set, self.opened.wait
+
+
+class HeldLane(offload.CpuLane):
+    """A lane whose copies to the device end when a gate is opened; keeps no tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = Gate()
+
+    def copy(self, pairs, way, after):
+        if way is Way.TO_DEVICE:
+            self.gate.begun.set()
+            return self.gate
+        for target, source in pairs:
+            target.copy_(source)
+        return Done()
+
+
+def test_the_memory_of_a_model_that_is_gone_is_kept_until_it_is_written():
+    """Else it would be given to other tensors, which the last copies would overwrite."""
+    lane, array = HeldLane(), np.ones(100, np.float32)
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight = torch.nn.Parameter(torch.from_numpy(array))
+    freed = threading.Event()
+    weakref.finalize(array, freed.set)
+    with offload.simulated(lane):
+        opt = offload.AdamW(model.parameters(), module=model)
+    model.weight.grad = torch.ones(100)
+    opt.step()
+    assert lane.gate.begun.wait(10)
+    del opt, model, array
+    gc.collect()
+    assert not freed.wait(0.3)
+    lane.gate.opened.set()
+    assert freed.wait(10)

@@ -120,6 +120,12 @@ class CpuLane:
         return CpuLane(*self._pace)
 
 
+def _copy(pairs: Pairs) -> None:
+    with torch.inference_mode():  # which may write to all tensors
+        for target, source in pairs:
+            target.copy_(source)
+
+
 def _run(
     queue: "SimpleQueue[_Copy | None]",
     numbers: random.Random,
@@ -132,9 +138,7 @@ def _run(
             for ticket in copy.after:
                 ticket.synchronize()
             time.sleep(numbers.uniform(0, 2 * delay) + (size / bandwidth if bandwidth else 0))
-            with torch.inference_mode():  # which may write to all tensors
-                for target, source in copy.pairs:
-                    target.copy_(source)
+            _copy(copy.pairs)
             copy.done.set()
         except BaseException as error:
             copy.done.set(error)

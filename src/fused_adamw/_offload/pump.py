@@ -94,6 +94,7 @@ class Pump:
                 while arriving or self._await_pieces():
                     self._start_copies(arriving)
                     self._finish(arriving.popleft())
+                self._ring.drain()
         except BaseException as error:
             with self._changed:
                 self._failure = error
@@ -123,12 +124,13 @@ class Pump:
         bundle.arrived.synchronize()
         if stepper.is_update(bundle):
             stepper.update(bundle)
-            lane = bundle.pieces[0].job.lane
-            written = lane.copy(stepper.copies_to_device(bundle), Way.TO_DEVICE, [])
+            lane, pairs = bundle.pieces[0].job.lane, stepper.copies_to_device(bundle)
+            written = lane.copy(pairs, Way.TO_DEVICE, [])
+            self._ring.give_back(bundle.slot, written, [target for target, _ in pairs])
         else:
             stepper.add_squares(bundle)
             written = Done()
-        self._ring.give_back(bundle.slot, written)
+            self._ring.give_back(bundle.slot, written, [])
         with self._changed:
             for piece in bundle.pieces:
                 piece.job.finish(piece, written)

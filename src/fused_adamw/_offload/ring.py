@@ -1,6 +1,7 @@
 """Pinned host memory of a fixed size, through which gradients and parameters pass."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,15 @@ class Slot(NamedTuple):
     params: Tensor
 
 
+class _Free(NamedTuple):
+    """A slot that can be taken once a copy has left it. If nothing else needs the targets of that
+    copy any longer, their memory must not be given to other tensors before."""
+
+    slot: Slot
+    left: Ticket
+    targets: Sequence[Tensor]
+
+
 class Ring:
     """Two rings of slots, of gradients and of parameters, that are used in turn.
 
@@ -36,22 +46,28 @@ class Ring:
         rings = [torch.empty(size, device="cpu", **options).split(slot_bytes) for _ in Slot._fields]
         self.slot_bytes = slot_bytes
         self.nbytes = len(rings) * slots * slot_bytes
-        self._free: deque[tuple[Slot, Ticket]] = deque(
-            (Slot(*memory), Done()) for memory in zip(*rings, strict=True)
+        self._free: deque[_Free] = deque(
+            _Free(Slot(*memory), Done(), []) for memory in zip(*rings, strict=True)
         )
 
     def take(self, wait: bool) -> Slot | None:
         """The slot that has been free for longest; ``wait``: until its last copy has left it."""
         if not self._free:
             return None
-        slot, left = self._free[0]
+        first = self._free[0]
         if wait:
-            left.synchronize()
-        elif not left.query():
+            first.left.synchronize()
+        elif not first.left.query():
             return None
         self._free.popleft()
-        return slot
+        return first.slot
 
-    def give_back(self, slot: Slot, left: Ticket) -> None:
-        """The slot can be used again after a copy out of it."""
-        self._free.append((slot, left))
+    def give_back(self, slot: Slot, left: Ticket, targets: Sequence[Tensor]) -> None:
+        """The slot can be used again after a copy out of it; the targets are kept until then."""
+        self._free.append(_Free(slot, left, targets))
+
+    def drain(self) -> None:
+        """Wait for all copies out of free slots. No slot is taken after it."""
+        for free in self._free:
+            free.left.synchronize()
+        self._free.clear()
