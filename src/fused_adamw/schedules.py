@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ._core import as_integer, shown
+from ._core import as_integer, as_number, shown
 
 __all__ = [
     "Constant",
@@ -258,9 +258,13 @@ class Joined(_Chainable):
             return self.first(t)
         rate = self.following(t - before)
         try:
-            return float(rate)
-        except (TypeError, ValueError):
+            return float(as_number("following", rate))
+        except TypeError:
             raise TypeError(f"following must return a number; got {shown(rate)}") from None
+        except (ValueError, OverflowError):
+            raise ValueError(
+                "following must return a number within the range of float64; got one beyond it"
+            ) from None
 
     def __repr__(self) -> str:
         return f"{self.first!r}.then({self.following!r})"
@@ -274,14 +278,14 @@ def _accept_rate(schedule: _Chainable, name: str) -> None:
     """Check a rate and make it a float, so that a NumPy scalar does not set the precision."""
     value = getattr(schedule, name)
     try:
-        valid = math.isfinite(value) and value >= 0
+        rate = float(as_number(name, value))
     except TypeError:
         raise TypeError(f"{name} must be a number >= 0; got {shown(value)}") from None
-    except OverflowError:  # of an integer
-        valid = False
-    if not valid:
+    except (ValueError, OverflowError):  # beyond float64
+        rate = math.inf
+    if not (math.isfinite(rate) and value >= 0):
         raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
-    object.__setattr__(schedule, name, float(value))
+    object.__setattr__(schedule, name, rate)
 
 
 def _accept_steps(schedule: _Chainable) -> None:

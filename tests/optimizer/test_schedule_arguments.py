@@ -1,5 +1,7 @@
 """Schedules that are called with what is no step, that return no number, or that change things."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,11 @@ def test_numbers_of_all_kinds_are_steps(schedule, kind):
     assert schedule(kind(3)) == schedule(3)
 
 
-@pytest.mark.parametrize("value", [None, "x", (1, 2)])
+NO_NUMBERS = ["x", "0.1", b"0.1", np.array("0.1"), np.complex64(0.1), 0.1j, Decimal("sNaN")]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [None, (1, 2), *NO_NUMBERS], ids=repr)
 def test_what_follows_has_to_return_a_number(value):
     schedule = Constant(0.1, 1).then(lambda t: value)
     assert schedule(1) == 0.1
@@ -39,6 +45,21 @@ def test_what_follows_has_to_return_a_number(value):
     with pytest.raises(TypeError, match="following must return a number"):
         opt.step(np.ones(3))
     assert opt.t == 1
+
+
+def test_what_follows_returns_more_than_float64_has():
+    schedule = Constant(0.1, 1).then(lambda t: 10**400)
+    with pytest.raises(ValueError, match="following must return a number within the range of fl"):
+        schedule(2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_rate(value):
+    """Also where NumPy or Python would make a float of it."""
+    for make in (Constant, lambda x: LinearWarmup(x, 2), lambda x: CosineDecay(1.0, 2, end=x)):
+        with pytest.raises(TypeError, match=r"^(lr|peak|end) must be a number >= 0; got "):
+            make(value)
 
 
 def ending_after(number):
