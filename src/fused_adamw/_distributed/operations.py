@@ -39,6 +39,10 @@ class CollectiveOperations:
             try:
                 self._running = name
                 yield
+            except RuntimeError as error:
+                if self._refused is not None and self._refused in str(error):
+                    self._refused = None  # code of this operation had begun it: all have learned
+                raise
             finally:
                 self._lock.release()
 

@@ -105,6 +105,23 @@ def exit_in_a_schedule():
     opt.step(draw(SHAPES))
 
 
+def within():
+    """One in an operation of the same thread is refused as well, with one error."""
+    opt = made()
+    save_checkpoint(PATH, opt)
+    for name, operation in OPERATIONS.items():
+
+        def begins(t, operation=operation):
+            operation(opt)
+
+        before = state(opt)
+        opt.param_groups[0]["lr"] = begins if RANK == LAST else 0.1
+        refused(RuntimeError, f"got {name} during step", lambda: opt.step(draw(SHAPES)))
+        assert unchanged(opt, before)
+        opt.param_groups[0]["lr"] = 0.1
+        opt.step(draw(SHAPES))
+
+
 def threads():
     """While one is in a step, another one is refused; all ranks learn of it, once."""
     opt, other = made(), made()
@@ -164,6 +181,7 @@ PROGRAMS = (
     different_steps,
     different_optimizers,
     exit_in_a_schedule,
+    within,
     threads,
 )
 run({f.__name__: f for f in PROGRAMS})
