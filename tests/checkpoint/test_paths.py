@@ -150,6 +150,19 @@ def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
     assert Path("run").read_bytes() == whole
 
 
+def test_errors_name_the_path_where_the_current_folder_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    optimizer = trained(mapping())
+    for path in ("run", "../run"):
+        for call in (save_checkpoint, load_checkpoint):
+            with pytest.raises(FileNotFoundError) as caught:
+                call(path, optimizer)
+            assert caught.value.filename == path
+    save_checkpoint(tmp_path / "run", optimizer)
+
+
 @pytest.mark.parametrize("path", ["a\0b", b"a\0b"])
 def test_paths_that_no_system_takes(path):
     optimizer = trained(mapping())

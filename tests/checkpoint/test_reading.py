@@ -3,11 +3,19 @@
 import errno
 import os
 
+import numpy as np
 import pytest
-from checkpoints import Failing, contents, gradients, mapping, trained
+from checkpoints import Failing, contents, gradients, mapping, nothing_changes, trained
 
-from fused_adamw._io import checkpoint_load
-from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
+from fused_adamw import checkpoint
+from fused_adamw._io import checkpoint_load, safetensors_stream
+from fused_adamw.checkpoint import (
+    load_checkpoint,
+    read_arrays,
+    read_extra,
+    read_step,
+    save_checkpoint,
+)
 
 
 def test_what_is_loaded_does_not_hold_the_file(path, small):
@@ -34,6 +42,24 @@ def test_the_file_is_read_not_mapped(path, small, monkeypatch):
     load_checkpoint(path, small[0])
     assert len(maps) == 6  # two tensors of three roles
     assert not any(path.name in lines for lines in maps)
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, read_extra, read_step, read_arrays])
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_a_file_that_cannot_be_read(path, monkeypatch, read, reads):
+    """The length of the header, the header, or the data."""
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, arrays={"a": np.ones(3)})
+    failing = Failing(safetensors_stream.read_bytes, reads, OSError(errno.EIO, "I/O error"))
+    for module in (checkpoint, safetensors_stream):
+        monkeypatch.setattr(module, "read_bytes", failing)
+    arguments = [optimizer] if read is load_checkpoint else []
+    if reads == 3 and read in (read_extra, read_step):
+        read(path)  # which reads no data
+        return
+    with nothing_changes(optimizer, OSError, match="I/O error") as caught:
+        read(path, *arguments)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,27 @@ def test_a_loop_of_links_is_refused_before_any_training(run, monkeypatch, option
     status, out, err = run("train", *option.split())
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "Too many levels of symbolic links" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --checkpoint x.safetensors",
+        "train --checkpoint x.safetensors --log y.csv",
+        "train --plot x.png",
+        "train --report x.html",
+        "train --log x.csv",
+        "bench --plot x.png",
+    ],
+)
+def test_the_current_folder_was_removed(run, monkeypatch, tmp_path, command):
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    status, out, err = run(*command.split())
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: x\.\w+: No such file or directory\n", err)
 
 
 def test_the_checkpoint_does_not_replace_the_text(run, text):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .file_lock import remove_unlocked, try_lock
-from .files import hidden_sibling, require_regular
+from .files import hidden_sibling, real_path, require_regular
 
 REFUSED = (EACCES, EPERM, EINVAL, ENOSYS, ENOTSUP)  # by file systems without permissions
 _PERMISSIONS = stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO  # not setuid: the owner may change
@@ -33,7 +33,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             folder, such as one that ends in a separator. It names ``path``, not the temporary file.
     """
     text = os.fspath(path)
-    target = Path(os.path.realpath(text))
+    target = real_path(text)
     try:
         require_file_name(text)
         with _replacement(target) as file:
@@ -45,7 +45,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def require_file_name(text: str) -> None:
-    """Raise OSError for a path that cannot be opened, although what ``realpath`` returns for it
+    """Raise OSError for a path that cannot be opened, although what ``real_path`` returns for it
     can: an empty one, or "missing/../file"."""
     if not text:
         raise FileNotFoundError(ENOENT, os.strerror(ENOENT))

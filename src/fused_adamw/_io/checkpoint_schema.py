@@ -202,11 +202,14 @@ UNREADABLE = (
 
 @contextmanager
 def translate_read_errors(path: str) -> Iterator[None]:
-    """Raise CorruptCheckpointError where a file cannot be understood."""
+    """Raise CorruptCheckpointError where a file cannot be understood, and OSError, naming it, where
+    it cannot be read: what is raised by reading from an open file names none."""
     try:
         yield
     except NewerCheckpointError:
         raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     except UNREADABLE as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise CorruptCheckpointError(

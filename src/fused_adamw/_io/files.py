@@ -28,6 +28,15 @@ def path_text(path: FilePath) -> str:
     return text
 
 
+def real_path(path: str | Path) -> Path:
+    """Where a path leads, through all links. Raises OSError, which names it, for a relative one
+    where the current folder has been removed."""
+    try:
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def printable(text: str) -> str:
     """Text with control characters and the like escaped, so that a terminal shows it on one line.
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from .._io.atomic_write import require_file_name, temporary_path
-from .._io.files import require_regular
+from .._io.files import real_path, require_regular
 
 
 def check_output_path(path: Path, replaced: bool = False) -> None:
@@ -15,7 +15,7 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
 
     Existing files stay as they are, and no new one is left.
     """
-    target = Path(os.path.realpath(path))
+    target = real_path(path)
     if target.parent.is_file():
         raise ValueError(f"{path} must be in a folder; got the file {target.parent}")
     if not target.parent.is_dir():
@@ -49,4 +49,4 @@ def _is_same(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)  # of hard links, too
     except OSError:  # one of them does not exist
-        return os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other))
+        return os.path.normcase(real_path(path)) == os.path.normcase(real_path(other))

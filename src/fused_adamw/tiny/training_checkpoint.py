@@ -7,7 +7,6 @@ epoch.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._io.file_lock import locked_file
-from .._io.files import hidden_sibling
+from .._io.files import hidden_sibling, real_path
 from .._optim.arrays import Array
 from ..checkpoint import load_checkpoint, read_arrays, read_extra, save_checkpoint
 from ..optimizer import AdamW
@@ -40,7 +39,7 @@ def checkpoint_lock(path: Path) -> Iterator[None]:
         ValueError: another training run has locked it.
         OSError: no file can be created there.
     """
-    target = Path(os.path.realpath(path))
+    target = real_path(path)
     with locked_file(hidden_sibling(target, "lock")) as acquired:
         if not acquired:
             raise ValueError(
