@@ -146,17 +146,19 @@ def raising(t):
         ("option", "ema_decay", 0.9, ValueError),  # without averages from the start
     ],
 )
-def test_a_bad_number_changes_nothing(where, name, value, error):
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_bad_number_changes_nothing(where, name, value, error, missing):
+    """Nor where the group that has it has no gradients."""
     opt = grouped_optimizer()
+    *first, last = draw([(4, 3), (3,), (5,)])
+    grads = group_grads([*first, None if missing else last])
     if where == "group":
         opt.param_groups[1][name] = value
     elif where == "option":
         setattr(opt, name, value)
     before = snapshot(opt)
     with pytest.raises(error, match="rate unknown" if error is OSError else name):
-        opt.step(
-            group_grads(draw([(4, 3), (3,), (5,)])), **{name: value} if where == "step" else {}
-        )
+        opt.step(grads, **{name: value} if where == "step" else {})
     assert snapshot(opt) == before
 
 

@@ -219,11 +219,11 @@ cdef class BoundArrays:
         reserve(&extents, self.num_params)
         try:
             for i in range(self.num_params):
+                param = &self.params[i]
+                derive_for(&derived, param, param.steps, hypers)
                 if flat[i] is None:
                     continue
-                param = &self.params[i]
                 include_interval(&extents, self.extent_of_gradient(i, flat[i], overwritten))
-                derive_for(&derived, param, param.steps, hypers)
                 if fused_adamw_finish_scalars(&derived.scalars, scale, 1, 0) != FUSED_ADAMW_OK:
                     raise_unusable_scale(derived.compute, grad_scale)
             if overwritten and sort_and_find_overlap(&extents):

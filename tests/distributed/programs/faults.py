@@ -130,7 +130,8 @@ def numbers_that_are_wrong():
     def no_average(opt):
         opt.ema_decay = on_last(None, 0.5)
 
-    step_raises(ValueError, on_rank("lr must be"), params(), change=rate)
+    for grads in (params(), dict.fromkeys("abc")):
+        step_raises(ValueError, on_rank("lr must be"), grads, change=rate)
     step_raises(ValueError, on_rank("ema_decay must be"), params(), change=average, ema_decay=0.5)
     step_raises(
         ValueError,
