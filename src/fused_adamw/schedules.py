@@ -13,9 +13,11 @@ its last step a schedule keeps its rate, unless another one is chained to it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import reduce
+from typing import Any, TypeAlias
 
-from ._core import as_integer, as_number, shown
+from ._core import as_integer, shown
+from ._optim.schedule_arguments import check_rate, check_returned, check_steps
 
 __all__ = [
     "Constant",
@@ -93,9 +95,7 @@ class Constant(_Chainable):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        _accept_rate(self, "lr")
-        if self.steps is not None:
-            _accept_steps(self)
+        _accept(self, "lr")
 
     def _rate(self, t: int) -> float:
         return self.lr
@@ -126,9 +126,7 @@ class LinearWarmup(_Chainable):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _accept_rate(self, "peak")
-        _accept_rate(self, "start")
-        _accept_steps(self)
+        _accept(self, "peak", "start")
         if self.start > self.peak:
             raise ValueError(f"start must be <= peak ({self.peak!r}); got {self.start!r}")
 
@@ -146,9 +144,7 @@ class _Decay(_Chainable):
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _accept_rate(self, "start")
-        _accept_rate(self, "end")
-        _accept_steps(self)
+        _accept(self, "start", "end")
         if self.end > self.start:
             raise ValueError(f"end must be <= start ({self.start!r}); got {self.end!r}")
 
@@ -252,45 +248,53 @@ class Joined(_Chainable):
             after = as_integer("following.steps", after, "an int or None")
         object.__setattr__(self, "steps", None if after is None else self.first.steps + after)
 
+    # Thousands may be chained, restarts for one: more calls than Python can nest.
+
+    def _followers(self) -> tuple[_Chainable, list[Schedule]]:
+        """The first schedule of a chain, and what follows it, one after another."""
+        schedule: _Chainable = self
+        following: list[Schedule] = []
+        while isinstance(schedule, Joined):
+            following.append(schedule.following)
+            schedule = schedule.first
+        return schedule, following[::-1]
+
     def _rate(self, t: int) -> float:
-        before = self.first.steps
-        if before is None or t <= before:
-            return self.first(t)
-        rate = self.following(t - before)
-        try:
-            return float(as_number("following", rate))
-        except TypeError:
-            raise TypeError(f"following must return a number; got {shown(rate)}") from None
-        except (ValueError, OverflowError):
-            raise ValueError(
-                "following must return a number within the range of float64; got one beyond it"
-            ) from None
+        schedule: Schedule = self
+        while isinstance(schedule, Joined):
+            before = schedule.first.steps
+            if before is None or t <= before:
+                schedule = schedule.first
+            else:
+                schedule, t = schedule.following, t - before
+        return check_returned(schedule(t))
 
     def __repr__(self) -> str:
-        return f"{self.first!r}.then({self.following!r})"
+        first, following = self._followers()
+        return f"{first!r}" + "".join(f".then({schedule!r})" for schedule in following)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Joined) and self._followers() == other._followers()
+
+    def __hash__(self) -> int:
+        first, following = self._followers()
+        return hash((first, *following))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _chain, self._followers()
+
+
+def _chain(first: _Chainable, following: list[Schedule]) -> _Chainable:
+    return reduce(Joined, following, first)
 
 
 def _between(start: float, end: float, fraction: float) -> float:
     return start + (end - start) * fraction
 
 
-def _accept_rate(schedule: _Chainable, name: str) -> None:
-    """Check a rate and make it a float, so that a NumPy scalar does not set the precision."""
-    value = getattr(schedule, name)
-    try:
-        rate = float(as_number(name, value))
-    except TypeError:
-        raise TypeError(f"{name} must be a number >= 0; got {shown(value)}") from None
-    except (ValueError, OverflowError):  # beyond float64
-        rate = math.inf
-    if not (math.isfinite(rate) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
-    object.__setattr__(schedule, name, rate)
-
-
-def _accept_steps(schedule: _Chainable) -> None:
-    """Check the number of steps and make it an int, so that it is shown as one."""
-    value = as_integer("steps", schedule.steps, "an integer >= 1")
-    if value < 1:
-        raise ValueError(f"steps must be an integer >= 1; got {shown(value)}")
-    object.__setattr__(schedule, "steps", value)
+def _accept(schedule: _Chainable, *rates: str) -> None:
+    """Check the arguments, rates and the number of steps, and keep them as float and int."""
+    for name in rates:
+        object.__setattr__(schedule, name, check_rate(name, getattr(schedule, name)))
+    if not (isinstance(schedule, Constant) and schedule.steps is None):
+        object.__setattr__(schedule, "steps", check_steps(schedule.steps))

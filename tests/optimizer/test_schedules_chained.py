@@ -1,9 +1,14 @@
 """Schedules after one another, those of the caller among them."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from schedule_rates import rates
 
+from fused_adamw import AdamW
+from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.schedules import Constant, CosineDecay, Joined, LinearDecay, LinearWarmup
 
 
@@ -61,3 +66,33 @@ def test_a_schedule_that_never_ends_cannot_be_chained():
 def test_only_a_function_follows(following):
     with pytest.raises(TypeError, match="following"):
         Constant(0.3, 2).then(following)
+
+
+def restarts(count):
+    schedule = decay = CosineDecay(1.0, 2)
+    for _ in range(count):
+        schedule = schedule.then(decay)
+    return schedule
+
+
+def test_thousands_after_one_another(tmp_path):
+    """More than Python nests calls."""
+    count = 3000
+    schedule, same, longer = restarts(count), restarts(count), restarts(count + 1)
+    assert rates(schedule, 2 * count + 4) == [1.0, 0.5] * (count + 1) + [0.0, 0.0]
+    assert repr(schedule).count(".then(") == count
+    assert (schedule == same, schedule == longer) == (True, False)
+    assert hash(schedule) == hash(same) != hash(longer)
+    opt = AdamW(np.ones(3), lr=schedule)
+    for copied in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        copied.step(np.ones(3))
+        assert copied.param_groups[0]["lr"] == schedule
+        assert copied.param_groups[0]["lr"].steps == 2 * count + 2
+    save_checkpoint(tmp_path / "x", opt)
+
+
+def test_thousands_within_one_another():
+    schedule = decay = CosineDecay(1.0, 2)
+    for _ in range(3000):
+        schedule = decay.then(schedule)
+    assert rates(schedule, 6004) == [1.0, 0.5] * 3001 + [0.0, 0.0]

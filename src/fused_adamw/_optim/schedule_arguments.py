@@ -1,0 +1,51 @@
+"""What schedules are made of, and what they return: rates, and numbers of steps."""
+
+import math
+from typing import Any
+
+from .._core import as_integer, as_number, shown
+
+
+def check_rate(name: str, value: Any) -> float:
+    """A rate as a float, so that a NumPy scalar does not set the precision.
+
+    Raises:
+        TypeError, ValueError: it is not a finite number, 0 or more.
+    """
+    try:
+        rate = float(as_number(name, value))
+    except TypeError:
+        raise TypeError(f"{name} must be a number >= 0; got {shown(value)}") from None
+    except (ValueError, OverflowError):  # beyond float64
+        rate = math.inf
+    if not (math.isfinite(rate) and value >= 0):
+        raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
+    return rate
+
+
+def check_steps(value: Any) -> int:
+    """A number of steps as an int, so that it is shown as one.
+
+    Raises:
+        TypeError, ValueError: it is not an integer, 1 or more.
+    """
+    steps: int = as_integer("steps", value, "an integer >= 1")
+    if steps < 1:
+        raise ValueError(f"steps must be an integer >= 1; got {shown(steps)}")
+    return steps
+
+
+def check_returned(rate: Any) -> float:
+    """What a function that follows a schedule has returned, as a float.
+
+    Raises:
+        TypeError, ValueError: it is not a number, or one that float64 does not have.
+    """
+    try:
+        return float(as_number("following", rate))
+    except TypeError:
+        raise TypeError(f"following must return a number; got {shown(rate)}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "following must return a number within the range of float64; got one beyond it"
+        ) from None
