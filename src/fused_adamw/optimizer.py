@@ -86,8 +86,8 @@ class AdamW(DecodedState):
             pass: ema <- ema_decay ema + (1 - ema_decay) p (Polyak & Juditsky 1992; Izmailov et al.
             2018, arXiv:1803.05407). In [0, 1). It starts as the parameters. None: none is kept.
         allocate: called as ``np.zeros(size, dtype)`` for each array of the state, and returns as
-            that does; for state that exceeds memory: ``lambda n, dtype: np.memmap(
-            TemporaryFile(dir=folder), dtype, "w+", shape=n)``. Copies are in ordinary memory.
+            that does; for state that exceeds memory, an ``np.memmap`` of a file whose space on the
+            disk is reserved (docs/faq.md has one). Copies are in ordinary memory.
 
     Attributes:
         t: the number of steps taken. Each tensor also has its own count, which bias correction

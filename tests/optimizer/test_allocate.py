@@ -1,7 +1,10 @@
 """State in memory of the caller's choice."""
 
 import copy
+import os
+import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +130,20 @@ def test_it_is_fixed():
     opt = AdamW(np.ones(3))
     with pytest.raises(AttributeError, match="allocate cannot be changed after construction"):
         opt.allocate = np.zeros
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_the_recipe_of_the_faq_reserves_its_space(tmp_path, monkeypatch):
+    """A file with holes ends the process in a step, by SIGBUS, where the disk is full by then."""
+    faq = (Path(__file__).parents[2] / "docs" / "faq.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```python\n([^`]*allocate=on_disk[^`]*)^```", faq, re.M)
+    reserved = []
+
+    def memmap(file, dtype, mode, shape, memmap=np.memmap):
+        reserved.append(os.fstat(file.fileno()).st_blocks * 512 >= shape * dtype.itemsize > 0)
+        return memmap(file, dtype, mode, shape=shape)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(np, "memmap", memmap)
+    exec(recipe, {})
+    assert reserved == [True] * 4
