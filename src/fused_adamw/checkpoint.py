@@ -100,9 +100,10 @@ def load_checkpoint(
 
     Parameters, state, step counts, hyper-parameters and options become those of the file, but for
     ``state_dtype``, ``master_weights``, ``decay_mask`` and ``num_threads``, which stay, and
-    ``amsgrad``, which must be the same. A schedule stays the optimizer's own; the file has to have
-    been saved with one too. The file is verified as a whole before anything is changed. Signal
-    handlers of Python are deferred while parameters and state are written.
+    ``amsgrad``, which must be the same. Whether there is an average (``ema_decay``) stays, too. A
+    schedule stays the optimizer's own; the file has to have been saved with one too. The file is
+    verified as a whole before anything is changed. Signal handlers of Python are deferred while
+    parameters and state are written.
 
     With ``ShardedAdamW`` all ranks have to call this, and to reach the file, or copies of it. Rank
     0 verifies it, and a rank that has a copy verifies that. Each reads the shards that are its own.

@@ -130,8 +130,8 @@ class AdamW(HostAdamW):
         With ``max_grad_norm`` only the norm is computed during backward.
 
         Raises:
-            RuntimeError: a parameter gets a second gradient in the block, with reentrant
-                checkpoints for example; gradients are averaged over processes afterwards; from
+            RuntimeError: a parameter gets a second gradient in the block, as one does that several
+                reentrant checkpoints use; gradients are averaged over processes afterwards; from
                 ``step``, where ``GradScaler`` is used, or gradients or options have changed since.
                 After any error in the block the next ``step`` updates the other parameters.
         """

@@ -166,8 +166,9 @@ class AdamW(Inspected, torch.optim.AdamW):
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``master_weights`` stay as they are.
 
         What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed`` and the
-        decay rate of an average as they are in this optimizer. Master weights and averages that
-        were not saved, and master weights that PyTorch's class has loaded and saved, start from the
+        decay rate of an average as they are in this optimizer. An average that was saved is
+        continued, in an optimizer that has kept none, too. Master weights and averages that were
+        not saved, and master weights that PyTorch's class has loaded and saved, start from the
         parameters at the next step. Signal handlers of Python are deferred to the end.
 
         Args:

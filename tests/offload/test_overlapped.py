@@ -106,11 +106,11 @@ def test_what_backward_did_not_reach_is_updated_by_the_step():
 
 
 class Checkpointed(Net):
-    reentrant = False
+    reentrant, uses = False, 2
 
     def forward(self, tokens):
         x = self.embedding(tokens)
-        for _ in range(2):
+        for _ in range(self.uses):
             x = x + checkpoint(self.block, x, use_reentrant=self.reentrant)
         return self.head(x)
 
@@ -118,8 +118,10 @@ class Checkpointed(Net):
         return self.outer(torch.relu(self.inner(self.norm(x))))
 
 
-def test_checkpoints_without_reentry():
+@pytest.mark.parametrize(("reentrant", "uses"), [(False, 2), (True, 1)])
+def test_checkpoints_that_give_one_gradient(reentrant, uses):
     net = Checkpointed()
+    net.reentrant, net.uses = reentrant, uses
     params = list(net.parameters())
     other, recorder = Beside(params, lr=1e-2), Recorder(params)
     opt = on_device(params, lr=1e-2)

@@ -89,8 +89,8 @@ class Overlap:
         if p in engine.begun:
             raise RuntimeError(
                 f"parameter {index} must have one gradient in overlapped(); got a second one after "
-                "its update had begun, as from checkpointing with use_reentrant=True or from two "
-                "backward passes"
+                "its update had begun, as from two backward passes, or from several checkpoints "
+                "with use_reentrant=True that use it"
             )
         grad = p.grad
         if grad is None:  # another hook has taken it
