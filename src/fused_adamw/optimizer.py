@@ -40,8 +40,8 @@ class AdamW(DecodedState):
     Threads may share an optimizer: steps, state dicts, saving and loading wait for one another.
 
     Args:
-        params: one array; or lists, tuples and mappings of arrays, nested to any depth; or a list
-            of parameter groups: dicts with such a structure under ``"params"``, and their own
+        params: one array; or lists, tuples and mappings of arrays, nested at most 100 deep; or a
+            list of parameter groups: dicts with such a structure under ``"params"``, and their own
             ``lr``, ``betas``, ``eps`` and ``weight_decay`` where these differ. Arrays of float32,
             float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
             writable, with memory of their own. They are updated in place. The optimizer keeps

@@ -16,7 +16,7 @@ ArrayTypes: TypeAlias = Mapping[str, tuple[np.dtype[Any], Shape]]
 """By role, the dtype and shape of arrays."""
 
 ArrayTree: TypeAlias = Array | Sequence["ArrayTree"] | Mapping[Any, "ArrayTree"]
-"""One array, or lists, tuples and mappings of arrays, nested in one another to any depth."""
+"""One array, or lists, tuples and mappings of arrays, nested in one another at most 100 deep."""
 
 GradientTree: TypeAlias = Array | Sequence["GradientTree"] | Mapping[Any, "GradientTree"] | None
 """Gradients in the structure of the parameters; None where a tensor has no gradient."""
