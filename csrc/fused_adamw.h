@@ -201,10 +201,9 @@ FUSED_ADAMW_API void fused_adamw_init(void);
 FUSED_ADAMW_API const char *fused_adamw_threading(void);
 
 /* The default number of threads: OMP_NUM_THREADS if that is from 1 to FUSED_ADAMW_MAX_THREADS, else
- * the number of processors (with OpenMP, of those in the affinity mask when its
- * runtime was loaded); at most `quota` if that is
- * above 0. `asked` is the value of OMP_NUM_THREADS, or 0; builds with OpenMP ignore it, since
- * OpenMP has read the variable itself. */
+ * the number of processors (with OpenMP, of those in the affinity mask when its runtime was
+ * loaded); at most `quota` if that is above 0. `asked` is the value of OMP_NUM_THREADS, or 0;
+ * builds with OpenMP ignore it, since OpenMP has read the variable itself. */
 FUSED_ADAMW_API int fused_adamw_default_threads(int asked, int quota);
 
 /* How many of `num_threads` threads are worth using on these tensors: at least 1. */

@@ -46,8 +46,8 @@ class AdamW(DecodedState):
             float64, float16 or bfloat16 (``ml_dtypes``), contiguous in C or Fortran order,
             writable, with memory of their own. They are updated in place. The optimizer keeps
             references to them and their containers; a step refuses arrays that were replaced.
-        lr: learning rate, at least 0; or a schedule, a function of the step t = 1, 2, ... Values
-            down to -1e-12 are accepted, as rounding errors of schedules that end at 0.
+        lr: learning rate, at least 0 (down to -1e-12, as a rounding error of a schedule's end); or
+            a schedule, a function of the step t = 1, 2, ..., which may be called twice for a step.
         betas: decay rates of the moments, each in [0, 1).
         eps: added to the denominator, at least 0; or a function of the step. With
             ``lambda t: e / sqrt(1 - b2**t)`` a step is that of libraries which add e to the root of

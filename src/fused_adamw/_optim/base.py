@@ -128,7 +128,7 @@ class BaseOptimizer(Options):
 
     @property
     def names(self) -> list[str]:
-        """A dotted name for each tensor, such as "layers.3.w"; first the index of its group."""
+        """A name for each tensor, such as "layers.3.w"; in groups, "0.layers.3.w"."""
         return self._spec.names()
 
     def _param_array(self, tensor: int) -> Array:
