@@ -165,11 +165,13 @@ class AdamW(Inspected, torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any], convert: bool = True) -> None:
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``master_weights`` stay as they are.
 
-        What a saved group lacks is filled in: PyTorch's options as PyTorch does; ``seed`` and the
-        decay rate of an average as they are in this optimizer. An average that was saved is
-        continued, in an optimizer that has kept none, too. Master weights and averages that were
-        not saved, and master weights that PyTorch's class has loaded and saved, start from the
-        parameters at the next step. Signal handlers of Python are deferred to the end.
+        ``foreach=True`` and ``fused=False`` of a saved group select PyTorch's update here, too,
+        unless an option of this optimizer needs the kernels. What a saved group lacks is filled in:
+        PyTorch's options as PyTorch does; ``seed`` and the decay rate of an average as they are in
+        this optimizer. An average that was saved is continued, also where this optimizer kept none.
+        Master weights and averages that were not saved, and master weights that PyTorch's class has
+        loaded and saved, start from the parameters at the next step. Signal handlers of Python are
+        deferred to the end.
 
         Args:
             state_dict: Of this class or of PyTorch's, with ``state_dtype`` or without.
