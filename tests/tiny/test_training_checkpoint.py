@@ -54,6 +54,35 @@ def test_the_history_does_not_need_all_of_the_steps(tmp_path):
         other.read_history()
 
 
+def test_options_are_compared_as_a_file_returns_them(tmp_path):
+    options = {"betas": (0.9, 0.99), "by_size": {8: (1,)}}
+    checkpoint = TrainingCheckpoint(tmp_path / "run", options, 2, open_ended=False)
+    checkpoint.save_when_due(AdamW([np.ones(3)]), History([3.0, 2.0, 1.0]))
+    assert checkpoint.read_history().losses == [3.0, 2.0, 1.0]
+    other = TrainingCheckpoint(checkpoint.path, {**options, "betas": (0.9, 0.9)}, 2, False)
+    with pytest.raises(ValueError, match=r"different options: betas \[0.9, 0.99\]"):
+        other.read_history()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("steps", -1, ValueError, "steps must be 0 or more; got -1"),
+        ("steps", 2.0, TypeError, "steps must be an integer; got 2.0"),
+        ("every", 0, ValueError, "every must be 1 or more; got 0"),
+        ("every", "3", TypeError, "every must be an integer or None; got '3'"),
+        ("options", [1], TypeError, "options must be a mapping; got list"),
+        ("options", {"a": {1}}, TypeError, "options must be serializable as JSON: Object of"),
+        ("options", {1: 1, "1": 2}, ValueError, "options must have keys that differ as text"),
+    ],
+)
+def test_wrong_arguments(tmp_path, argument, value, error, message):
+    arguments = {"options": {}, "steps": 2, "open_ended": True, argument: value}
+    with pytest.raises(error) as raised:
+        TrainingCheckpoint(tmp_path / "run", **arguments)
+    assert str(raised.value).startswith(message)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux")
 def test_the_history_is_in_the_header_and_one_array(tmp_path):
     """Resuming reads no parameter twice: once for the optimizer, after this."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_training import assert_same_parameters, make_optimizer, trained
 
-from fused_adamw.tiny import TARGETS, TOKENS, TinyTransformer
+from fused_adamw.tiny import SGD, TARGETS, TOKENS, ReferenceAdamW, TinyTransformer
 from fused_adamw.tiny.train_loop import ScheduleName, make_schedule, reference_step_seconds
 
 
@@ -37,6 +37,25 @@ def test_sgd_subtracts_the_scaled_gradient(dtype):
     for name, parameter in model.parameters.items():
         np.testing.assert_array_equal(parameter, expected[name], err_msg=name)
     assert all(parameter.dtype == dtype for parameter in model.parameters.values())
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1), lambda p: ReferenceAdamW(p, 0.1, 0.0)])
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"w": np.ones(2)}, r"grads must have the names \['w', 'b'\]; got \['w'\]"),
+        ({"w": np.ones(2), "b": np.ones(3), "c": np.ones(1)}, "grads must have the names"),
+        ({"w": np.ones(2), "b": np.ones(1)}, r"grads\['b'\] must have shape \(3,\); got \(1,\)"),
+    ],
+)
+def test_wrong_gradients_change_nothing(make, grads, message):
+    parameters = {"w": np.ones(2), "b": np.ones(3)}
+    optimizer = make(parameters)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step(grads)
+    assert (parameters["w"] == 1).all()
+    assert (parameters["b"] == 1).all()
+    assert getattr(optimizer, "t", 0) == 0
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])

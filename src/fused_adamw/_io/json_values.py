@@ -10,7 +10,7 @@ from typing import Any
 from .._optim.options import OPTIONS, SCHEDULED, check_flag
 
 KEY_TYPES = (str, int, float, type(None))  # json.dumps refuses others
-MAX_DEPTH = 100  # of containers in ``extra``: far from what json can read, whatever calls it
+MAX_DEPTH = 100  # of containers: far from what json can read, whatever calls it
 FLAGS = [name for name, x in OPTIONS.items() if x.saved and x.check is check_flag]
 
 # ---------------------------------------------------------------------------- writing
@@ -18,47 +18,50 @@ FLAGS = [name for name, x in OPTIONS.items() if x.saved and x.check is check_fla
 
 def encode_extra(extra: Mapping[str, Any] | None) -> str:
     """The JSON of ``extra``. Raises TypeError or ValueError where reading it would differ."""
-    if extra is None:
-        return "{}"
-    if not isinstance(extra, Mapping):
-        raise TypeError(f"extra must be a mapping; got {type(extra).__name__}")
-    values = dict(extra)
-    _check_nested(values, ())
-    return _json_of(values)
+    return "{}" if extra is None else encode_mapping("extra", extra)
 
 
-def _json_of(value: Any) -> str:
+def encode_mapping(name: str, mapping: Mapping[str, Any]) -> str:
+    """The JSON of an argument. Raises TypeError or ValueError where reading it would differ."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{name} must be a mapping; got {type(mapping).__name__}")
+    values = dict(mapping)
+    _check_nested(name, values, ())
+    return _json_of(name, values)
+
+
+def _json_of(name: str, value: Any) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
-        hint = "; pass arrays as `arrays`" if "ndarray" in str(error) else ""
+        hint = "; pass arrays as `arrays`" if name == "extra" and "ndarray" in str(error) else ""
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"extra must be serializable as JSON: {error}{hint}") from error
+        raise kind(f"{name} must be serializable as JSON: {error}{hint}") from error
 
 
-def _check_nested(value: Any, parents: tuple[int, ...]) -> None:
+def _check_nested(name: str, value: Any, parents: tuple[int, ...]) -> None:
     if not isinstance(value, (dict, list, tuple)):
         return
     if id(value) in parents:
-        raise ValueError("extra must not contain itself; got a circular reference")
+        raise ValueError(f"{name} must not contain itself; got a circular reference")
     if len(parents) == MAX_DEPTH:
-        raise ValueError(f"extra must be nested at most {MAX_DEPTH} deep; got more")
+        raise ValueError(f"{name} must be nested at most {MAX_DEPTH} deep; got more")
     if isinstance(value, dict):
-        _check_keys(value)
+        _check_keys(name, value)
     inner = (*parents, id(value))
     for item in value.values() if isinstance(value, dict) else value:
-        _check_nested(item, inner)
+        _check_nested(name, item, inner)
 
 
-def _check_keys(mapping: dict[Any, Any]) -> None:
+def _check_keys(name: str, mapping: dict[Any, Any]) -> None:
     found: dict[str, Any] = {}
     for key in mapping:
         if not isinstance(key, KEY_TYPES):
             continue
-        text = str.__str__(key) if isinstance(key, str) else _json_of(key)
+        text = str.__str__(key) if isinstance(key, str) else _json_of(name, key)
         if text in found:
             raise ValueError(
-                f"extra must have keys that differ as text; got {found[text]!r} and {key!r}"
+                f"{name} must have keys that differ as text; got {found[text]!r} and {key!r}"
             )
         found[text] = key
 

@@ -31,7 +31,12 @@ class ReferenceAdamW:
         self.weight_decay = weight_decay
 
     def step(self, grads: Parameters) -> None:
-        """Update the parameters in place with gradients of the same names and shapes."""
+        """Update the parameters in place with gradients of the same names and shapes.
+
+        Raises:
+            ValueError: the names or a shape differ, with nothing changed.
+        """
+        _require_like(self.parameters, grads)
         self.t += 1
         for name, parameter in self.parameters.items():
             theta, self.m[name], self.v[name] = adamw_update_list(
@@ -61,6 +66,22 @@ class SGD:
         self.lr = lr
 
     def step(self, grads: Parameters) -> None:
-        """Update the parameters in place with gradients of the same names and shapes."""
+        """Update the parameters in place with gradients of the same names and shapes.
+
+        Raises:
+            ValueError: the names or a shape differ, with nothing changed.
+        """
+        _require_like(self.parameters, grads)
         for name, parameter in self.parameters.items():
             parameter -= self.lr * grads[name]
+
+
+def _require_like(parameters: Parameters, grads: Parameters) -> None:
+    """Raise ValueError unless gradients have the names and the shapes of the parameters."""
+    if grads.keys() != parameters.keys():
+        raise ValueError(f"grads must have the names {[*parameters]}; got {[*grads]}")
+    for name, parameter in parameters.items():
+        if grads[name].shape != parameter.shape:
+            raise ValueError(
+                f"grads[{name!r}] must have shape {parameter.shape}; got {grads[name].shape}"
+            )

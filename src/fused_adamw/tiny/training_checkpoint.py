@@ -6,6 +6,7 @@ continued with others, the times so far, and, as the arrays ``losses``, ``gradie
 epoch.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._core import as_integer
 from .._io.file_lock import locked_file
 from .._io.files import hidden_sibling, real_path
+from .._io.json_values import encode_mapping
 from .._optim.arrays import Array
 from ..checkpoint import load_checkpoint, read_arrays, read_extra, save_checkpoint
 from ..optimizer import AdamW
@@ -59,8 +62,11 @@ class TrainingCheckpoint:
             values that JSON can represent.
         steps: number of updates in all.
         open_ended: whether the training may be continued with another number of `steps`.
-        every: save each time after this number of steps, not only at the end.
+        every: save each time after this number of steps, not only at the end; None: at the end.
         spelling: of an option in messages, by its name.
+
+    Raises:
+        TypeError, ValueError: `options`, `steps` or `every` is invalid; the message names it.
     """
 
     path: Path
@@ -69,6 +75,15 @@ class TrainingCheckpoint:
     open_ended: bool
     every: int | None = None
     spelling: Callable[[str], str] = str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", as_integer("steps", self.steps, minimum=0))
+        if self.every is not None:
+            every = as_integer("every", self.every, "an integer or None", minimum=1)
+            object.__setattr__(self, "every", every)
+        # As a file returns them, which they are compared with: a tuple as a list.
+        options = json.loads(encode_mapping("options", self.options))
+        object.__setattr__(self, "options", options)
 
     def read_history(self) -> History:
         """Read the history of the training so far, without parameters and optimizer.
