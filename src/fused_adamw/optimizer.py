@@ -97,8 +97,7 @@ class AdamW(DecodedState):
         amsgrad: whether AMSGrad is used. ``maximize``, ``max_grad_norm``, ``skip_nonfinite``,
             ``state_dtype``, ``num_threads``, ``master_weights``, ``seed`` and ``ema_decay`` are
             attributes, too. All but ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``
-            may be changed between steps; an ``ema_decay`` of None, which keeps no average, must
-            stay None.
+            may be changed between steps, ``ema_decay`` not from None or to it.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.
@@ -190,7 +189,8 @@ class AdamW(DecodedState):
         """Return to a snapshot, taken over parameters of the same names, shapes and dtypes.
 
         Args:
-            state_dict: from ``state_dict()``; its arrays are copied.
+            state_dict: from ``state_dict()``; its arrays are copied, and its hyper-parameters
+                (schedules, too) and options replace those of the optimizer.
             convert: where the snapshot stores state in another format or memory order than this
                 optimizer, convert it, rounding to the nearest, with one UserWarning that names the
                 formats. Missing master weights and averages are initialised from the current

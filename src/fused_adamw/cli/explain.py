@@ -134,7 +134,8 @@ def explain(options: ExplainOptions) -> None:
     """Explain a training step, number by number.
 
     One AdamW update, the rates it amounts to, the model's parameters, its forward and its backward
-    pass, and the step at scale."""
+    pass, and the step at scale. The options are numbers of your own for the section adamw; rates
+    uses all of them but --theta, --gradient and --steps."""
     with bad_input_reported():
         found = {section: compute(section, options) for section in options.sections}
     if options.json:

@@ -204,8 +204,8 @@ class TrainOptions:
         Path | None,
         typer.Option(
             rich_help_panel=CHECKPOINT_PANEL,
-            help="Save model and optimizer to this file (.safetensors) at the end, "
-            "and on Ctrl-C or SIGTERM.",
+            help="Save model and optimizer to this file, in safetensors format, at the end, "
+            "and on Ctrl-C, SIGTERM or SIGHUP.",
             **{**OUTPUT_FILE, "parser": checkpoint_file},
         ),
     ] = None
