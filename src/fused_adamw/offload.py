@@ -62,11 +62,11 @@ class AdamW(HostAdamW):
             ``grad_norm`` is the norm in the last step. Do not clip them elsewhere as well.
         module: The model. ``step`` then returns before the parameters are updated: the forward of
             each module in it waits for its own, and that of the model for those that are used
-            without the forward of their module. ``step`` takes the gradients: they are None
-            afterwards. Call ``synchronize`` before other code reads or writes parameters. What
-            ``torch.compile`` has compiled before would not wait: the constructor resets PyTorch's
-            compiler. Deep copies and unpickled optimizers have no module: their ``step`` waits, and
-            leaves the gradients.
+            without the forward of their module. For parameters that are not in it ``step`` waits.
+            ``step`` takes the gradients: they are None afterwards. Call ``synchronize`` before
+            other code reads or writes parameters. What ``torch.compile`` has compiled before would
+            not wait: the constructor resets PyTorch's compiler. Deep copies and unpickled
+            optimizers have no module: their ``step`` waits, and leaves the gradients.
 
     Raises:
         TypeError, ValueError: From ``step``, with nothing changed, where a parameter, a gradient
