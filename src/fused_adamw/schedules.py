@@ -61,11 +61,10 @@ class _Chainable:
             following: takes over after ``steps`` steps, and counts from t = 1 again.
 
         Returns:
-            The schedule of both, which can be chained again.
+            The schedule of both, which can be chained again where ``following`` has ``steps``.
 
         Raises:
-            TypeError: ``following`` cannot be called.
-            ValueError: this schedule has no ``steps``, and so never ends.
+            TypeError, ValueError: as ``Joined``; this schedule must have ``steps``.
         """
         return Joined(self, following)
 
@@ -224,7 +223,8 @@ class Joined(_Chainable):
     Raises:
         TypeError: ``first`` is not one of these schedules, ``following`` cannot be called, or its
             ``steps`` are neither an int nor None.
-        ValueError: ``first`` has no ``steps``, and so never ends.
+        ValueError: ``first`` has no ``steps``, and so never ends, or those of ``following`` are
+            less than 1.
     """
 
     first: _Chainable
@@ -245,7 +245,7 @@ class Joined(_Chainable):
             )
         after = getattr(self.following, "steps", None)
         if after is not None:
-            after = as_integer("following.steps", after, "an int or None")
+            after = as_integer("following.steps", after, "an int or None", minimum=1)
         object.__setattr__(self, "steps", None if after is None else self.first.steps + after)
 
     # Thousands may be chained, restarts for one: more calls than Python can nest.

@@ -44,6 +44,8 @@ def test_a_schedule_of_the_caller_may_tell_when_it_ends():
     assert Constant(1.0, 2).then(Halves(None)).steps is None
     with pytest.raises(TypeError, match=r"^following.steps must be an int or None; got '3'$"):
         Constant(1.0, 2).then(Halves("3"))
+    with pytest.raises(ValueError, match=r"^following.steps must be 1 or more; got 0$"):
+        Constant(1.0, 2).then(Halves(0))
     with pytest.raises(TypeError, match=r"^first must be a schedule of this module; got <"):
         Joined(Halves(3), Constant(1.0))
 
