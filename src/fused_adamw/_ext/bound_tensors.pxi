@@ -93,7 +93,7 @@ cdef class BoundTensors(BoundArrays):
 
     cdef int gather(self, Workspace *space, tuple grads, list hypers) except -1:
         """Check every gradient, and the numbers of every group that has tensors."""
-        cdef Py_ssize_t i, checked = -1  # a group
+        cdef Py_ssize_t i, checked = -1  # the last group without a gradient
         cdef Param *param
         cdef Slot *slot
         cdef Py_buffer *buffer
@@ -101,18 +101,18 @@ cdef class BoundTensors(BoundArrays):
         cdef Derived derived
         for i in range(self.num_params):
             array = grads[i]
-            param, slot = &self.params[i], &self.slots[i]
             if array is None and not self.plain:
+                param = &self.params[i]
                 if param.group != checked:
                     derive_for(&derived, param, param.steps, hypers)
                     checked = param.group
                 continue
+            param, slot = &self.params[i], &self.slots[i]
             buffer = &space.buffers[space.num_buffers]
             acquire(buffer, &view, self.spec, "grads", i, array, self.plain)
             space.num_buffers += 1
             self.accept_gradient(i, buffer, &view, array)
             self.activate(space, slot, buffer.buf, hypers)
-            checked = param.group
         if self.num_params == 0:  # the numbers are checked all the same
             derive(&space.derived[0], 0, True, FUSED_ADAMW_FLOAT64, 1, hypers[0])
         return 0
