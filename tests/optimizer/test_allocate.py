@@ -12,6 +12,8 @@ import pytest
 from fused_adamw import AdamW
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
+FAQ = Path(__file__).parents[2] / "docs" / "faq.md"
+
 
 class Disk:
     """Arrays in files, as a user would write it; counts their bytes."""
@@ -132,11 +134,12 @@ def test_it_is_fixed():
         opt.allocate = np.zeros
 
 
+@pytest.mark.skipif(not FAQ.exists(), reason="this copy of the tests comes without the docs")
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_the_recipe_of_the_faq_reserves_its_space(tmp_path, monkeypatch):
     """A file with holes ends the process in a step, by SIGBUS, where the disk is full by then."""
-    faq = (Path(__file__).parents[2] / "docs" / "faq.md").read_text(encoding="utf-8")
-    (recipe,) = re.findall(r"^```python\n([^`]*allocate=on_disk[^`]*)^```", faq, re.M)
+    blocks = re.findall(r"^```python\n([^`]*)^```", FAQ.read_text(encoding="utf-8"), re.M)
+    (recipe,) = (block for block in blocks if "allocate=on_disk" in block)
     reserved = []
 
     def memmap(file, dtype, mode, shape, memmap=np.memmap):
