@@ -1,5 +1,6 @@
 """Kinds of paths, long names, links, and what is no file."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -148,6 +149,15 @@ def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
             load_checkpoint(path, optimizer)
     assert sorted(os.listdir()) == ["link", "run"]
     assert Path("run").read_bytes() == whole
+
+
+def test_errors_name_the_path_of_a_loop_of_links(tmp_path, monkeypatch):
+    """And not the one to which it leads."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop") as caught:
+        save_checkpoint("loop", trained(mapping()))
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, "loop")
 
 
 def test_errors_name_the_path_where_the_current_folder_was_removed(tmp_path, monkeypatch):
