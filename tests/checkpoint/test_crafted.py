@@ -139,6 +139,18 @@ def test_numbers_of_the_wrong_kind(path, place, values):
             load_checkpoint(path, optimizer)
 
 
+@pytest.mark.parametrize("value", [{}, {"rate": 1}, {"schedule": "x", "rate": 1}])
+def test_what_is_no_schedule(path, value):
+    """For an optimizer that has one."""
+    optimizer = make(CosineDecay(0.1, 9))
+    save_checkpoint(path, optimizer)
+    saved = json.loads(header_and_data(path)[0]["__metadata__"]["optimizer"])
+    saved["param_groups"][0]["lr"] = value
+    rewrite(path, optimizer=json.dumps(saved))
+    with nothing_changes(optimizer, CheckpointError, "lr must be a number or a schedule"):
+        load_checkpoint(path, optimizer)
+
+
 @pytest.mark.parametrize("kind", [bool, float, str, operator.neg])
 @pytest.mark.parametrize("key", ["shape", "data_offsets"])
 def test_numbers_of_the_wrong_kind_in_the_header(path, key, kind):
