@@ -202,3 +202,15 @@ def test_the_hooks_end_with_the_block():
     assert not opt.state
     opt.step()
     assert len(opt.state) > 5
+
+
+def test_a_gradient_that_lies_before_all_parameters():
+    memory = torch.zeros(20)
+    p = torch.nn.Parameter(memory[10:])
+    p.grad = memory[:10]
+    opt = on_device([p], lr=1e-2)
+    with opt.overlapped():
+        (3 * p).sum().backward()
+    opt.step()
+    assert (memory[:10] == 3).all()
+    assert (p < 0).all()
