@@ -97,7 +97,7 @@ class AdamW(DecodedState):
         amsgrad: whether AMSGrad is used. ``maximize``, ``max_grad_norm``, ``skip_nonfinite``,
             ``state_dtype``, ``num_threads``, ``master_weights``, ``seed`` and ``ema_decay`` are
             attributes, too. All but ``amsgrad``, ``state_dtype``, ``master_weights`` and ``seed``
-            may be changed between steps, ``ema_decay`` not from None or to it.
+            may be changed between steps; ``ema_decay`` neither from None nor to None.
 
     Raises:
         TypeError: an argument is of a wrong kind or dtype.

@@ -1,7 +1,6 @@
 """The files of `fused-adamw train`: one for each purpose, and nothing but files."""
 
 import copy
-import gc
 import json
 import os
 import re
@@ -13,8 +12,6 @@ from pathlib import Path
 import pytest
 from checkpoints import changes, header_and_data, rewrite, write_file
 from cli_process import ENDLESS, SMALL, START
-
-from fused_adamw.cli import plots
 
 # ---- two options, one file
 
@@ -264,59 +261,3 @@ def test_a_file_system_without_locks(train_json, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     assert train_json("--steps", 2, "--checkpoint", "run")["steps"] == 2
     assert os.listdir() == ["run"]
-
-
-# ---- plots that cannot be written here
-
-
-@pytest.mark.parametrize("extension", ["pgf", "png"])
-def test_a_format_that_needs_a_missing_program(run, monkeypatch, extension):
-    """As .pgf does without TeX, and every format with `text.usetex`."""
-    from matplotlib.figure import Figure
-
-    def fail(*_, **__):
-        raise RuntimeError("xelatex not found\ninstall it")
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
-    status, out, err = run("train", "--plot", f"plot.{extension}")
-    assert (status, out) == (2, "")
-    assert err == (
-        f"error: plot.{extension}: .{extension} cannot be written here (xelatex not found); use "
-        ".png, .svg or .pdf\n"
-    )
-    assert os.listdir() == []
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of Matplotlib's TeX
-def test_text_that_tex_cannot_set(run, monkeypatch):
-    import matplotlib
-
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
-    for settings, name in (({"text.usetex": True}, "x.png"), ({}, "x.pgf")):
-        with matplotlib.rc_context(settings):
-            status, out, err = run("train", "--plot", name)
-        assert (status, out, err.count("\n")) == (2, "", 1)
-        assert "cannot be written here" in err
-    gc.collect()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "none such"])
-def test_the_backend_of_a_notebook(tmp_path, backend):
-    command = [sys.executable, "-m", "fused_adamw", "train", "--steps", "2", "--plot"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "x.png")],
-        env=os.environ | {"MPLBACKEND": backend},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_variable_of_the_backend_is_left_alone(monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "abc")
-    plots._figure_class()
-    assert os.environ["MPLBACKEND"] == "abc"

@@ -1,13 +1,17 @@
 """`fused-adamw train --plot`."""
 
 import errno
+import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cli_process import MAIN, SMALL, in_a_process
 from matplotlib.image import imread
 
+from fused_adamw.cli import plots
 from fused_adamw.tiny import launch
 
 
@@ -81,3 +85,59 @@ def test_a_folder_that_is_gone_after_the_training_is_no_bad_input(run, monkeypat
     status, out, err = run("train", "--steps", 2, option, path)
     assert (status, err) == (1, f"error: {path}: {os.strerror(errno.ENOENT)}\n")
     assert "Predictions after step 2" in out
+
+
+# ---- plots that cannot be written here
+
+
+@pytest.mark.parametrize("extension", ["pgf", "png"])
+def test_a_format_that_needs_a_missing_program(run, monkeypatch, extension):
+    """As .pgf does without TeX, and every format with `text.usetex`."""
+    from matplotlib.figure import Figure
+
+    def fail(*_, **__):
+        raise RuntimeError("xelatex not found\ninstall it")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    status, out, err = run("train", "--plot", f"plot.{extension}")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: plot.{extension}: .{extension} cannot be written here (xelatex not found); use "
+        ".png, .svg or .pdf\n"
+    )
+    assert os.listdir() == []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of Matplotlib's TeX
+def test_text_that_tex_cannot_set(run, monkeypatch):
+    import matplotlib
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    for settings, name in (({"text.usetex": True}, "x.png"), ({}, "x.pgf")):
+        with matplotlib.rc_context(settings):
+            status, out, err = run("train", "--plot", name)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "cannot be written here" in err
+    gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "none such"])
+def test_the_backend_of_a_notebook(tmp_path, backend):
+    command = [sys.executable, "-m", "fused_adamw", "train", "--steps", "2", "--plot"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "x.png")],
+        env=os.environ | {"MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_variable_of_the_backend_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "abc")
+    plots._figure_class()
+    assert os.environ["MPLBACKEND"] == "abc"

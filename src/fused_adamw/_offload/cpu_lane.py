@@ -121,6 +121,7 @@ class CpuLane:
 
 
 def _copy(pairs: Pairs) -> None:
+    """A function of its own, so that the thread keeps no tensors while it waits."""
     with torch.inference_mode():  # which may write to all tensors
         for target, source in pairs:
             target.copy_(source)

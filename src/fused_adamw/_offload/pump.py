@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from .._core import DeferredSignals
 from . import stepper
 from .jobs import Bundle, Job, Piece, cut, pack
-from .lanes import Done, Way
+from .lanes import Done, Ticket, Way
 from .ring import Ring
 from .threads import start_thread, wait_between_signals
 
@@ -122,15 +123,16 @@ class Pump:
 
     def _finish(self, bundle: Bundle) -> None:
         bundle.arrived.synchronize()
+        written: Ticket = Done()
+        targets: list[Tensor] = []
         if stepper.is_update(bundle):
             stepper.update(bundle)
-            lane, pairs = bundle.pieces[0].job.lane, stepper.copies_to_device(bundle)
-            written = lane.copy(pairs, Way.TO_DEVICE, [])
-            self._ring.give_back(bundle.slot, written, [target for target, _ in pairs])
+            pairs = stepper.copies_to_device(bundle)
+            written = bundle.pieces[0].job.lane.copy(pairs, Way.TO_DEVICE, [])
+            targets = [target for target, _ in pairs]
         else:
             stepper.add_squares(bundle)
-            written = Done()
-            self._ring.give_back(bundle.slot, written, [])
+        self._ring.give_back(bundle.slot, written, targets)
         with self._changed:
             for piece in bundle.pieces:
                 piece.job.finish(piece, written)
