@@ -92,6 +92,8 @@ def test_resuming_gives_the_bits_of_never_stopping(layout):
     assert other.maximize is other.skip_nonfinite is True
 
 
+ENDLESS = {}
+ENDLESS["lr"] = ENDLESS
 CORRUPTIONS = [
     *((["t"], value, ValueError) for value in (-1, 2**63, DELETED)),
     *((["t"], value, TypeError) for value in (1.5, "3", None)),
@@ -101,7 +103,8 @@ CORRUPTIONS = [
     (["param_groups"], [1, 2], TypeError),
     (["param_groups", 1, "params"], [], ValueError),
     *((["param_groups", 1, "lr"], value, ValueError) for value in (-1.0, math.nan, DELETED)),
-    (["param_groups", 1, "lr"], "1", TypeError),
+    *((["param_groups", 1, "lr"], x, TypeError) for x in ("1", ENDLESS)),
+    (["state", "1.w"], ENDLESS, ValueError),
     (["param_groups", 1, "lr"], lambda t: math.inf, ValueError),
     (["param_groups", 0, "betas"], 0.9, TypeError),
     (["param_groups", 0, "betas"], iter((0.9, 0.99)), TypeError),
