@@ -76,11 +76,11 @@ class Overlap:
 
     def _on_devices(self) -> Iterator[tuple[int, Tensor, Recipes]]:
         for first, group in numbered(self._groups):
-            own = [p for p in group["params"] if self._engine.lanes.of(p) is not None]
-            recipes = Recipes(group) if own else None
-            for index, p in enumerate(group["params"], first):
-                if recipes is not None and self._engine.lanes.of(p) is not None:
-                    yield index, p, recipes
+            numbers = enumerate(group["params"], first)
+            own = [(index, p) for index, p in numbers if self._engine.lanes.of(p) is not None]
+            if own:
+                recipes = Recipes(group)
+                yield from ((index, p, recipes) for index, p in own)
 
     def _on_gradient(
         self, index: int, recipes: Recipes, memory: ParameterMemory, p: Tensor
