@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from sharded_training import draw, place_on  # noqa: E402
+from torch.distributed._functional_collectives import AsyncCollectiveTensor  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import (  # noqa: E402
@@ -83,6 +84,21 @@ def test_gradients_that_are_sums_over_the_ranks(mesh):
     q.grad = distribute_tensor(local, mesh, [Shard(0)])
     AdamW([p, q], state_dtype="bfloat16", seed=None).step()
     assert torch.equal(p.to_local(), q.to_local())
+
+
+@needs_gloo
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
+def test_a_gradient_that_a_collective_operation_may_still_write(mesh, options):
+    p, q = parameter(mesh), parameter(mesh)
+    p.grad, q.grad = (distribute_tensor(draw(p.shape, 2), mesh, [Shard(0)]) for _ in range(2))
+    p.grad._local_tensor = AsyncCollectiveTensor(p.grad._local_tensor)
+    opt = AdamW([p, q], **options)
+    opt.step()
+    assert [path.path for path in opt.last_path] == ["kernels"]
+    assert p._local_tensor.ne(draw(p.shape, 1)).all()
+    assert opt.state[p]["step"] == opt.state[q]["step"] == 1
+    if not options:  # in 8 bits each element has a random number of its own
+        assert torch.equal(p.to_local(), q.to_local())
 
 
 @needs_gloo
