@@ -75,9 +75,11 @@ def flags_of_mapping(address):
 )
 @pytest.mark.parametrize("package", ["numpy", "torch"])
 def test_huge_pages_are_asked_for(package):
+    if np.lib.NumpyVersion(np.__version__) < "2.2.0":  # its zeros may be memory of what it asks for
+        pytest.skip("NumPy asks for huge pages for zeros from 2.2 on")
     by_numpy = np.zeros(SIZE, np.uint8)
     if "hg" not in flags_of_mapping(by_numpy.ctypes.data + SIZE // 2):
-        pytest.skip("NumPy asks for huge pages for zeros from 2.2 on")
+        pytest.skip("NumPy does not ask for huge pages here")
     if package == "numpy":
         opt = AdamW(np.ones(SIZE // 4, np.float32))
         addresses = [x.ctypes.data for x in opt._state[0].arrays.values()]
