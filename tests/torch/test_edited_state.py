@@ -150,6 +150,13 @@ def test_loading_before_the_first_forward():
         AdamW(lazy_model().parameters(), state_dtype="8bit").load_state_dict(opt.state_dict())
 
 
+def test_loading_what_was_saved_before_the_first_step_and_the_first_forward():
+    """There is nothing to convert."""
+    opt, other = (AdamW(lazy_model().parameters(), lr, state_dtype="8bit") for lr in (0.5, 0.1))
+    other.load_state_dict(opt.state_dict())
+    assert other.param_groups[0]["lr"] == 0.5
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_a_load_by_pytorch_that_failed_is_forgotten(tmp_path):
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict

@@ -84,6 +84,18 @@ def test_a_scale_of_any_size(grads):
     assert all(p.grad.equal(grad) for p, grad in quotients.items())
 
 
+@pytest.mark.filterwarnings("ignore:PyTorch, not fused_adamw:UserWarning")
+def test_gradients_of_a_dtype_that_no_kernel_supports():
+    scaled, unscaled = ([parameter((4, 3)), parameter((4, 3), torch.complex64)] for _ in range(2))
+    opt, other = AdamW(scaled, lr=0.1), AdamW(unscaled, lr=0.1)
+    for p in unscaled:
+        p.grad /= 4
+    opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    opt.step()
+    other.step()
+    assert all(map(torch.equal, scaled, unscaled))
+
+
 @pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 def test_unscaling_is_not_recorded():
     """Of a gradient that has a graph of its own."""

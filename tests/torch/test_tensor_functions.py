@@ -231,6 +231,14 @@ def test_where_a_description_has_other_members_versions_are_counted_in_python(mo
     assert tensor_functions.how_to_describe()["version_at"] == 0
 
 
+def test_where_an_object_has_other_members_none_is_asked(monkeypatch):
+    monkeypatch.setattr(tensor_functions, "OFFSET", tensor_functions.OFFSET - 8)
+    monkeypatch.setattr(tensor_functions, "_is_right", lambda *_: True)
+    monkeypatch.setattr(tensor_functions, "_counts_versions", lambda *_: True)
+    monkeypatch.setattr(tensor_functions, "_tells_apart", lambda *_: True)
+    assert tensor_functions.addresses() == {}
+
+
 def test_where_there_is_no_library_none_is_used(monkeypatch):
     monkeypatch.setattr(tensor_functions, "_LIBRARIES", ())
     assert tensor_functions.addresses() == {}

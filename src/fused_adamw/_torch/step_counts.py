@@ -32,8 +32,7 @@ def require_step_tensor(count: object) -> None:
 
 def float32_step(count: Any) -> Tensor:
     """As a new tensor in host memory."""
-    number = count.item() if isinstance(count, Tensor) else count
-    return torch.tensor(float(number), dtype=torch.float32, device="cpu")
+    return torch.tensor(float(count), dtype=torch.float32, device="cpu")
 
 
 def usable_step(step: Any) -> Any:
