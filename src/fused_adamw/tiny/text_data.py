@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import repeat
-from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -16,7 +15,7 @@ import numpy as np
 from .._core import as_integer
 from .layers import PAD, IntArray, softmax
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
-from .token_input import Sequences
+from .token_input import Sequences, token_list
 
 Batch: TypeAlias = tuple[Sequences, Sequences]
 """Tokens and their targets."""
@@ -41,8 +40,14 @@ class Corpus:
     held_out: IntArray
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of these tokens, each a position in ``vocabulary``."""
-        return "".join(self.vocabulary[token] for token in tokens)
+        """Return the text of these tokens, each a position in ``vocabulary``.
+
+        Raises:
+            TypeError: `tokens` is not of integers.
+            ValueError: one of them is not in the vocabulary.
+        """
+        indices = token_list("tokens", [*tokens], len(self.vocabulary))
+        return "".join(self.vocabulary[token] for token in indices)
 
     @property
     def digest(self) -> str:
@@ -178,9 +183,10 @@ def text_task(
         sizes: of the model, by name.
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is below 1, the text has no window of that many tokens, an epoch no
-            batch, or the held-out text no token with one before it.
+        TypeError: `context`, `batch_size` or `seed` is not an integer.
+        ValueError: `context` or `batch_size` is below 1 or `seed` below 0, the text has no window
+            of that many tokens, an epoch no batch, or the held-out text no token with one before
+            it.
     """
     context = as_integer("context", context, minimum=1)
     batch_size = as_integer("batch_size", batch_size, minimum=1)
@@ -236,42 +242,6 @@ def mean_loss(
             loss = model.loss([window[:-1] for window in batch], targets)
             total += loss * sum(map(len, targets))
     return total / (len(tokens) - 1)
-
-
-def sample(
-    model: TinyTransformer, start: Sequence[int], length: int, seed: int, end: int | None = None
-) -> list[int]:
-    """Return `start` and `length` more tokens, each drawn from the model's prediction.
-
-    PAD is never drawn. The model sees the last `model.max_length` tokens at each step.
-
-    Args:
-        model: predicts each token from those before it.
-        start: the tokens to begin with, at least one.
-        length: number of tokens to draw.
-        seed: of the draws, 0 or more; the same seed gives the same tokens.
-        end: a token after which no more are drawn; None to draw all of them.
-
-    Raises:
-        TypeError: `start`, `length` or `seed` is not of integers.
-        ValueError: `start` is empty or contains what is not a token of the model; `length` or
-            `seed` is below 0; the scores that the model predicts are not finite.
-    """
-    length = as_integer("length", length, minimum=0)
-    seed = as_integer("seed", seed, minimum=0)
-    if len(start) == 0:
-        raise ValueError("start must contain at least one token; got none")
-    generator = np.random.default_rng(seed)
-    tokens = list(start)
-    for _ in range(length):
-        logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise ValueError("scores of the model must be finite; got NaN or infinity")
-        logits[PAD] = -inf
-        tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
-        if tokens[-1] == end:
-            break
-    return tokens
 
 
 class Prediction(NamedTuple):
