@@ -12,7 +12,8 @@ from cli_process import MAIN, SMALL, in_a_process
 from matplotlib.image import imread
 
 from fused_adamw.cli import plots
-from fused_adamw.tiny import launch
+from fused_adamw.tiny import History, TinyTransformer, TrainingResult, launch
+from fused_adamw.tiny.sweep import Sweep
 
 
 @pytest.mark.slow
@@ -40,6 +41,17 @@ def test_the_plot_of_a_text_and_of_a_diverging_training(run, text):
     status, _, err = run("train", "--steps", 9, "--lr", 0.001, "--sgd-lr", 1e10, "--plot", "x.png")
     assert (status, err.count("\n")) == (0, 1)
     assert Path("x.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_the_plot_of_a_sweep_with_a_loss_of_zero(tmp_path):
+    """On a logarithmic scale there is no 0: it is drawn at the lower edge."""
+    losses = {0.01: 1.0, 0.1: 1e-3, 1.0: 0.0}
+    result = TrainingResult("AdamW", 1.0, TinyTransformer(), History([1.0, 0.0]))
+    swept = Sweep("AdamW", result.chance, losses, result)
+    plots.save_loss_plot(tmp_path / "zero.png", {"AdamW": result}, "title", [swept])
+    assert imread(tmp_path / "zero.png").size
 
 
 def test_the_check_leaves_an_existing_image_alone(run, monkeypatch):
