@@ -81,6 +81,25 @@ def test_the_page_has_what_the_model_was_and_became(run):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_page_of_a_training_that_was_resumed(run):
+    """It begins where the training was resumed: the model before training is not known."""
+    resumed = "after 3 steps, where it was resumed"
+    assert run("train", "--steps", 3, "--checkpoint", "run.st", "--report", "run.html")[0] == 0
+    page = " ".join(Path("run.html").read_text(encoding="utf-8").split())
+    assert page.count("before training") == 2
+    assert "the largest gradient at the first update" in page
+    assert "resumed" not in page.partition("<script>")[0]
+
+    options = ("--checkpoint", "run.st", "--resume", "--report", "run.html")
+    assert run("train", "--steps", 6, *options)[0] == 0
+    page = " ".join(Path("run.html").read_text(encoding="utf-8").split())
+    assert f"tokens of each position, {resumed}, and at the end." in page
+    assert f"Left: {resumed}. Right:" in page
+    assert "before training" not in page.partition("<script>")[0]
+    assert [snapshot["step"] for snapshot in data_of("run.html")["attention"]] == [3, 4, 5, 6]
+
+
 def test_every_section_has_a_link(run):
     assert run("train", "--steps", 2, "--report", "run.html")[0] == 0
     page = Path("run.html").read_text(encoding="utf-8")

@@ -67,8 +67,10 @@ class Recorder:
         rate_at: the learning rate of update t = 1, 2, ...
 
     Attributes:
-        snapshots: in the order of the steps, the first and the last update among them.
-        curves: by parameter name, of the element with the largest gradient at the first update.
+        snapshots: in the order of the steps; the first is of the model as it was before training,
+            or where the training was resumed, the last of the model after its last update.
+        curves: by parameter name, of the element with the largest m at the first update that was
+            recorded: in a run from the start, that with the largest gradient.
     """
 
     def __init__(
