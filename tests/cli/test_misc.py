@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def test_version_and_help(run):
         status, out, _ = run(*arguments)
         assert status == 0
         assert "Usage" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "bench", "explain", "info"])
+def test_help_fills_the_lines_of_a_terminal(command):
+    done = in_a_process(MAIN, command, "--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert "…" not in done.stdout  # nothing is cut off
+    about, _, _ = done.stdout.partition("╭")
+    for line, following in pairwise(map(str.strip, about.splitlines())):
+        if line and following:
+            assert len(line) + len(following.split()[0]) > 76, (line, following)
 
 
 @pytest.mark.slow
