@@ -81,6 +81,28 @@ finally:
     assert in_a_process(code, "train", "--steps", 1).returncode == 0
 
 
+# Files can have 20,000 bytes, as on a disk that is full, but for what coverage saves at the end.
+FULL_DISK = f"""
+import atexit, resource
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+{MAIN}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_an_image_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"old")
+    done = in_a_process(FULL_DISK, "train", "--steps", 20, "--plot", path)
+    message = f"error: {path}: {os.strerror(errno.EFBIG)}\n"
+    assert (done.returncode, done.stderr) == (1, message)
+    assert "Predictions after step 20" in done.stdout
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["plot.png"], b"old")
+
+
 @pytest.mark.parametrize("option", ["--plot", "--report"])
 def test_a_folder_that_is_gone_after_the_training_is_no_bad_input(run, monkeypatch, option):
     if option == "--report":

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from .._io.atomic_write import atomic_write
 from ..tiny.sweep import Sweep, on_held_out_text
 from ..tiny.train_loop import DIVERGED, TrainingResult
 from .console import step_count
@@ -44,7 +45,7 @@ def check_plot_path(path: Path) -> None:
         raise ValueError(
             f"--plot must end in .png, .svg, .pdf or another format of Matplotlib's; got {path}"
         )
-    check_output_path(path)
+    check_output_path(path, replaced=True)
     axes.set_title("loss")
     try:  # some formats, and some settings of Matplotlib, need TeX or other programs
         figure.savefig(BytesIO(), format=extension)
@@ -87,7 +88,7 @@ def save_loss_plot(
         axes.set_ylim(0, top)
     axes.margins(x=0.01)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path, dpi=150)
 
 
 def _spans_decades(sweeps: Sequence[Sweep]) -> bool:
@@ -191,7 +192,7 @@ def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.supxlabel(fill(chart.caption, CAPTION_WIDTH), fontsize="x-small", color="0.4")
-    figure.savefig(path, dpi=200)
+    _save(figure, path, dpi=200)
 
 
 def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
@@ -207,6 +208,14 @@ def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
         axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("parameters")
+
+
+def _save(figure: "Figure", path: Path, dpi: int) -> None:
+    """Replace the image as a whole, so that there is none of which a part is missing."""
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower(), dpi=dpi)
+    with atomic_write(path) as file:
+        file.write(image.getbuffer())
 
 
 def _figure(size: tuple[float, float], columns: int = 1) -> tuple["Figure", list["Axes"]]:
