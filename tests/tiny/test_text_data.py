@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -209,4 +210,9 @@ def test_sizes_that_a_text_cannot_have(corpus, tmp_path):
         read_text(path, 0)
     with pytest.raises(TypeError, match="context must be an integer; got '5'"):
         read_text(path, "5")
-    assert read_text(str(path), 5).digest == read_text(path, 5).digest
+    for same in (str(path), os.fsencode(path)):
+        assert read_text(same, 5).digest == read_text(path, 5).digest
+    with pytest.raises(TypeError, match=r"^path must be a str, bytes or PathLike; got NoneType$"):
+        read_text(None, 5)
+    with pytest.raises(FileNotFoundError):
+        read_text("", 5)

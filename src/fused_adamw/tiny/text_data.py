@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from .._core import as_integer
+from .._io.files import FilePath, path_text
 from .layers import PAD, IntArray, softmax
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
 from .token_input import Sequences, token_list
@@ -58,7 +59,7 @@ class Corpus:
         return f"BLAKE2b {digest.hexdigest()}"
 
 
-def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
+def read_text(path: FilePath, context: int) -> Corpus:
     """Read a UTF-8 file that is long enough for windows of `context` tokens.
 
     Args:
@@ -70,16 +71,16 @@ def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: `context` is not an integer.
+        TypeError: `path` is no path, or `context` is not an integer.
         ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
     """
-    path = Path(path)
+    path = path_text(path)
     context = as_integer("context", context, minimum=1)
-    mode = path.stat().st_mode
+    mode = os.stat(path).st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8 text; byte {error.start} is invalid") from None
     vocabulary = (VOCABULARY[PAD], *sorted(set(text)))
