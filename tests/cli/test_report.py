@@ -143,6 +143,9 @@ def test_the_page_needs_no_network_and_shows_any_text(run):
 @pytest.mark.slow
 def test_a_diverging_and_an_endless_training_have_a_page(run):
     status, _, _ = run("train", "--steps", 9, "--lr", 1e200, "--report", "run.html")
+    page = Path("run.html").read_text(encoding="utf-8")
+    assert page.count("<td>none: the scores are not finite</td>") == len(TARGETS)
+    assert "nan%" not in page
     assert status == 0
     assert data_of("run.html")["figures"]["loss"]["data"]
 

@@ -87,7 +87,7 @@ class TrainConfig:
     schedule: Annotated[
         ScheduleName,
         typer.Option(
-            help="Learning rate after the warm-up: constant, or decaying to 0 at --steps."
+            help="Learning rate after the warm-up: constant, or decaying to 0 at the end."
         ),
     ] = ScheduleName.CONSTANT
     warmup: Annotated[int, typer.Option(min=0, help="Linear warm-up steps.")] = 0

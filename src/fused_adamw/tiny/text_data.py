@@ -250,7 +250,7 @@ class Prediction(NamedTuple):
 
     token: str
     target: str
-    predicted: str
+    predicted: str | None  # None where the scores are not finite
     probability: float  # of the target
 
 
@@ -260,7 +260,8 @@ def predictions(model: TinyTransformer, task: Task) -> list[Prediction]:
     with np.errstate(over="ignore", invalid="ignore"):
         P = softmax(model.logits(tokens))  # (n, V)
     names = task.vocabulary
+    found = (names[int(row.argmax())] if np.isfinite(row).all() else None for row in P)
     return [
-        Prediction(names[token], names[target], names[int(row.argmax())], float(row[target]))
-        for token, target, row in zip(tokens, targets, P, strict=False)
+        Prediction(names[token], names[target], predicted, float(row[target]))
+        for token, target, predicted, row in zip(tokens, targets, found, P, strict=False)
     ]

@@ -139,6 +139,8 @@ def _prediction_rows(first: Snapshot, last: Snapshot, task: Task) -> Iterator[st
 
 
 def _predicted(probabilities: FloatArray, target: int, vocabulary: tuple[str, ...]) -> str:
+    if not np.isfinite(probabilities).all():
+        return "<td>none: the scores are not finite</td>"
     most = np.argsort(-probabilities, kind="stable")[:N_SHOWN]
     shown = (
         f'<span class="{"right" if index == target else "other"}">'
