@@ -249,9 +249,9 @@ def test_a_browser_draws_the_page_and_moves_the_slider(run, tmp_path, width, mor
     assert found["background"] == background
 
 
-@pytest.mark.parametrize("steps", [0, 1, 10**19, 10**20])
+@pytest.mark.parametrize("steps", [0, 1, 10**19, 10**20, 10**400])
 def test_any_number_of_steps_can_be_recorded(steps):
-    """More than an integer of NumPy has."""
+    """More than an integer of NumPy has, and than float64."""
     model = TinyTransformer()
     recorder = Recorder(model, AdamW(model.parameters), sentence_task(), steps, lambda t: 0.1)
     found = recorder._snapshot_steps
