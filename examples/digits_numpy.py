@@ -141,6 +141,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error(f"--epochs must be 1 or more; got {arguments.epochs}")
+    if arguments.seed < 0:
+        parser.error(f"--seed must be 0 or more; got {arguments.seed}")
     # Matrices this small gain nothing from a second thread, and on a busy machine lose seconds to
     # threads that wait for each other.
     with threadpool_limits(1):

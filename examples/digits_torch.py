@@ -151,6 +151,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error(f"--epochs must be 1 or more; got {arguments.epochs}")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error(f"--seed must be from 0 to 2**63 - 1; got {arguments.seed}")
     # A network this small gains nothing from a second thread, and on a busy machine loses seconds
     # to threads that wait for each other.
     torch.set_num_threads(1)

@@ -119,6 +119,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps must be 1 or more; got {options.steps}")
+    if not 0 <= options.seed < 2**63:
+        parser.error(f"--seed must be from 0 to 2**63 - 1; got {options.seed}")
     print(f"device: {DEVICE or 'none: the CPU takes its place'}")
     print(f"{'mode':<14}  first loss  last loss  whole time")
     for mode in MODES if options.all else [options.mode]:

@@ -21,7 +21,7 @@ def run(tmp_path):
     """Runs an example as users do, but in an empty folder."""
 
     def command(script, *arguments):
-        if script == "digits_torch.py":
+        if script in ("digits_torch.py", "offload_lm.py"):
             pytest.importorskip("torch", minversion="2.10")  # older ones are refused
         return subprocess.run(
             [sys.executable, "-X", "utf8", EXAMPLES / script, *arguments],
@@ -81,10 +81,20 @@ def test_an_unknown_optimizer_is_refused_with_the_list(run):
 
 
 @pytest.mark.slow
-def test_no_epochs_are_refused(run):
-    finished = run("digits_numpy.py", "--epochs", "0")
-    assert finished.returncode == 2
-    assert finished.stderr.splitlines()[-1].endswith("--epochs must be 1 or more; got 0")
+@pytest.mark.parametrize(
+    ("script", "option", "value", "message"),
+    [
+        ("digits_numpy.py", "--epochs", "0", "must be 1 or more"),
+        ("digits_numpy.py", "--seed", "-1", "must be 0 or more"),
+        ("digits_torch.py", "--seed", str(2**64), "must be from 0 to 2**63 - 1"),
+        ("offload_lm.py", "--steps", "0", "must be 1 or more"),
+        ("offload_lm.py", "--seed", "-1", "must be from 0 to 2**63 - 1"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused(run, script, option, value, message):
+    finished = run(script, option, value)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.splitlines()[-1].endswith(f"{option} {message}; got {value}")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_one_rate_that_is_given(train_json, run):
     assert [row["lr"] for row in record["sweep"]["adamw"]] == [0.02] == [record["lr"]]
     assert len(record["sweep"]["sgd"]) >= 9
     _, out, _ = run("train", "--sgd-lr", 0.2, "--steps", 5)
-    assert "SGD (rate 0.2)" in out
+    assert "SGD at the rate that was given, AdamW at its best: " in " ".join(out.split())
     assert "Rates that work" not in out  # of one rate nothing is known
 
 
@@ -160,6 +160,34 @@ def test_it_says_which_is_better_and_by_how_much():
     assert said({0.1: 0.5, 1.0: 1.0}, {0.1: 9.0, 1.0: 0.9})[1].endswith("SGD diverges.")
 
 
+def test_a_rate_that_was_given_is_not_called_the_best():
+    swept = {0.01: 1.0, 0.1: 0.3}
+    assert said({0.01: 0.2}, swept) == [
+        "AdamW at the rate that was given, SGD at its best: AdamW (rate 0.01) reaches a loss of "
+        "0.200, SGD (rate 0.1) 0.300, 1.5 times that of AdamW.",
+        "At AdamW's rate SGD reaches 1.00.",
+    ]
+    assert said(swept, {0.0: 1.8}) == [
+        "SGD at the rate that was given, AdamW at its best: AdamW (rate 0.1) reaches a loss of "
+        "0.300, SGD (rate 0) 1.80, 6 times that of AdamW."
+    ]
+    assert said(swept, {1e300: 1e5}) == ["SGD diverges at the rate that was given."]
+
+
+def test_a_loss_of_zero():
+    zero = {0.01: 0.1, 0.1: 0.0}
+    assert said(zero, {0.01: 0.5, 0.1: 0.2})[0] == (
+        "Each at its best rate: AdamW (rate 0.1) reaches a loss of 0, SGD (rate 0.1) 0.200."
+    )
+    assert said(zero, zero)[0].endswith("SGD (rate 0.1) 0, about the same.")
+
+
+def test_nothing_is_said_of_a_sweep_that_a_signal_has_ended():
+    first, second = (sweep(name, {0.01: 0.2, 0.1: 0.4}) for name in ("AdamW", "SGD"))
+    second.interrupted = TrainingResult("SGD", 1.0, TinyTransformer(), History([CHANCE]))
+    assert list(conclusions([first, second])) == []
+
+
 def test_it_says_over_which_rates_each_works():
     wide = {lr: 0.1 for lr in (0.001, 0.01, 0.1, 1.0)}
     narrow = {0.001: 1.5, 0.01: 1.5, 0.1: 0.1, 1.0: 1.5}
@@ -179,5 +207,9 @@ def test_it_says_what_it_can_where_all_diverge():
     diverging = {0.1: math.inf, 1.0: math.inf}
     assert said(diverging, diverging) == []
     assert said({0.1: 0.5, 1.0: 0.6}, diverging)[0] == "SGD diverges at all of its rates."
+    far = {0.1: 100 * CHANCE, 1.0: 1e84}
+    first, *others = said({0.1: 0.5, 1.0: 0.6}, far)
+    assert first == "SGD diverges at all of its rates."
+    assert not any("times" in sentence for sentence in others)
     record = sweep_record([sweep("AdamW", diverging), sweep("SGD", diverging)])
     assert record["sgd"] == [{"lr": 0.1, "loss": math.inf}, {"lr": 1.0, "loss": math.inf}]

@@ -88,7 +88,7 @@ def test_forward(explain):
             "loss = (1.9033 + 1.6123 + 1.8479 + 1.9560) / 4 = 1.8299",
             "perplexity = exp(loss) = 6.2331",
             "chance: ln 6 = 1.7918",
-            "Where the model is simpler than the paper (Vaswani et al. 2017)",
+            "Where the model differs from the paper (Vaswani et al. 2017)",
             "- No residual around attention: the paper normalizes X + attention(X), here H",
             "- One layer norm, after the feed-forward layer; the paper has another one after",
         ],

@@ -1,17 +1,22 @@
 """`fused-adamw info`, help, version, terminals."""
 
+import io
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from cli_process import MAIN, in_a_process, loads
 
 from fused_adamw import __version__, runtime_info
+from fused_adamw.cli.console import benchmark_bar, progress_bar
+from fused_adamw.tiny import History
 
 
 def test_info(run):
@@ -36,6 +41,18 @@ def test_version_and_help(run):
         status, out, _ = run(*arguments)
         assert status == 0
         assert "Usage" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "bench", "explain", "info"])
+def test_help_fills_the_lines_of_a_terminal(command):
+    done = in_a_process(MAIN, command, "--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert "…" not in done.stdout  # nothing is cut off
+    about, _, _ = done.stdout.partition("╭")
+    for line, following in pairwise(map(str.strip, about.splitlines())):
+        if line and following:
+            assert len(line) + len(following.split()[0]) > 76, (line, following)
 
 
 @pytest.mark.slow
@@ -109,3 +126,22 @@ def test_a_narrow_terminal_shows_every_character(run, monkeypatch, section, colu
         return Counter(re.sub(r"[\s─]", "", text))
 
     assert characters(narrow) == characters(wide)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_of_more_steps_than_float64_has(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar("AdamW", 0, 10**400, quiet=False, transient=False) as bar:
+        for steps in range(4):
+            bar._drawn = -math.inf  # it would draw ten times a second
+            bar.show(History([1.5] * (steps + 1)))
+    with benchmark_bar(quiet=False) as show:
+        for done in range(4):
+            show("numpy", done, 10**400)
+    assert "loss 1.5000" in sys.stderr.getvalue()
+    assert "numpy" in sys.stderr.getvalue()

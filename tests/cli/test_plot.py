@@ -12,7 +12,8 @@ from cli_process import MAIN, SMALL, in_a_process
 from matplotlib.image import imread
 
 from fused_adamw.cli import plots
-from fused_adamw.tiny import launch
+from fused_adamw.tiny import History, TinyTransformer, TrainingResult, launch
+from fused_adamw.tiny.sweep import Sweep
 
 
 @pytest.mark.slow
@@ -42,6 +43,17 @@ def test_the_plot_of_a_text_and_of_a_diverging_training(run, text):
     assert Path("x.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_the_plot_of_a_sweep_with_a_loss_of_zero(tmp_path):
+    """On a logarithmic scale there is no 0: it is drawn at the lower edge."""
+    losses = {0.01: 1.0, 0.1: 1e-3, 1.0: 0.0}
+    result = TrainingResult("AdamW", 1.0, TinyTransformer(), History([1.0, 0.0]))
+    swept = Sweep("AdamW", result.chance, losses, result)
+    plots.save_loss_plot(tmp_path / "zero.png", {"AdamW": result}, "title", [swept])
+    assert imread(tmp_path / "zero.png").size
+
+
 def test_the_check_leaves_an_existing_image_alone(run, monkeypatch):
     def train(*_):
         assert Path("old.png").read_text() == "old"
@@ -67,6 +79,28 @@ finally:
     assert "matplotlib" not in sys.modules
 """
     assert in_a_process(code, "train", "--steps", 1).returncode == 0
+
+
+# Files can have 20,000 bytes, as on a disk that is full, but for what coverage saves at the end.
+FULL_DISK = f"""
+import atexit, resource
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+{MAIN}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_an_image_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"old")
+    done = in_a_process(FULL_DISK, "train", "--steps", 20, "--plot", path)
+    message = f"error: {path}: {os.strerror(errno.EFBIG)}\n"
+    assert (done.returncode, done.stderr) == (1, message)
+    assert "Predictions after step 20" in done.stdout
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["plot.png"], b"old")
 
 
 @pytest.mark.parametrize("option", ["--plot", "--report"])

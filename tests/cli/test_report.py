@@ -81,6 +81,25 @@ def test_the_page_has_what_the_model_was_and_became(run):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_page_of_a_training_that_was_resumed(run):
+    """It begins where the training was resumed: the model before training is not known."""
+    resumed = "after 3 steps, where it was resumed"
+    assert run("train", "--steps", 3, "--checkpoint", "run.st", "--report", "run.html")[0] == 0
+    page = " ".join(Path("run.html").read_text(encoding="utf-8").split())
+    assert page.count("before training") == 2
+    assert "the largest gradient at the first update" in page
+    assert "resumed" not in page.partition("<script>")[0]
+
+    options = ("--checkpoint", "run.st", "--resume", "--report", "run.html")
+    assert run("train", "--steps", 6, *options)[0] == 0
+    page = " ".join(Path("run.html").read_text(encoding="utf-8").split())
+    assert f"tokens of each position, {resumed}, and at the end." in page
+    assert f"Left: {resumed}. Right:" in page
+    assert "before training" not in page.partition("<script>")[0]
+    assert [snapshot["step"] for snapshot in data_of("run.html")["attention"]] == [3, 4, 5, 6]
+
+
 def test_every_section_has_a_link(run):
     assert run("train", "--steps", 2, "--report", "run.html")[0] == 0
     page = Path("run.html").read_text(encoding="utf-8")
@@ -124,6 +143,9 @@ def test_the_page_needs_no_network_and_shows_any_text(run):
 @pytest.mark.slow
 def test_a_diverging_and_an_endless_training_have_a_page(run):
     status, _, _ = run("train", "--steps", 9, "--lr", 1e200, "--report", "run.html")
+    page = Path("run.html").read_text(encoding="utf-8")
+    assert page.count("<td>none: the scores are not finite</td>") == len(TARGETS)
+    assert "nan%" not in page
     assert status == 0
     assert data_of("run.html")["figures"]["loss"]["data"]
 
@@ -227,9 +249,9 @@ def test_a_browser_draws_the_page_and_moves_the_slider(run, tmp_path, width, mor
     assert found["background"] == background
 
 
-@pytest.mark.parametrize("steps", [0, 1, 10**19, 10**20])
+@pytest.mark.parametrize("steps", [0, 1, 10**19, 10**20, 10**400])
 def test_any_number_of_steps_can_be_recorded(steps):
-    """More than an integer of NumPy has."""
+    """More than an integer of NumPy has, and than float64."""
     model = TinyTransformer()
     recorder = Recorder(model, AdamW(model.parameters), sentence_task(), steps, lambda t: 0.1)
     found = recorder._snapshot_steps

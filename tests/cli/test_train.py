@@ -185,9 +185,13 @@ def test_a_loss_that_diverges_is_null_and_reported(run):
     status, out, err = run("train", "--json", "--lr", 1e150, "--steps", 12)
     record = loads(out)
     assert (status, record["steps"], record["final_loss"]) == (0, 12, None)
-    assert record["predictions"][0]["probability"] is None
+    first = record["predictions"][0]
+    assert (first["probability"], first["predicted"]) == (None, None)
     assert err.startswith("warning: AdamW: loss became non-finite at step ")
     assert err.count("\n") == 1
+
+    _, out, _ = run("train", "--lr", 1e150, "--steps", 12)
+    assert ["<BOS>", "I", "-", "nan"] in [line.split() for line in out.splitlines()]
 
     rates = ("--lr", 0.001, "--sgd-lr", 1e10)
     status, out, err = run("train", "--json", *rates, "--steps", 12)

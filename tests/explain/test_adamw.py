@@ -67,6 +67,22 @@ def test_more_gradients_than_steps():
     assert [update.gradient for update in found.updates] == [0.3, -0.25]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gradients": ()}, ValueError, "gradients must contain at least one number; got none"),
+        ({"gradients": (0.1, "x")}, TypeError, r"gradients\[1\] must be a real number"),
+        ({"theta": None}, TypeError, "theta must be a real number"),
+        ({"steps": 0}, ValueError, "steps must be 1 or more; got 0"),
+        ({"steps": 2.5}, TypeError, "steps must be an integer; got 2.5"),
+        ({"hyperparameters": Hyperparameters(eps="x")}, TypeError, "eps must be a real number"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        explain_adamw(**arguments)
+
+
 def test_the_compiled_update_is_beside_the_first():
     found = explain_adamw(1.5, GRADIENTS, OWN)
     first = next(decimal_adamw(1.5, GRADIENTS, OWN))

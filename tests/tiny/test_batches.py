@@ -90,6 +90,14 @@ def test_large_scores_do_not_overflow() -> None:
     assert all(np.isfinite(grad).all() for grad in grads.values())
 
 
+def test_a_loss_of_zero_has_no_sign() -> None:
+    model = TinyTransformer(vocab_size=2)
+    model.parameters["beta"][0] = 1e3
+    model.parameters["W_lm"][:, 0] = -1.0, 1.0  # the model is certain of token 1
+    loss = model.loss([1, 1], [1, 1])
+    assert (loss, math.copysign(1, loss)) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("tokens", "targets"),
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -116,6 +117,20 @@ def test_a_sample_follows_its_seed_and_holds_no_padding(corpus):
     assert set(tokens) == set(range(1, len(corpus.vocabulary)))
 
 
+def test_a_sample_is_of_integers_of_python():
+    assert {type(token) for token in sample(TinyTransformer(), np.array([1, 3]), 3, 0)} == {int}
+
+
+def test_tokens_that_are_no_characters(corpus):
+    size = len(corpus.vocabulary)
+    for token in (-1, size):
+        message = f"^tokens must be between 0 and {size - 1}; got {token}$"
+        with pytest.raises(ValueError, match=message):
+            corpus.decode([1, token])
+    assert corpus.decode(token for token in (1, 2)) == "".join(corpus.vocabulary[1:3])
+    assert corpus.decode([]) == ""
+
+
 def test_held_out_text_without_a_target(corpus):
     for size in (0, 1):
         short = dataclasses.replace(corpus, held_out=corpus.held_out[:size])
@@ -135,6 +150,16 @@ def test_samples_that_cannot_be_drawn():
         sample(model, [1], 2.5, seed=0)
     with pytest.raises(ValueError, match=r"^start must contain at least one token; got none$"):
         sample(model, [], 3, seed=0)
+    for length in (0, 3):
+        for outside in ([6], [-1], [6, *[1] * model.max_length]):
+            with pytest.raises(ValueError, match=r"^start must be between 0 and 5; got (6|-1)$"):
+                sample(model, outside, length, seed=0)
+        with pytest.raises(ValueError, match=r"^start must have 1 dimension; got 2$"):
+            sample(model, [[1]], length, seed=0)
+        with pytest.raises(TypeError, match=r"^start must contain integers; got dtype float64$"):
+            sample(model, [1.0], length, seed=0)
+    with pytest.raises(ValueError, match=r"^model must have 2 tokens or more; got 1$"):
+        sample(TinyTransformer(vocab_size=1), [0], 3, seed=0)
     model.parameters["W_lm"][2] = np.nan
     with pytest.raises(ValueError, match=r"^scores of the model must be finite; got NaN"):
         sample(model, [1], 3, seed=0)
@@ -185,4 +210,9 @@ def test_sizes_that_a_text_cannot_have(corpus, tmp_path):
         read_text(path, 0)
     with pytest.raises(TypeError, match="context must be an integer; got '5'"):
         read_text(path, "5")
-    assert read_text(str(path), 5).digest == read_text(path, 5).digest
+    for same in (str(path), os.fsencode(path)):
+        assert read_text(same, 5).digest == read_text(path, 5).digest
+    with pytest.raises(TypeError, match=r"^path must be a str, bytes or PathLike; got NoneType$"):
+        read_text(None, 5)
+    with pytest.raises(FileNotFoundError):
+        read_text("", 5)

@@ -7,6 +7,8 @@ import pytest
 
 from fused_adamw.tiny import PAD, TinyTransformer
 
+MASKED = np.ma.masked_array([1, 3], [False, True])
+
 
 @pytest.mark.parametrize(
     ("error", "message", "tokens", "targets"),
@@ -45,6 +47,9 @@ from fused_adamw.tiny import PAD, TinyTransformer
         (TypeError, "tokens must contain integers; got dtype <U4", "like", [3]),
         (TypeError, r"tokens\[0\] must contain integers; got dtype <U4", ["like"], [3]),
         (TypeError, "tokens must contain integers; got dtype object", [None, 3], [3]),
+        (TypeError, "tokens must be a plain array; got a masked array", MASKED, [3]),
+        (TypeError, r"tokens\[0\] must be a plain array; got a masked array", [MASKED], [3]),
+        (TypeError, "targets must be a plain array; got a masked array", [1, 3], MASKED),
         (
             TypeError,
             r"tokens\[1\] must contain integers; got dtype float64",
@@ -119,3 +124,11 @@ def test_heads_divide_the_width() -> None:
         ValueError, match=r"^d_model must be a multiple of the number of heads \(3\); got 16"
     ):
         TinyTransformer(n_heads=3)
+
+
+def test_the_size_of_a_causal_mask() -> None:
+    model = TinyTransformer()
+    np.testing.assert_array_equal(np.isinf(model.causal_mask(2)), [[False, True], [False, False]])
+    for n, message in ((0, "n must be 1 or more"), (6, r"n must be at most max_length \(5\)")):
+        with pytest.raises(ValueError, match=f"^{message}; got {n}$"):
+            model.causal_mask(n)

@@ -1,5 +1,6 @@
 """The checkpoint of a training run: its losses, and what reading them costs."""
 
+import math
 import os
 import tracemalloc
 from contextlib import suppress
@@ -55,7 +56,7 @@ def test_the_history_does_not_need_all_of_the_steps(tmp_path):
 
 
 def test_options_are_compared_as_a_file_returns_them(tmp_path):
-    options = {"betas": (0.9, 0.99), "by_size": {8: (1,)}}
+    options = {"betas": (0.9, 0.99), "by_size": {8: (1,)}, "unknown": math.nan}
     checkpoint = TrainingCheckpoint(tmp_path / "run", options, 2, open_ended=False)
     checkpoint.save_when_due(AdamW([np.ones(3)]), History([3.0, 2.0, 1.0]))
     assert checkpoint.read_history().losses == [3.0, 2.0, 1.0]

@@ -39,23 +39,74 @@ def test_sgd_subtracts_the_scaled_gradient(dtype):
     assert all(parameter.dtype == dtype for parameter in model.parameters.values())
 
 
-@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1), lambda p: ReferenceAdamW(p, 0.1, 0.0)])
+BASELINES = [lambda p: SGD(p, 0.1), lambda p: ReferenceAdamW(p, 0.1, 0.0)]
+AN_ARRAY = "must be a NumPy array of float32 or float64; got"
+MASKED = np.ma.masked_array([1.0, 2.0, 3.0], [False, True, False])
+
+
+@pytest.mark.parametrize("make", BASELINES)
 @pytest.mark.parametrize(
-    ("grads", "message"),
+    ("grads", "error", "message"),
     [
-        ({"w": np.ones(2)}, r"grads must have the names \['w', 'b'\]; got \['w'\]"),
-        ({"w": np.ones(2), "b": np.ones(3), "c": np.ones(1)}, "grads must have the names"),
-        ({"w": np.ones(2), "b": np.ones(1)}, r"grads\['b'\] must have shape \(3,\); got \(1,\)"),
+        ({"w": np.ones(2)}, ValueError, r"grads must have the names \['w', 'b'\]; got \['w'\]"),
+        (
+            {"w": np.ones(2), "b": np.ones(3), "c": np.ones(1)},
+            ValueError,
+            "grads must have the names",
+        ),
+        (
+            {"w": np.ones(2), "b": np.ones(1)},
+            ValueError,
+            r"grads\['b'\] must have shape \(3,\); got \(1,\)",
+        ),
+        ({"w": np.ones(2), "b": [1.0] * 3}, TypeError, rf"grads\['b'\] {AN_ARRAY} list"),
+        ({"w": np.ones(2), "b": MASKED}, TypeError, rf"grads\['b'\] {AN_ARRAY} MaskedArray"),
+        (
+            {"w": np.ones(2), "b": np.ones(3, complex)},
+            TypeError,
+            rf"grads\['b'\] {AN_ARRAY} dtype complex128",
+        ),
+        ([np.ones(2), np.ones(3)], TypeError, "grads must be a mapping of arrays; got list"),
     ],
 )
-def test_wrong_gradients_change_nothing(make, grads, message):
+def test_wrong_gradients_change_nothing(make, grads, error, message):
     parameters = {"w": np.ones(2), "b": np.ones(3)}
     optimizer = make(parameters)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=f"^{message}"):
         optimizer.step(grads)
     assert (parameters["w"] == 1).all()
     assert (parameters["b"] == 1).all()
     assert getattr(optimizer, "t", 0) == 0
+
+
+@pytest.mark.parametrize("make", BASELINES)
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (np.ones(3), TypeError, "parameters must be a mapping of arrays; got ndarray"),
+        ({"w": np.ones(3, int)}, TypeError, rf"parameters\['w'\] {AN_ARRAY} dtype int64"),
+        ({"w": np.ones(3, np.float16)}, TypeError, rf"parameters\['w'\] {AN_ARRAY} dtype float16"),
+        ({"w": MASKED}, TypeError, rf"parameters\['w'\] {AN_ARRAY} MaskedArray"),
+        ({"w": np.broadcast_to(1.0, 3)}, ValueError, r"parameters\['w'\] must be writable"),
+    ],
+)
+def test_parameters_that_no_step_could_update(make, parameters, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        make(parameters)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda x: SGD({}, x), "lr"),
+        (lambda x: ReferenceAdamW({}, x, 0.0), "lr"),
+        (lambda x: ReferenceAdamW({}, 0.1, x), "weight_decay"),
+    ],
+)
+def test_rates_of_the_baselines(make, name):
+    for value, error in ((-1, ValueError), (math.nan, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match=f"^{name} must be .* >= 0; got"):
+            make(value)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])

@@ -109,13 +109,15 @@ def bullets(items: Iterable[str]) -> Padding:
 
 # ---------------------------------------------------------------------------- progress
 
+MOST_OF_A_BAR = 10**18  # Rich estimates the time that is left in float64
+
 
 class TrainingBar:
     """The bar of a training run: on standard error if that is a terminal, else nothing."""
 
     def __init__(self, bar: Progress, label: str, done: int, steps: int) -> None:
         self._bar, self._steps = bar, steps
-        self._task = bar.add_task(label, completed=done, total=steps, loss="")
+        self._task = bar.add_task(label, completed=done, total=min(steps, MOST_OF_A_BAR), loss="")
         self._drawn = -math.inf
         self._prints = True
 
@@ -169,7 +171,11 @@ def benchmark_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     task = bar.add_task("")
     with bar:
         yield lambda text, done, total: bar.update(
-            task, description=f"{text:<30}", completed=done, total=total, refresh=True
+            task,
+            description=f"{text:<30}",
+            completed=done,
+            total=min(total, MOST_OF_A_BAR),
+            refresh=True,
         )
 
 

@@ -51,9 +51,9 @@ class ExplainOptions:
     section: Annotated[
         str | None,
         typer.Argument(
-            metavar="|".join(Section),
+            metavar="SECTION",
             show_default="all but scale, which times steps",
-            help="What to explain.",
+            help=f"What to explain: {', '.join(Section)}.",
         ),
     ] = None
     theta: Annotated[float | None, typer.Option(show_default=str(THETA), help="The parameter.")] = (

@@ -67,7 +67,8 @@ def with_options(command: Command, requires: Related = NONE, excludes: Related =
             )
             for field in fields(kind)
         ]
-    invoke.__name__, invoke.__doc__ = command.__name__, command.__doc__
+    paragraphs = (" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n"))
+    invoke.__name__, invoke.__doc__ = command.__name__, "\n\n".join(paragraphs)
     invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return invoke
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from .._io.atomic_write import atomic_write
 from ..tiny.sweep import Sweep, on_held_out_text
 from ..tiny.train_loop import DIVERGED, TrainingResult
 from .console import step_count
@@ -44,7 +45,7 @@ def check_plot_path(path: Path) -> None:
         raise ValueError(
             f"--plot must end in .png, .svg, .pdf or another format of Matplotlib's; got {path}"
         )
-    check_output_path(path)
+    check_output_path(path, replaced=True)
     axes.set_title("loss")
     try:  # some formats, and some settings of Matplotlib, need TeX or other programs
         figure.savefig(BytesIO(), format=extension)
@@ -62,11 +63,13 @@ def save_loss_plot(
     sweeps: Sequence[Sweep] = (),
 ) -> None:
     """Plot the losses of training runs by label; to their left those of sweeps, if any."""
-    if any(len(sweep.losses) > 1 for sweep in sweeps):
+    if any(sweep.is_swept for sweep in sweeps):
         figure, (left, axes) = _figure(SWEEP_SIZE, columns=2)
         _plot_sweeps(left, sweeps, [result.history.steps for result in curves.values()])
         figure.suptitle(title, fontsize="medium", x=0.01, horizontalalignment="left")
-        axes.set_title("Each at its best rate", fontsize="medium", loc="left")
+        is_best = all(sweep.is_swept for sweep in sweeps)
+        right = "Each at its best rate" if is_best else "Loss by step"
+        axes.set_title(right, fontsize="medium", loc="left")
     else:
         figure, (axes,) = _figure(FIGURE_SIZE)
         axes.set_title(title, fontsize="medium", loc="left")
@@ -85,7 +88,7 @@ def save_loss_plot(
         axes.set_ylim(0, top)
     axes.margins(x=0.01)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, path, dpi=150)
 
 
 def _spans_decades(sweeps: Sequence[Sweep]) -> bool:
@@ -130,18 +133,19 @@ def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) ->
         axes.set_yscale("log")
         top *= 2
     _plot_chance(axes, chance, vocab_size, 0.7)
+    above_0 = [loss for sweep in sweeps for loss in sweep.losses.values() if loss > 0]
+    bottom = min(above_0, default=chance) / 4 if is_log else 0  # where a loss of 0 is drawn
     for sweep, color in zip(sweeps, COLORS, strict=False):
-        points = sorted((lr, min(loss, top)) for lr, loss in sweep.losses.items())
+        points = sorted((lr, min(max(loss, bottom), top)) for lr, loss in sweep.losses.items())
         diverged = [lr for lr, loss in points if loss > DIVERGED * chance]
         style: dict[str, Any] = {"color": color, "linewidth": 1.5, "markersize": 4, "zorder": 3}
         axes.plot(*zip(*points, strict=True), marker="o", label=sweep.optimizer, **style)
         if diverged:  # an empty line would spoil the layout
             at_top = [top] * len(diverged)
             axes.plot(diverged, at_top, "x", color=color, markersize=8, clip_on=False)
-        if sweep.best is not None and sweep.best_loss < top:
-            _mark_best(axes, sweep.best.lr, sweep.best_loss, color)
-    lowest = min(sweep.best_loss for sweep in sweeps)
-    axes.set_ylim(lowest / 4 if is_log else 0, top)
+        if sweep.is_swept and sweep.best is not None and sweep.best_loss < top:
+            _mark_best(axes, sweep.best.lr, max(sweep.best_loss, bottom), color, bottom)
+    axes.set_ylim(bottom, top)
     axes.set_xlabel("learning rate  (×: diverges)")
     axes.set_ylabel("loss, nats per token")
     loss = "Held-out loss" if on_held_out_text(sweeps) else "Loss"
@@ -150,12 +154,13 @@ def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) ->
     axes.legend(frameon=False)
 
 
-def _mark_best(axes: "Axes", lr: float, loss: float, color: str) -> None:
-    axes.plot(lr, loss, "o", color=color, markersize=10, markerfacecolor="none")
+def _mark_best(axes: "Axes", lr: float, loss: float, color: str, bottom: float) -> None:
+    style: dict[str, Any] = {"color": color, "markersize": 10, "markerfacecolor": "none"}
+    axes.plot(lr, loss, "o", clip_on=False, **style)
     axes.annotate(
         f"best: {lr:g}",
         (lr, loss),
-        xytext=(0, -16),
+        xytext=(0, -16 if loss > bottom else 9),
         textcoords="offset points",
         horizontalalignment="center",
         color=color,
@@ -187,7 +192,7 @@ def save_benchmark_plot(path: Path, chart: "Chart") -> None:
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.supxlabel(fill(chart.caption, CAPTION_WIDTH), fontsize="x-small", color="0.4")
-    figure.savefig(path, dpi=200)
+    _save(figure, path, dpi=200)
 
 
 def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
@@ -203,6 +208,14 @@ def _set_size_axis(axes: "Axes", chart: "Chart") -> None:
         axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("parameters")
+
+
+def _save(figure: "Figure", path: Path, dpi: int) -> None:
+    """Replace the image as a whole, so that there is none of which a part is missing."""
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower(), dpi=dpi)
+    with atomic_write(path) as file:
+        file.write(image.getbuffer())
 
 
 def _figure(size: tuple[float, float], columns: int = 1) -> tuple["Figure", list["Axes"]]:

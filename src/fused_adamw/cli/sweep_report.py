@@ -17,7 +17,7 @@ SIMILAR_DECADES = 0.75  # ranges of rates that differ by less, as by one step of
 
 def sweep_summary(sweeps: Sequence[Sweep], steps: int) -> Iterator[RenderableType]:
     """Yield the table of the losses by rate, and what it shows; nothing without a sweep."""
-    if not any(len(sweep.losses) > 1 for sweep in sweeps):
+    if not any(sweep.is_swept for sweep in sweeps):
         return
     held_out = " on held-out text" if on_held_out_text(sweeps) else ""
     count = console.step_count(steps)
@@ -42,12 +42,14 @@ def _cell(sweep: Sweep, lr: float) -> Text:
     loss = sweep.losses[lr]
     if loss > DIVERGED * sweep.chance:
         return Text("diverges  ", style="red")
-    is_best = sweep.best is not None and lr == sweep.best.lr
+    is_best = sweep.is_swept and sweep.best is not None and lr == sweep.best.lr
     return Text(f"{short(loss)} *" if is_best else f"{short(loss)}  ", "bold" if is_best else "")
 
 
 def short(loss: float) -> str:
     """Return a loss to three digits."""
+    if loss == 0:
+        return "0"
     return f"{loss:#.3g}" if loss >= 1e-3 else f"{loss:.2e}"
 
 
@@ -55,14 +57,20 @@ def short(loss: float) -> str:
 
 
 def conclusions(sweeps: Sequence[Sweep]) -> Iterator[str]:
-    """Yield a paragraph for each thing that the two sweeps show; nothing where one is missing."""
-    if len(sweeps) < 2 or any(sweep.best is None for sweep in sweeps):
+    """Yield a paragraph for each thing that the two sweeps show; nothing where one is missing or
+    has been interrupted."""
+    if len(sweeps) < 2 or any(sweep.best is None or sweep.interrupted for sweep in sweeps):
         return
-    if all(math.isinf(sweep.best_loss) for sweep in sweeps):
+    diverged = [sweep for sweep in sweeps if sweep.diverged]
+    if len(diverged) == len(sweeps):
         return
-    yield _at_their_best(*sweeps)
-    yield _at_one_rate(*sweeps)
-    if all(len(sweep.losses) > 1 for sweep in sweeps):
+    for sweep in diverged:
+        where = "at all of its rates" if sweep.is_swept else "at the rate that was given"
+        yield f"{sweep.optimizer} diverges {where}."
+    if not diverged:
+        yield _at_their_best(*sweeps)
+        yield from _at_one_rate(*sweeps)
+    if all(sweep.is_swept for sweep in sweeps):
         yield from _sensitivity(*sweeps)
 
 
@@ -73,30 +81,41 @@ def _best_lr(sweep: Sweep) -> float:
 
 def _at_their_best(adamw: Sweep, sgd: Sweep) -> str:
     first, second = sorted((adamw, sgd), key=lambda sweep: sweep.best_loss)
-    if math.isinf(second.best_loss):
-        return f"{second.optimizer} diverges at all of its rates."
-    ratio = second.best_loss / first.best_loss if first.best_loss else math.inf
-    if ratio < 1.01:
-        compared = "about the same"
-    else:
-        compared = f"{_digits(ratio)} times that of {first.optimizer}"
-    return (
-        f"Each at its best rate: {first.optimizer} (rate {_best_lr(first):g}) reaches a loss of "
+    text = (
+        f"{_rates(adamw, sgd)}: {first.optimizer} (rate {_best_lr(first):g}) reaches a loss of "
         f"{short(first.best_loss)}, {second.optimizer} (rate {_best_lr(second):g}) "
-        f"{short(second.best_loss)}, {compared}."
+        f"{short(second.best_loss)}"
     )
+    if second.best_loss <= 1.01 * first.best_loss:
+        return f"{text}, about the same."
+    if first.best_loss == 0:
+        return f"{text}."
+    return f"{text}, {_digits(second.best_loss / first.best_loss)} times that of {first.optimizer}."
 
 
-def _at_one_rate(adamw: Sweep, sgd: Sweep) -> str:
-    ratio = _best_lr(sgd) / _best_lr(adamw) if _best_lr(adamw) else math.inf
-    text = f"SGD's best rate is {_digits(ratio)} times that of AdamW."
-    if ratio == 1:
-        return "The best rate is the same for both."
+def _rates(adamw: Sweep, sgd: Sweep) -> str:
+    if adamw.is_swept and sgd.is_swept:
+        return "Each at its best rate"
+    given, found = (adamw, sgd) if sgd.is_swept else (sgd, adamw)
+    return f"{given.optimizer} at the rate that was given, {found.optimizer} at its best"
+
+
+def _at_one_rate(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
+    """Yield what becomes of SGD at AdamW's rate, where that has been tried."""
     loss = sgd.losses.get(_best_lr(adamw))
-    if loss is None:
-        return text
-    there = "diverges" if loss > DIVERGED * sgd.chance else f"reaches {short(loss)}"
-    return f"{text} At AdamW's best rate SGD {there}."
+    there = ""
+    if loss is not None:
+        there = "diverges" if loss > DIVERGED * sgd.chance else f"reaches {short(loss)}"
+    if not (adamw.is_swept and sgd.is_swept):
+        if there and _best_lr(adamw) != _best_lr(sgd):
+            yield f"At AdamW's rate SGD {there}."
+        return
+    ratio = _best_lr(sgd) / _best_lr(adamw)
+    if ratio == 1:
+        yield "The best rate is the same for both."
+        return
+    text = f"SGD's best rate is {_digits(ratio)} times that of AdamW."
+    yield f"{text} At AdamW's best rate SGD {there}." if there else text
 
 
 def _sensitivity(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
@@ -142,7 +161,7 @@ def _decades(rates: Sequence[float]) -> float | None:
 
 
 def _digits(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.3g}"
+    return f"{ratio:,.0f}" if 10 <= ratio < 1e6 else f"{ratio:.3g}"
 
 
 # ---------------------------------------------------------------------------- for programs

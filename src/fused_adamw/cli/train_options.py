@@ -87,7 +87,7 @@ class TrainConfig:
     schedule: Annotated[
         ScheduleName,
         typer.Option(
-            help="Learning rate after the warm-up: constant, or decaying to 0 at --steps."
+            help="Learning rate after the warm-up: constant, or decaying to 0 at the end."
         ),
     ] = ScheduleName.CONSTANT
     warmup: Annotated[int, typer.Option(min=0, help="Linear warm-up steps.")] = 0
@@ -227,8 +227,8 @@ class TrainOptions:
             show_default=False,
             help="Continue the training in --checkpoint up to --steps or --epochs; with auto, "
             "start one where the file does not exist yet. The result is the same, bit for bit, as "
-            "if it had never stopped. Options that affect it must be unchanged; with a constant "
-            "schedule, --steps or --epochs may differ.",
+            "if it had never stopped (with --text and --mpi, on as many ranks). Options that "
+            "affect it must not change; with a constant schedule, --steps or --epochs may differ.",
         ),
     ] = None
     plot: Annotated[

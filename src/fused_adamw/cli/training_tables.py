@@ -44,11 +44,11 @@ def predictions_table(rows: Sequence[Prediction], steps: int) -> Table:
     table = text_table("after", "target", "predicted", title=f"Predictions after step {steps:,}")
     table.add_column("P(target)", justify="right")
     for row in rows:
-        right = row.predicted == row.target
+        style = "green" if row.predicted == row.target else "red"
         table.add_row(
             Text(visible(row.token)),  # verbatim, never as markup
             Text(visible(row.target)),
-            Text(visible(row.predicted), style="green" if right else "red"),
+            Text("-" if row.predicted is None else visible(row.predicted), style),
             f"{row.probability:.4f}",
         )
     return table

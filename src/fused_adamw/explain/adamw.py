@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import fused_adamw
+from .._core import as_integer, as_number
 from ..optimizer import AdamW
 from ..reference import adamw_update, bias_correction, sgd_update
 from ..tiny.model import TARGETS, TOKENS, TinyTransformer
@@ -110,17 +111,21 @@ def explain_adamw(
 
     Args:
         theta: the parameter.
-        gradients: one for each step; the last is used for all steps after it.
+        gradients: one for each step, at least one; the last is used for all steps after it.
         hyperparameters: of AdamW.
-        steps: number of updates.
+        steps: number of updates, 1 or more.
 
     Raises:
-        ValueError: a number is invalid; the message names it.
+        TypeError, ValueError: an argument is invalid; the message names it.
     """
     h = Hyperparameters() if hyperparameters is None else hyperparameters
     check_positive_eps(h)
-    last = [gradients[-1]] * (steps - len(gradients))
-    gradients = [*gradients[:steps], *last]
+    steps = as_integer("steps", steps, minimum=1)
+    theta = float(as_number("theta", theta))
+    gradients = [float(as_number(f"gradients[{i}]", x)) for i, x in enumerate(gradients)]
+    if not gradients:
+        raise ValueError("gradients must contain at least one number; got none")
+    gradients = [*gradients, *gradients[-1:] * (steps - len(gradients))][:steps]
     kernel = kernel_update(theta, gradients[0], h)  # refuses invalid hyper-parameters
     updates = trajectory(theta, gradients, h)
     model = TinyTransformer()
@@ -229,7 +234,7 @@ def adamw_of(model: TinyTransformer, h: Hyperparameters) -> AdamW:
 
 def check_positive_eps(h: Hyperparameters) -> None:
     """Raise ValueError where eps is 0: gradients of 0 would be divided by it."""
-    if not h.eps > 0:
+    if not as_number("eps", h.eps) > 0:
         raise ValueError(f"eps must be more than 0; got {h.eps}")
 
 

@@ -55,7 +55,7 @@ def explain_rates(hyperparameters: Hyperparameters | None = None) -> Rates:
     """Compute the section.
 
     Raises:
-        ValueError: a hyper-parameter is invalid; the message names it.
+        TypeError, ValueError: a hyper-parameter is invalid; the message names it.
     """
     h = Hyperparameters() if hyperparameters is None else hyperparameters
     check_positive_eps(h)

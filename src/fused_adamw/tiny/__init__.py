@@ -1,9 +1,10 @@
 """A tiny transformer, written out by hand, and its training."""
 
 from .baselines import SGD, ReferenceAdamW
+from .generation import sample
 from .layers import PAD
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
-from .text_data import Corpus, Task, read_text, sample, sentence_task, text_task
+from .text_data import Corpus, Task, read_text, sentence_task, text_task
 from .train_loop import History, TrainingResult, train
 from .training_checkpoint import TrainingCheckpoint
 

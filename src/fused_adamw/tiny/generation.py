@@ -1,7 +1,15 @@
 """Text that a trained model writes: the prompt as tokens, and what follows it as text."""
 
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from .._core import as_integer
+from .layers import PAD, softmax
 from .model import VOCABULARY, TinyTransformer
-from .text_data import Task, sample
+from .text_data import Task
+from .token_input import token_list
 
 DEFAULT_LENGTH = 300  # characters of a text
 BOS, EOS = VOCABULARY.index("<BOS>"), VOCABULARY.index("<EOS>")
@@ -57,3 +65,42 @@ def generate(
     length = most if length is None else min(length, most)
     tokens = sample(model, start, length, seed, end=EOS)
     return " ".join(task.vocabulary[token] for token in tokens[1:])
+
+
+def sample(
+    model: TinyTransformer, start: Sequence[int], length: int, seed: int, end: int | None = None
+) -> list[int]:
+    """Return `start` and `length` more tokens, each drawn from the model's prediction.
+
+    PAD is never drawn. The model sees the last `model.max_length` tokens at each step.
+
+    Args:
+        model: predicts each token from those before it; of a vocabulary of 2 tokens or more.
+        start: the tokens to begin with, at least one.
+        length: number of tokens to draw.
+        seed: of the draws, 0 or more; the same seed gives the same tokens.
+        end: a token after which no more are drawn; None to draw all of them.
+
+    Raises:
+        TypeError: `start`, `length` or `seed` is not of integers.
+        ValueError: `start` is empty or contains what is not a token of the model; `length` or
+            `seed` is below 0; the model has no token but PAD; the scores that it predicts are not
+            finite.
+    """
+    length = as_integer("length", length, minimum=0)
+    seed = as_integer("seed", seed, minimum=0)
+    tokens = token_list("start", start, model.vocab_size)
+    if not tokens:
+        raise ValueError("start must contain at least one token; got none")
+    if model.vocab_size < 2:
+        raise ValueError(f"model must have 2 tokens or more; got {model.vocab_size}")
+    generator = np.random.default_rng(seed)
+    for _ in range(length):
+        logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError("scores of the model must be finite; got NaN or infinity")
+        logits[PAD] = -inf
+        tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
+        if tokens[-1] == end:
+            break
+    return tokens

@@ -218,7 +218,7 @@ def cross_entropy_forward(logits: FloatArray, targets: IntArray) -> tuple[float,
         raise ValueError("targets must contain at least one token other than PAD; got none")
     shifted = logits - logits.max(axis=-1, keepdims=True)  # (N, V)
     log_P = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # (N, V)
-    loss = -float(log_P[is_target].sum()) / count
+    loss = -float(log_P[is_target].sum()) / count + 0.0  # without the sign of -0
     return loss, (log_P, is_target, count)
 
 

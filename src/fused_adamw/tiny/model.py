@@ -176,7 +176,13 @@ class TinyTransformer:
         return sum(parameter.size for parameter in self.parameters.values())
 
     def causal_mask(self, n: int) -> FloatArray:
-        """Return what is added to the (n, n) scores: -inf where a key comes after the query."""
+        """Return what is added to the (n, n) scores: -inf where a key comes after the query.
+
+        `n` is at most `max_length`.
+        """
+        n = as_integer("n", n, minimum=1)
+        if n > self.max_length:
+            raise ValueError(f"n must be at most max_length ({self.max_length}); got {shown(n)}")
         return self._causal_mask[:n, :n]
 
     def logits(self, tokens: Sequences) -> FloatArray:

@@ -17,6 +17,7 @@ from .train_loop import History, held_out_loss
 MAX_SNAPSHOTS = 40
 MAX_EVALUATIONS = 20  # of the held-out text, which may be long
 MAX_POINTS = 500  # of a curve of moments
+MOST_STEPS = 10**18  # that can be made; an integer may be beyond float64
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ class Recorder:
         rate_at: the learning rate of update t = 1, 2, ...
 
     Attributes:
-        snapshots: in the order of the steps, the first and the last update among them.
-        curves: by parameter name, of the element with the largest gradient at the first update.
+        snapshots: in the order of the steps; the first is of the model as it was before training,
+            or where the training was resumed, the last of the model after its last update.
+        curves: by parameter name, of the element with the largest m at the first update that was
+            recorded: in a run from the start, that with the largest gradient.
     """
 
     def __init__(
@@ -81,9 +84,10 @@ class Recorder:
     ) -> None:
         self._model, self._optimizer, self._task = model, optimizer, task
         self._rate_at = rate_at
-        spread = np.geomspace(1.0, max(float(steps), 1.0), MAX_SNAPSHOTS - 1).round()
+        last = float(min(steps, MOST_STEPS))
+        spread = np.geomspace(1.0, max(last, 1.0), MAX_SNAPSHOTS - 1).round()
         self._snapshot_steps = {0, *map(int, spread), steps}
-        every = np.linspace(0.0, float(steps), MAX_EVALUATIONS).round()
+        every = np.linspace(0.0, last, MAX_EVALUATIONS).round()
         self._evaluation_steps = {0, *map(int, every)}
         self._stride = -(-steps // MAX_POINTS) or 1
         self._before: tuple[int, Parameters] | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from .train_loop import OptimizerName, TrainingResult
+from .train_loop import DIVERGED, OptimizerName, TrainingResult
 
 # Rates are 10^(k/2): half a decade apart. Each sweep has those from 0.0001 to 1, the middle ones
 # first, and goes on beyond them while the outermost is the best, or works.
@@ -42,6 +42,16 @@ class Sweep:
     def best_loss(self) -> float:
         """The lowest loss; infinite where all training runs have diverged."""
         return min(self.losses.values(), default=math.inf)
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether its best rate was looked for: it is not one that was given."""
+        return len(self.losses) > 1
+
+    @property
+    def diverged(self) -> bool:
+        """Whether all training runs that have ended have diverged."""
+        return self.best_loss > DIVERGED * self.chance
 
     @property
     def shown(self) -> TrainingResult | None:

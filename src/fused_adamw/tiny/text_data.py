@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import repeat
-from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import as_integer
+from .._io.files import FilePath, path_text
 from .layers import PAD, IntArray, softmax
 from .model import TARGETS, TOKENS, VOCABULARY, TinyTransformer
-from .token_input import Sequences
+from .token_input import Sequences, token_list
 
 Batch: TypeAlias = tuple[Sequences, Sequences]
 """Tokens and their targets."""
@@ -41,8 +41,14 @@ class Corpus:
     held_out: IntArray
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of these tokens, each a position in ``vocabulary``."""
-        return "".join(self.vocabulary[token] for token in tokens)
+        """Return the text of these tokens, each a position in ``vocabulary``.
+
+        Raises:
+            TypeError: `tokens` is not of integers.
+            ValueError: one of them is not in the vocabulary.
+        """
+        indices = token_list("tokens", [*tokens], len(self.vocabulary))
+        return "".join(self.vocabulary[token] for token in indices)
 
     @property
     def digest(self) -> str:
@@ -53,7 +59,7 @@ class Corpus:
         return f"BLAKE2b {digest.hexdigest()}"
 
 
-def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
+def read_text(path: FilePath, context: int) -> Corpus:
     """Read a UTF-8 file that is long enough for windows of `context` tokens.
 
     Args:
@@ -65,16 +71,16 @@ def read_text(path: str | os.PathLike[str], context: int) -> Corpus:
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: `context` is not an integer.
+        TypeError: `path` is no path, or `context` is not an integer.
         ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
     """
-    path = Path(path)
+    path = path_text(path)
     context = as_integer("context", context, minimum=1)
-    mode = path.stat().st_mode
+    mode = os.stat(path).st_mode
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8 text; byte {error.start} is invalid") from None
     vocabulary = (VOCABULARY[PAD], *sorted(set(text)))
@@ -178,9 +184,10 @@ def text_task(
         sizes: of the model, by name.
 
     Raises:
-        TypeError: a size is not an integer.
-        ValueError: a size is below 1, the text has no window of that many tokens, an epoch no
-            batch, or the held-out text no token with one before it.
+        TypeError: `context`, `batch_size` or `seed` is not an integer.
+        ValueError: `context` or `batch_size` is below 1 or `seed` below 0, the text has no window
+            of that many tokens, an epoch no batch, or the held-out text no token with one before
+            it.
     """
     context = as_integer("context", context, minimum=1)
     batch_size = as_integer("batch_size", batch_size, minimum=1)
@@ -238,48 +245,12 @@ def mean_loss(
     return total / (len(tokens) - 1)
 
 
-def sample(
-    model: TinyTransformer, start: Sequence[int], length: int, seed: int, end: int | None = None
-) -> list[int]:
-    """Return `start` and `length` more tokens, each drawn from the model's prediction.
-
-    PAD is never drawn. The model sees the last `model.max_length` tokens at each step.
-
-    Args:
-        model: predicts each token from those before it.
-        start: the tokens to begin with, at least one.
-        length: number of tokens to draw.
-        seed: of the draws, 0 or more; the same seed gives the same tokens.
-        end: a token after which no more are drawn; None to draw all of them.
-
-    Raises:
-        TypeError: `start`, `length` or `seed` is not of integers.
-        ValueError: `start` is empty or contains what is not a token of the model; `length` or
-            `seed` is below 0; the scores that the model predicts are not finite.
-    """
-    length = as_integer("length", length, minimum=0)
-    seed = as_integer("seed", seed, minimum=0)
-    if len(start) == 0:
-        raise ValueError("start must contain at least one token; got none")
-    generator = np.random.default_rng(seed)
-    tokens = list(start)
-    for _ in range(length):
-        logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise ValueError("scores of the model must be finite; got NaN or infinity")
-        logits[PAD] = -inf
-        tokens.append(int(generator.choice(model.vocab_size, p=softmax(logits))))
-        if tokens[-1] == end:
-            break
-    return tokens
-
-
 class Prediction(NamedTuple):
     """What the model predicts after a token."""
 
     token: str
     target: str
-    predicted: str
+    predicted: str | None  # None where the scores are not finite
     probability: float  # of the target
 
 
@@ -289,7 +260,8 @@ def predictions(model: TinyTransformer, task: Task) -> list[Prediction]:
     with np.errstate(over="ignore", invalid="ignore"):
         P = softmax(model.logits(tokens))  # (n, V)
     names = task.vocabulary
+    found = (names[int(row.argmax())] if np.isfinite(row).all() else None for row in P)
     return [
-        Prediction(names[token], names[target], names[int(row.argmax())], float(row[target]))
-        for token, target, row in zip(tokens, targets, P, strict=False)
+        Prediction(names[token], names[target], predicted, float(row[target]))
+        for token, target, predicted, row in zip(tokens, targets, found, P, strict=False)
     ]

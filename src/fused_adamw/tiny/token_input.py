@@ -59,10 +59,19 @@ def pad(name: str, rows: list[Row], length: int, vocab_size: int) -> IntArray:
     for batch_row, row in zip(batch, rows, strict=True):
         batch_row[: len(row)] = row
     # Viewed as unsigned, a negative token is a huge one: a single pass finds both.
-    if batch.view(np.uintp).max() >= vocab_size:
+    if batch.view(np.uintp).max(initial=0) >= vocab_size:
         outside = next(x for row in rows for x in row.tolist() if not 0 <= x < vocab_size)
         raise ValueError(f"{name} must be between 0 and {vocab_size - 1}; got {outside}")
     return batch
+
+
+def token_list(name: str, tokens: ArrayLike, vocab_size: int) -> list[int]:
+    """Return a single sequence of tokens as a list."""
+    row = _as_integers(name, tokens)
+    if row.ndim != 1:
+        raise ValueError(f"{name} must have 1 dimension; got {row.ndim}")
+    checked: list[int] = pad(name, [row], len(row), vocab_size)[0].tolist()
+    return checked
 
 
 def _as_rows(name: str, sequences: Sequences) -> tuple[list[Row], bool]:
@@ -79,6 +88,8 @@ def _as_rows(name: str, sequences: Sequences) -> tuple[list[Row], bool]:
 
 
 def _as_integers(name: str, values: Sequences) -> Row:
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array; got a masked array: pass its .filled(PAD)")
     try:
         array = np.asarray(values)
     except ValueError as error:

@@ -147,7 +147,7 @@ class TrainingCheckpoint:
         differences = ", ".join(
             f"{self.spelling(name)} {_shown(saved.get(name))} (now {_shown(current.get(name))})"
             for name in {**current, **saved}
-            if saved.get(name) != current.get(name) and not self._may_differ(name, saved)
+            if _differ(saved.get(name), current.get(name)) and not self._may_differ(name, saved)
         )
         if differences:
             raise ValueError(f"{self.path} was saved with different options: {differences}")
@@ -178,6 +178,11 @@ def _numbers(saved: Array | None) -> list[float]:
         return []
     numbers: list[float] = saved.tolist()
     return numbers
+
+
+def _differ(value: object, other: object) -> bool:
+    """Whether these differ; NaN, which is unequal to itself, does not differ from NaN."""
+    return value != other and json.dumps(value) != json.dumps(other)
 
 
 def _shown(value: object) -> object:

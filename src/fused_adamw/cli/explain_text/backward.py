@@ -60,9 +60,9 @@ def through_layers(found: Backward) -> Iterator[RenderableType]:
         "\n"
         "H reaches the loss twice, through F and through the sum H + F: it gets the sum of both "
         "gradients.\n"
-        "Layer norm, with N for the normalized values:\n"
+        "Layer norm, with N for the normalized values, and the mean of each row:\n"
         "dN = dY × γ, d(H + F) = (dN - mean(dN) - N × mean(dN × N)) / √(variance + ε)\n"
-        "Attention, with A for the softmax of the scores:\n"
+        "Attention, with A for the softmax of the scores, and the sum of each row:\n"
         "dV = Aᵀ · dhead, dA = dhead · Vᵀ, dscores = A × (dA - sum(A × dA)),\n"
         f"dQ = dscores · K / √{found.d_head}, dK = dscoresᵀ · Q / √{found.d_head}"
     )

@@ -33,7 +33,7 @@ def forward_text(found: Forward) -> Iterator[RenderableType]:
     yield from attention(found)
     yield from after_attention(found)
     yield from prediction(found)
-    yield heading("Where the model is simpler than the paper (Vaswani et al. 2017)")
+    yield heading("Where the model differs from the paper (Vaswani et al. 2017)")
     yield bullets(DIFFERENCES)
 
 

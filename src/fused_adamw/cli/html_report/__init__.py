@@ -17,7 +17,7 @@ from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
 from ..console import visible, without_nan
 from ..output_files import check_output_path
-from .figures import FigureSection, attention_of, sections
+from .figures import FigureSection, attention_of, sections, start
 
 N_SHOWN = 3  # predictions of a position
 
@@ -49,6 +49,7 @@ def save_report(
         summary=escape(_summary(result)),
         style=(folder / "page.css").read_text(encoding="utf-8"),
         config=_config_table(config),
+        start=escape(start(recorder)),
         predictions=_predictions_table(recorder, task),
         sections="\n".join(map(_section, parts)),
         links="\n".join(_link(part) for part in parts),
@@ -138,6 +139,8 @@ def _prediction_rows(first: Snapshot, last: Snapshot, task: Task) -> Iterator[st
 
 
 def _predicted(probabilities: FloatArray, target: int, vocabulary: tuple[str, ...]) -> str:
+    if not np.isfinite(probabilities).all():
+        return "<td>none: the scores are not finite</td>"
     most = np.argsort(-probabilities, kind="stable")[:N_SHOWN]
     shown = (
         f'<span class="{"right" if index == target else "other"}">'

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
-from ..console import visible
+from ..console import step_count, visible
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -41,14 +41,35 @@ def sections(
     return [
         FigureSection("loss", "Loss and learning rate", LOSS_TEXT, loss_figure(result, recorder)),
         FigureSection("norm", "Gradient norm", NORM_TEXT, norm_figure(result, max_grad_norm)),
-        FigureSection("attention", "Attention", ATTENTION_TEXT, attention_figure(recorder, task)),
+        FigureSection(
+            "attention",
+            "Attention",
+            ATTENTION_TEXT.format(start=start(recorder)),
+            attention_figure(recorder, task),
+        ),
         FigureSection("rates", "Effective learning rates", RATES_TEXT, rates_figure(recorder)),
         FigureSection("updates", "Size of the updates", UPDATES_TEXT, updates_figure(recorder)),
         FigureSection(
-            "moments", "One parameter and its moments", MOMENTS_TEXT, moments_figure(recorder)
+            "moments",
+            "One parameter and its moments",
+            MOMENTS_TEXT.format(element=_element(recorder)),
+            moments_figure(recorder),
         ),
         FigureSection("time", "Where the time went", TIME_TEXT, time_figure(result)),
     ]
+
+
+def start(recorder: Recorder) -> str:
+    """Return in words when the first snapshot was taken: a run that was resumed does not begin
+    with the model as it was before training."""
+    step = recorder.snapshots[0].step
+    return f"after {step_count(step)}, where it was resumed" if step else "before training"
+
+
+def _element(recorder: Recorder) -> str:
+    if recorder.snapshots[0].step:
+        return "the largest m where the training was resumed"
+    return "the largest gradient at the first update"
 
 
 LOSS_TEXT = (
@@ -62,8 +83,8 @@ NORM_TEXT = (
 )
 ATTENTION_TEXT = (
     "Each row is a position, and shows how it distributes its attention over itself and the "
-    "positions before it: a softmax, so that a row adds up to 1. Left: before training. Right: "
-    "after as many updates as the slider says."
+    "positions before it: a softmax, so that a row adds up to 1. Left: {start}. Right: after as "
+    "many updates as the slider says."
 )
 RATES_TEXT = (
     "AdamW divides the learning rate by the root of v-hat, for each parameter by its own: "
@@ -75,9 +96,8 @@ UPDATES_TEXT = (
     "10^-3 is common; far more is a learning rate that is too high, and far less hardly learns."
 )
 MOMENTS_TEXT = (
-    "Of each tensor, the element with the largest gradient at the first update. m is the mean of "
-    "the recent gradients, and the root of v that of their size; both start at 0, which the bias "
-    "correction undoes."
+    "Of each tensor, the element with {element}. m is the mean of the recent gradients, and the "
+    "root of v that of their size; both start at 0, which the bias correction undoes."
 )
 TIME_TEXT = "Seconds in the forward pass, the backward pass and the update, all steps together."
 
