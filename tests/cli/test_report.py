@@ -81,7 +81,6 @@ def test_the_page_has_what_the_model_was_and_became(run):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_page_of_a_training_that_was_resumed(run):
     """It begins where the training was resumed: the model before training is not known."""
     resumed = "after 3 steps, where it was resumed"
@@ -100,6 +99,7 @@ def test_the_page_of_a_training_that_was_resumed(run):
     assert [snapshot["step"] for snapshot in data_of("run.html")["attention"]] == [3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_every_section_has_a_link(run):
     assert run("train", "--steps", 2, "--report", "run.html")[0] == 0
     page = Path("run.html").read_text(encoding="utf-8")

@@ -158,7 +158,9 @@ def test_samples_that_cannot_be_drawn():
             sample(model, [[1]], length, seed=0)
         with pytest.raises(TypeError, match=r"^start must contain integers; got dtype float64$"):
             sample(model, [1.0], length, seed=0)
-    with pytest.raises(ValueError, match=r"^model must have 2 tokens or more; got 1$"):
+    with pytest.raises(
+        ValueError, match=r"^model must have a vocabulary of 2 tokens or more; got 1$"
+    ):
         sample(TinyTransformer(vocab_size=1), [0], 3, seed=0)
     model.parameters["W_lm"][2] = np.nan
     with pytest.raises(ValueError, match=r"^scores of the model must be finite; got NaN"):

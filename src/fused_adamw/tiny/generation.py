@@ -93,7 +93,9 @@ def sample(
     if not tokens:
         raise ValueError("start must contain at least one token; got none")
     if model.vocab_size < 2:
-        raise ValueError(f"model must have 2 tokens or more; got {model.vocab_size}")
+        raise ValueError(
+            f"model must have a vocabulary of 2 tokens or more; got {model.vocab_size}"
+        )
     generator = np.random.default_rng(seed)
     for _ in range(length):
         logits = model.logits(tokens[-model.max_length :])[-1].astype(np.float64)
