@@ -63,7 +63,9 @@ class ShardedAdamW(BaseOptimizer):
         params: as in ``AdamW``; the same values on all ranks. Each step updates all of them on all
             ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
-            duplicate, on which an error of MPI ends the job.
+            duplicate, on which an error of MPI ends the job. It is kept until the process ends, and
+            MPIs have a limited number (MPICH: 2,048): do not construct each optimizer over a new
+            communicator.
         bucket_bytes: the most bytes that one collective moves, by default 8 MiB; at least 131,072;
             values above 2 GiB have no further effect. A rank has two staging buffers, each of at
             most this size and its own part of it; docs/scaling.md lists the rest.
@@ -137,8 +139,8 @@ class ShardedAdamW(BaseOptimizer):
         Args:
             local_grads: the gradients of this rank, as in ``AdamW.step``. A tensor without one must
                 be without one on all ranks. With ``max_grad_norm`` or ``skip_nonfinite`` the parts
-                of this rank's shard are overwritten with the mean, to save memory; else they are
-                only read.
+                of this rank's shard are overwritten with the mean, to save memory: they must be
+                writable, and no two elements may share memory. Else they are only read.
             grad_scale: as in ``AdamW.step``; a factor of the mean.
 
         Returns:
@@ -169,9 +171,10 @@ class ShardedAdamW(BaseOptimizer):
                     overwritten=self.comm.size > 1 and needs_norm(max_grad_norm, skip_nonfinite),
                 )
                 fingerprint |= of_step(self, grads, options["grad_scale"], options["hypers"])
+                raveled = self._raveled(grads)  # asks the gradients for their memory once more
             with np.errstate(all="ignore"):
                 norm, updated = self._collective_step.run(
-                    self._raveled(grads), options, max_grad_norm, skip_nonfinite
+                    raveled, options, max_grad_norm, skip_nonfinite
                 )
             if updated:
                 self._bound.count_step(grads)

@@ -67,6 +67,28 @@ cdef Py_ssize_t dense_size(const ArrayView *view) noexcept:
     return size
 
 
+cdef bint may_share_elements(const ArrayView *view) noexcept:
+    """Whether two elements may lie in the same memory: False where each dimension steps over all
+    that lies within it, as in every array that slicing and transposing make."""
+    cdef Py_ssize_t last = -1, within = view.itemsize, step = 0
+    cdef int k, found
+    while view.nbytes > 0:
+        found = -1  # the dimension with the next larger step
+        for k in range(view.ndim):
+            if view.shape[k] > 1 and abs(view.strides[k]) > last:
+                if found < 0 or abs(view.strides[k]) < step:
+                    found, step = k, abs(view.strides[k])
+                elif abs(view.strides[k]) == step:
+                    return True
+        if found < 0:
+            return False
+        if step * view.unit < within:
+            return True
+        within += (view.shape[found] - 1) * step * view.unit
+        last = step
+    return False
+
+
 cdef bint is_ordered(const ArrayView *view, char order) noexcept:
     """Whether the elements lie without gaps in b"C" or b"F" order."""
     cdef Py_ssize_t step = view.itemsize

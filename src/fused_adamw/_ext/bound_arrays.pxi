@@ -213,14 +213,13 @@ cdef class BoundArrays:
         cdef IntervalSet extents
         cdef Derived derived
         cdef Py_ssize_t i
-        cdef Param *param
         check_num_threads(num_threads)
+        find_isa()
         positive_or_none("max_grad_norm", max_grad_norm)
         reserve(&extents, self.num_params)
         try:
             for i in range(self.num_params):
-                param = &self.params[i]
-                derive_for(&derived, param, param.steps, hypers)
+                derive_for(&derived, &self.params[i], self.params[i].steps, hypers)
                 if flat[i] is None:
                     continue
                 include_interval(&extents, self.extent_of_gradient(i, flat[i], overwritten))
@@ -244,7 +243,7 @@ cdef class BoundArrays:
             require_like_params(self.spec, "grads", i, &view, &self.params[i].view)
             if overwritten:
                 why = "max_grad_norm and skip_nonfinite update it in place"
-                require_writable(self.spec, "grads", i, &view, why)
+                require_updatable(self.spec, "grads", i, &view, why)
             extent = extent_of(&view)
             self.require_apart("grads", i, extent)
         finally:

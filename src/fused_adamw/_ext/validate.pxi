@@ -86,6 +86,19 @@ cdef int refuse_readonly(TreeSpec spec, str argument, Py_ssize_t i, str why) exc
     )
 
 
+cdef int require_updatable(
+    TreeSpec spec, str argument, Py_ssize_t i, const ArrayView *view, str why
+) except -1:
+    """What is written to in place, but need not be contiguous."""
+    require_writable(spec, argument, i, view, why)
+    if may_share_elements(view):
+        raise ValueError(
+            f"{spec.name(argument, i)} must have memory of its own for each element, since {why}; "
+            f"got shape {shape_of(view)}, strides {strides_of(view)}: pass a copy"
+        )
+    return 0
+
+
 cdef int require_contiguous(
     TreeSpec spec, str argument, Py_ssize_t i, const ArrayView *view
 ) except -1:
