@@ -63,9 +63,7 @@ class ShardedAdamW(BaseOptimizer):
         params: as in ``AdamW``; the same values on all ranks. Each step updates all of them on all
             ranks, in place.
         comm: an intracommunicator of mpi4py; None: ``MPI.COMM_WORLD``. Messages go over a
-            duplicate, on which an error of MPI ends the job. It is kept until the process ends, and
-            MPIs have a limited number (MPICH: 2,048): do not construct each optimizer over a new
-            communicator.
+            duplicate, on which an error of MPI ends the job.
         bucket_bytes: the most bytes that one collective moves, by default 8 MiB; at least 131,072;
             values above 2 GiB have no further effect. A rank has two staging buffers, each of at
             most this size and its own part of it; docs/scaling.md lists the rest.

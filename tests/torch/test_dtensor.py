@@ -86,6 +86,23 @@ def test_gradients_that_are_sums_over_the_ranks(mesh):
 
 
 @needs_gloo
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "bfloat16", "seed": None}], ids=str)
+def test_gradients_with_gaps(mesh, options):
+    """PyTorch leaves padding in the gradients of some ranks, where parts differ in size."""
+    grad, with_padding = draw((4, 17), 2), torch.zeros(4, 18)
+    with_padding[:, :17] = grad
+    p, q = parameter(mesh, (4, 17)), parameter(mesh, (4, 17))
+    p.grad = DTensor.from_local(with_padding[:, :17], mesh, [Shard(0)])
+    q.grad = distribute_tensor(grad, mesh, [Shard(0)])
+    opt = AdamW([p, q], **options)
+    opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    opt.step()
+    assert opt.last_path == [("kernels", "")]
+    assert torch.equal(p.to_local(), q.to_local())
+    assert torch.equal(p.grad.to_local(), grad / 4)
+
+
+@needs_gloo
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": False}], ids=str)
 def test_pytorch_s_own_update_takes_what_the_kernels_do_not(mesh, options):
     (p,), _ = trained(mesh, **options)
