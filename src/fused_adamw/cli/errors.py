@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import typer
 
+from .._distributed.agreement import is_on_all_ranks
 from .._io.files import printable
 from .._io.stop_signals import signal_of, status_after, stop_signals_raised
-from ..tiny.launch import abort_all_ranks
+from ..tiny.launch import abort_all_ranks, rank_in_world
 
 option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
 """The options of the command that runs, by the names of its parameters: functions that it calls
@@ -83,6 +84,21 @@ def failures_reported() -> Iterator[None]:
         yield
     except (OSError, MemoryError, ValueError, OverflowError) as error:
         fail(describe(error), FAILED)
+
+
+@contextmanager
+def lone_failures_reported(on_ranks: bool) -> Iterator[None]:
+    """Report an error of this rank alone, and end the others, which may wait for it. One that all
+    ranks raise, and whatever is raised without ``on_ranks``, goes on."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if not on_ranks or is_on_all_ranks(error):
+            raise
+        sys.stderr = sys.__stderr__  # as below
+        with suppress(OSError):
+            report(f"rank {rank_in_world()}: {describe(error)}")
+        abort_all_ranks(FAILED)
 
 
 @contextmanager
