@@ -34,18 +34,21 @@ cdef inline bint same_shape(const ArrayView *a, const ArrayView *b) noexcept:
 
 
 cdef inline bint same_layout(const ArrayView *a, const ArrayView *b) noexcept:
-    """Whether shape and strides are the same; the stride over one element has no meaning. The
-    dtypes may differ."""
+    """Whether shape and strides are the same; the stride over one element has no meaning, nor has
+    any without elements. The dtypes may differ."""
     cdef int i
     cdef Py_ssize_t per_a = a.unit * b.itemsize, per_b = b.unit * a.itemsize
+    cdef bint is_empty = False, differs = False
     if a.ndim != b.ndim:
         return False
     for i in range(a.ndim):
-        if a.shape[i] != b.shape[i] or (
-            a.shape[i] > 1 and a.strides[i] * per_a != b.strides[i] * per_b
-        ):
+        if a.shape[i] != b.shape[i]:
             return False
-    return True
+        if a.shape[i] == 0:
+            is_empty = True
+        elif a.shape[i] > 1 and a.strides[i] * per_a != b.strides[i] * per_b:
+            differs = True
+    return is_empty or not differs
 
 
 cdef Py_ssize_t dense_size(const ArrayView *view) noexcept:
