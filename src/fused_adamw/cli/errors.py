@@ -95,10 +95,7 @@ def lone_failures_reported(on_ranks: bool) -> Iterator[None]:
     except (OSError, MemoryError) as error:
         if not on_ranks or is_on_all_ranks(error):
             raise
-        sys.stderr = sys.__stderr__  # as below
-        with suppress(OSError):
-            report(f"rank {rank_in_world()}: {describe(error)}")
-        abort_all_ranks(FAILED)
+        _fail_on_all_ranks(f"rank {rank_in_world()}: {describe(error)}", FAILED)
 
 
 @contextmanager
@@ -115,12 +112,18 @@ def interrupts_reported(on_ranks: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         status = status_after(signal_of(error))
         if on_ranks:
-            sys.stderr = sys.__stderr__  # it is silent on all ranks but one
+            _fail_on_all_ranks("interrupted", status)
         with suppress(OSError):  # a terminal that is closed
             report("interrupted")
-        if on_ranks:
-            abort_all_ranks(status)
         raise typer.Exit(status) from None
+
+
+def _fail_on_all_ranks(message: str, status: int) -> NoReturn:
+    """Print the error on any rank, whichever are silent, and end the processes of all."""
+    sys.stderr = sys.__stderr__ or sys.stderr  # None where it was closed
+    with suppress(OSError):
+        report(message)
+    abort_all_ranks(status)
 
 
 def print_in_handler(text: str) -> None:
