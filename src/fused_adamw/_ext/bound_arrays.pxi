@@ -226,10 +226,7 @@ cdef class BoundArrays:
                 if fused_adamw_finish_scalars(&derived.scalars, scale, 1, 0) != FUSED_ADAMW_OK:
                     raise_unusable_scale(derived.compute, grad_scale)
             if overwritten and sort_and_find_overlap(&extents):
-                raise ValueError(
-                    "grads must not share memory with one another, since max_grad_norm and "
-                    "skip_nonfinite update them in place"
-                )
+                require_disjoint(self.spec, "grads", flat, UPDATES_GRADS)
         finally:
             PyMem_Free(extents.intervals)
         return flat
@@ -242,8 +239,7 @@ cdef class BoundArrays:
         try:
             require_like_params(self.spec, "grads", i, &view, &self.params[i].view)
             if overwritten:
-                why = "max_grad_norm and skip_nonfinite update it in place"
-                require_updatable(self.spec, "grads", i, &view, why)
+                require_updatable(self.spec, "grads", i, &view, UPDATES_GRADS)
             extent = extent_of(&view)
             self.require_apart("grads", i, extent)
         finally:

@@ -79,9 +79,8 @@ def gradients_to_be_overwritten():
     if RANKS > 1:
         for options in ({"max_grad_norm": 1.0}, {"skip_nonfinite": True}):
             step_raises(ValueError, "must be writable", on_last(frozen, right), **options)
-            step_raises(
-                ValueError, "grads must not share memory", on_last(shared, right), **options
-            )
+            expected = "grads['b'] must not share memory with grads['a'], since max_grad_norm and"
+            step_raises(ValueError, on_rank(expected), on_last(shared, right), **options)
 
 
 def gradients_whose_elements_share_memory():
@@ -99,6 +98,18 @@ def gradients_whose_elements_share_memory():
     spaced[...] = right["b"]
     made(**options).step(on_last({**right, "a": right["a"][::-1], "b": spaced}, right))
     made().step(on_last({**right, "a": repeated}, right))  # is only read
+
+
+def gradients_that_are_columns_of_one_array():
+    """They have no element in common, though one begins before another ends."""
+    right, columns = params(), np.zeros((70_000, 2), np.float32)
+    apart = {**right, "a": columns[:, 0], "b": columns[:63, 1].reshape(7, 9)}
+    for key in "ab":
+        apart[key][...] = right[key]
+    opt, other = made(max_grad_norm=1.0), made(max_grad_norm=1.0)
+    assert opt.step(apart) == other.step(right)
+    assert same_bits(*(x.param_groups[0]["params"].values() for x in (opt, other)))
+    assert same_bits([apart["b"]], [right["b"]])
 
 
 def gradients_whose_memory_cannot_be_described():
@@ -232,6 +243,7 @@ PROGRAMS = (
     what_may_differ_between_ranks,
     gradients_to_be_overwritten,
     gradients_whose_elements_share_memory,
+    gradients_that_are_columns_of_one_array,
     gradients_whose_memory_cannot_be_described,
     an_instruction_set_that_one_machine_lacks,
     gradients_in_the_memory_of_parameters,
