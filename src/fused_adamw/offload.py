@@ -14,7 +14,7 @@ from ._offload import overlap
 from ._offload.cpu_lane import CpuLane
 from ._offload.engine import Engine
 from ._offload.host_state import Address, host_target
-from ._offload.modules import UseOrder, require_whole
+from ._offload.modules import UseOrder, require_whole, require_whole_norm
 from ._offload.simulation import new_engine, simulated
 from ._offload.step import require_used_in_order, take_step
 from ._optim.options import OPTIONS
@@ -142,6 +142,7 @@ class AdamW(HostAdamW):
         engine = self._engine()
         overlap.require_whole_step(engine)
         overlap.require_final_gradients(self.param_groups)
+        require_whole_norm(self.param_groups, self.max_grad_norm)
         if self._order() is None:
             engine.synchronize()
         sums_only = self.max_grad_norm is not None

@@ -137,8 +137,8 @@ class ShardedAdamW(BaseOptimizer):
         Args:
             local_grads: the gradients of this rank, as in ``AdamW.step``. A tensor without one must
                 be without one on all ranks. With ``max_grad_norm`` or ``skip_nonfinite`` the parts
-                of this rank's shard are overwritten with the mean, to save memory; else they are
-                only read.
+                of this rank's shard are overwritten with the mean, to save memory: they must be
+                writable, and no two elements may share memory. Else they are only read.
             grad_scale: as in ``AdamW.step``; a factor of the mean.
 
         Returns:
@@ -169,9 +169,10 @@ class ShardedAdamW(BaseOptimizer):
                     overwritten=self.comm.size > 1 and needs_norm(max_grad_norm, skip_nonfinite),
                 )
                 fingerprint |= of_step(self, grads, options["grad_scale"], options["hypers"])
+                raveled = self._raveled(grads)  # asks the gradients for their memory once more
             with np.errstate(all="ignore"):
                 norm, updated = self._collective_step.run(
-                    self._raveled(grads), options, max_grad_norm, skip_nonfinite
+                    raveled, options, max_grad_norm, skip_nonfinite
                 )
             if updated:
                 self._bound.count_step(grads)

@@ -199,6 +199,37 @@ def test_a_parameter_that_is_a_sum_over_the_ranks_is_refused(mesh):
         opt.step()
 
 
+def set_later(mesh):
+    p, opt = trained(mesh)
+    opt.max_grad_norm = 1.0
+    return p, opt
+
+
+def added_later(mesh):
+    whole = torch.nn.Parameter(draw((3, 100), 1))
+    with offload.simulated():
+        opt = offload.AdamW([whole], lr=1e-2, max_grad_norm=1.0)
+    p = torch.nn.Parameter(place_on(mesh, Shard(0))(draw((3, 100), 1)))
+    opt.add_param_group({"params": [p]})
+    return p, opt
+
+
+@needs_gloo
+@pytest.mark.parametrize("made", [set_later, added_later])
+def test_a_norm_of_parts_is_refused_whenever_it_would_be_used(mesh, made):
+    """Each rank would clip by the norm of its own part."""
+    p, opt = made(mesh)
+    p.grad = place_on(mesh, Shard(0))(draw((3, 100), 2))
+    before = p.detach().clone()
+    for use in (opt.step, opt.overlapped):
+        with pytest.raises(ValueError, match=r"max_grad_norm must be None for .*; got 1\.0"):
+            use()
+    assert torch.equal(p.to_local(), before.to_local())
+    opt.max_grad_norm = None
+    opt.step()
+    assert not torch.equal(p.to_local(), before.to_local())
+
+
 @needs_gloo
 @pytest.mark.slow
 def test_masters_of_shards_start_again_from_parameters_that_were_written(tmp_path):

@@ -26,6 +26,7 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_state_dtype_errors": "other messages",
     "test_masters_of_a_wrong_dtype": "other messages",
     "test_without_masters_nothing_changes": "16-bit parameters are not PyTorch's without options",
+    "test_gradients_of_a_dtype_that_no_kernel_supports": "refused",
     "test_counters": "counters of new state are float32",
     "test_an_average_that_shares_memory": "with a parameter: not possible",
     "test_a_scale_of_any_size": "the kernels multiply by the inverse, in float32 parameters too",

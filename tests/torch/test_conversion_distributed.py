@@ -16,10 +16,9 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor  # noqa: E402
-from torch_ranks import only_rank, run_ranks  # noqa: E402
+from torch_ranks import run_ranks  # noqa: E402
 
 from fused_adamw.torch import AdamW  # noqa: E402
 
@@ -122,12 +121,6 @@ def test_a_file_of_pytorch_s_class_and_back(tmp_path):
 
 
 # ---- DTensors
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    with only_rank(tmp_path_factory.mktemp("rank")):
-        yield init_device_mesh("cpu", (1,))
 
 
 @needs_gloo

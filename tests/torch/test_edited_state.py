@@ -227,3 +227,29 @@ def test_state_that_a_step_adds_is_not_what_it_lacks():
     opt.param_groups[0]["ema_decay"] = 0.5
     with pytest.raises(TypeError, match="sharing memory with other tensors"):
         opt.step()
+
+
+@pytest.mark.parametrize("name", ["grad", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_without_elements_have_no_meaning(name, dtype):
+    """PyTorch divides gathered state between ranks of which some have nothing of a tensor."""
+    params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 0, 13), (4,))]
+    opt = AdamW(params, lr=0.1, state_dtype="bfloat16")
+    empty, _ = params
+
+    def take_step():
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if name == "grad":
+            empty.grad = other
+        opt.step()
+
+    other = torch.zeros(3, 2, 13, dtype=dtype)[:, :0]
+    take_step()
+    if name != "grad":
+        other = torch.zeros(3, 2, 13, dtype=torch.bfloat16)[:, :0]
+        assert other.stride() != opt.state[empty][name].stride()
+        opt.state[empty][name] = other
+    take_step()
+    assert [opt.state[p]["step"] for p in params] == [2, 2]
+    assert opt.last_path == [("kernels", "")]

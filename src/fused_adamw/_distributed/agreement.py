@@ -15,6 +15,7 @@ import numpy as np
 SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError)
 MAX_SHOWN = 200  # characters of a value in a message
 NO_MESSAGE = "<no message>"  # of an object whose text cannot be made
+ON_ALL_RANKS = "_is_on_all_ranks"  # attribute of an error
 
 
 @contextmanager
@@ -47,10 +48,23 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
 
     mpi.replace_by_maximum(comm, flags)
     failed, largest, negated_smallest = flags
-    if failed:
-        _raise_first_error(comm, failure)
-    if largest != -negated_smallest:
-        _raise_difference(comm, fingerprint or {})
+    try:
+        if failed:
+            _raise_first_error(comm, failure)
+        if largest != -negated_smallest:
+            _raise_difference(comm, fingerprint or {})
+    except Exception as error:
+        vars(error)[ON_ALL_RANKS] = True
+        raise
+
+
+def is_on_all_ranks(error: BaseException | None) -> bool:
+    """Whether ``raise_on_all_ranks`` has raised the error, or one that this was raised for."""
+    while error is not None:
+        if ON_ALL_RANKS in vars(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _digest(fingerprint: Mapping[str, Any]) -> int:

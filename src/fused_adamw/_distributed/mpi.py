@@ -47,7 +47,7 @@ def private_duplicate(comm: Comm) -> Comm:
     if not isinstance(comm, MPI.Intracomm):
         raise TypeError(f"comm must be an intracommunicator of mpi4py; got {type(comm).__name__}")
     duplicate = comm.Get_attr(_DUPLICATE)
-    if duplicate is None:
+    if duplicate is None or duplicate == MPI.COMM_NULL:  # it has been freed
         duplicate = comm.Dup()
         duplicate.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         duplicate.Set_attr(_OPERATIONS, CollectiveOperations())

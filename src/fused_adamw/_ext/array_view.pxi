@@ -34,18 +34,21 @@ cdef inline bint same_shape(const ArrayView *a, const ArrayView *b) noexcept:
 
 
 cdef inline bint same_layout(const ArrayView *a, const ArrayView *b) noexcept:
-    """Whether shape and strides are the same; the stride over one element has no meaning. The
-    dtypes may differ."""
+    """Whether shape and strides are the same; the stride over one element has no meaning, nor has
+    any without elements. The dtypes may differ."""
     cdef int i
     cdef Py_ssize_t per_a = a.unit * b.itemsize, per_b = b.unit * a.itemsize
+    cdef bint is_empty = False, differs = False
     if a.ndim != b.ndim:
         return False
     for i in range(a.ndim):
-        if a.shape[i] != b.shape[i] or (
-            a.shape[i] > 1 and a.strides[i] * per_a != b.strides[i] * per_b
-        ):
+        if a.shape[i] != b.shape[i]:
             return False
-    return True
+        if a.shape[i] == 0:
+            is_empty = True
+        elif a.shape[i] > 1 and a.strides[i] * per_a != b.strides[i] * per_b:
+            differs = True
+    return is_empty or not differs
 
 
 cdef Py_ssize_t dense_size(const ArrayView *view) noexcept:
@@ -65,6 +68,28 @@ cdef Py_ssize_t dense_size(const ArrayView *view) noexcept:
         else:
             return -1
     return size
+
+
+cdef bint may_share_elements(const ArrayView *view) noexcept:
+    """Whether two elements may lie in the same memory: False where each dimension steps over all
+    that lies within it, as in every array that slicing and transposing make."""
+    cdef Py_ssize_t last = -1, within = view.itemsize, step = 0
+    cdef int k, found
+    while view.nbytes > 0:
+        found = -1  # the dimension with the next larger step
+        for k in range(view.ndim):
+            if view.shape[k] > 1 and abs(view.strides[k]) > last:
+                if found < 0 or abs(view.strides[k]) < step:
+                    found, step = k, abs(view.strides[k])
+                elif abs(view.strides[k]) == step:
+                    return True
+        if found < 0:
+            return False
+        if step * view.unit < within:
+            return True
+        within += (view.shape[found] - 1) * step * view.unit
+        last = step
+    return False
 
 
 cdef bint is_ordered(const ArrayView *view, char order) noexcept:

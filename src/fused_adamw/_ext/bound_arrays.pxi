@@ -213,24 +213,20 @@ cdef class BoundArrays:
         cdef IntervalSet extents
         cdef Derived derived
         cdef Py_ssize_t i
-        cdef Param *param
         check_num_threads(num_threads)
+        find_isa()
         positive_or_none("max_grad_norm", max_grad_norm)
         reserve(&extents, self.num_params)
         try:
             for i in range(self.num_params):
-                param = &self.params[i]
-                derive_for(&derived, param, param.steps, hypers)
+                derive_for(&derived, &self.params[i], self.params[i].steps, hypers)
                 if flat[i] is None:
                     continue
                 include_interval(&extents, self.extent_of_gradient(i, flat[i], overwritten))
                 if fused_adamw_finish_scalars(&derived.scalars, scale, 1, 0) != FUSED_ADAMW_OK:
                     raise_unusable_scale(derived.compute, grad_scale)
             if overwritten and sort_and_find_overlap(&extents):
-                raise ValueError(
-                    "grads must not share memory with one another, since max_grad_norm and "
-                    "skip_nonfinite update them in place"
-                )
+                require_disjoint(self.spec, "grads", flat, UPDATES_GRADS)
         finally:
             PyMem_Free(extents.intervals)
         return flat
@@ -243,8 +239,7 @@ cdef class BoundArrays:
         try:
             require_like_params(self.spec, "grads", i, &view, &self.params[i].view)
             if overwritten:
-                why = "max_grad_norm and skip_nonfinite update it in place"
-                require_writable(self.spec, "grads", i, &view, why)
+                require_updatable(self.spec, "grads", i, &view, UPDATES_GRADS)
             extent = extent_of(&view)
             self.require_apart("grads", i, extent)
         finally:

@@ -166,7 +166,7 @@ cdef inline const ElementCode *describe_like(
     char **data,
 ) noexcept:
     """What the elements are of a tensor that has a view of the shape and strides of ``like``; else
-    NULL."""
+    NULL. Without elements strides have no meaning."""
     cdef ArrayView view
     cdef const ElementCode *element = find_elements(functions, tensor, kinds, &view)
     cdef int i
@@ -174,7 +174,7 @@ cdef inline const ElementCode *describe_like(
         return NULL
     for i in range(like.ndim):
         if view.shape[i] != like.shape[i] or (
-            view.shape[i] > 1 and view.strides[i] != like.strides[i]
+            view.shape[i] > 1 and view.strides[i] != like.strides[i] and like.nbytes != 0
         ):
             return NULL
     data[0] = view.data

@@ -1,5 +1,7 @@
 """What bound arrays and gradients must be."""
 
+cdef str UPDATES_GRADS = "max_grad_norm and skip_nonfinite update gradients in place"
+
 
 cdef str names_of_types(bint plain):
     """The dtypes that parameters may have; ``plain``: those that are compute types."""
@@ -84,6 +86,49 @@ cdef int refuse_readonly(TreeSpec spec, str argument, Py_ssize_t i, str why) exc
     raise ValueError(
         f"{spec.name(argument, i)} must be writable, since {why}; got a read-only array"
     )
+
+
+cdef int require_updatable(
+    TreeSpec spec, str argument, Py_ssize_t i, const ArrayView *view, str why
+) except -1:
+    """What is written to in place, but need not be contiguous."""
+    require_writable(spec, argument, i, view, why)
+    if may_share_elements(view):
+        raise ValueError(
+            f"{spec.name(argument, i)} must have memory of its own for each element, since {why}; "
+            f"got shape {shape_of(view)}, strides {strides_of(view)}: pass a copy"
+        )
+    return 0
+
+
+cdef int require_disjoint(TreeSpec spec, str argument, tuple arrays, str why) except -1:
+    """Raise for arrays of which two have an element in common. Their extents may overlap, as those
+    of columns of one array do."""
+    cdef list bounds = [], before = [], reaching
+    for i, array in enumerate(arrays):
+        if array is not None and (array := np.asarray(array)).size:
+            bounds.append((*np.lib.array_utils.byte_bounds(array), i, array))
+    for begin, end, i, array in sorted(bounds):
+        reaching = [(end, i, array)]
+        for found in before:
+            if found[0] <= begin:  # it ends before this and all that follow
+                continue
+            if may_share_memory(array, found[2]):
+                raise ValueError(
+                    f"{spec.name(argument, i)} must not share memory with "
+                    f"{spec.name(argument, found[1])}, since {why}"
+                )
+            reaching.append(found)
+        before = reaching
+    return 0
+
+
+cdef bint may_share_memory(array, other) except -1:
+    """Exact for slices of one array; True where it would take long to find out."""
+    try:
+        return np.shares_memory(array, other, max_work=100)
+    except np.exceptions.TooHardError:
+        return True
 
 
 cdef int require_contiguous(

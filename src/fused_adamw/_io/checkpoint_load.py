@@ -82,7 +82,7 @@ def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
     """The header of a file that is intact, and the same on every rank. Rank 0 verifies the file,
     and so does each rank that reads a copy of it."""
     with ranks.agreement(), translate_read_errors(path):
-        header = read_checkpoint_header(path, file)
+        header, identity = read_checkpoint_header(path, file), _identity(file)
         if ranks.rank == 0:
             verify_tensors(file, header)
     # It covers the checksums of all tensors.
@@ -91,7 +91,7 @@ def _verify(path: str, file: FileIO, ranks: Ranks) -> Header:
     with ranks.agreement():
         if checksum != expected:
             raise CorruptCheckpointError(f"{printable(path)} differs from the file read by rank 0")
-    verified = ranks.broadcast(_identity(file))
+    verified = ranks.broadcast(identity)
     with ranks.agreement(), translate_read_errors(path):
         if _identity(file) != verified:
             verify_tensors(file, header)

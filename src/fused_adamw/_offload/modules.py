@@ -125,13 +125,18 @@ def require_whole(
         raise TypeError(f"module must be None or a torch.nn.Module; got {type(module).__name__}")
     if isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view:
         raise ValueError("gradient_as_bucket_view of module must be False; got True")
-    sharded = any(has_dtensors(group["params"]) for group in groups)
-    if sharded and module is not None:
+    if module is not None and any(has_dtensors(group["params"]) for group in groups):
         raise ValueError(
             f"module must be None for parameters of FSDP, which gathers them early; got "
             f"{type(module).__name__}"
         )
-    if sharded and max_grad_norm is not None:
+    require_whole_norm(groups, max_grad_norm)
+
+
+def require_whole_norm(groups: Sequence[Mapping[str, Any]], max_grad_norm: float | None) -> None:
+    """Raise where each process would clip by the norm of its own part of the gradients; whenever
+    one is used, as the number and the parameters may change between steps."""
+    if max_grad_norm is not None and any(has_dtensors(group["params"]) for group in groups):
         raise ValueError(
             f"max_grad_norm must be None for parameters of FSDP; got {max_grad_norm}. Use "
             "torch.nn.utils.clip_grad_norm_"

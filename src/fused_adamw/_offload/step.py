@@ -15,7 +15,7 @@ from .._torch.paths import note_paths
 from . import overlap
 from .engine import CheckedUpdate
 from .lanes import Lanes
-from .modules import require_waited
+from .modules import require_waited, require_whole_norm
 
 AdamW: TypeAlias = Any  # that of fused_adamw.offload, which imports this module
 NO_GRADIENT = torch.nn.Parameter(torch.empty(0, device="cpu"))
@@ -37,6 +37,7 @@ def _step(optimizer: AdamW) -> None:
         order.require_same_params()
     scale = grad_scale_of(optimizer)
     clips = optimizer.max_grad_norm is not None
+    require_whole_norm(optimizer.param_groups, optimizer.max_grad_norm)
     updates = engine.check(
         optimizer.param_groups,
         optimizer.state,

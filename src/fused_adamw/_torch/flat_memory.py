@@ -11,7 +11,10 @@ Order = tuple[int, ...]  # the dimensions of a tensor, from the outermost in mem
 
 
 def strides_of(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of dimensions of more than one element; the others have no meaning."""
+    """The strides of dimensions of more than one element; the others have no meaning, nor has any
+    of a tensor without elements."""
+    if tensor.numel() == 0:
+        return ()
     return tuple(s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
 
 

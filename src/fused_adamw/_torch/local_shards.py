@@ -20,6 +20,7 @@ from .dtensors import (
     offset_of,
     redistributed,
 )
+from .flat_memory import same_strides
 from .state import State
 
 increment_version = torch._C._increment_version
@@ -103,6 +104,7 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
     if grad is None or any(x is None for x in state.values()):
         return None
     local = local_of(p).detach()
+    _close_gaps(grad, local)
     if grad.dtype != local.dtype and hasattr(local, "grad_dtype"):  # PyTorch 2.11 or later
         local.requires_grad_().grad_dtype = grad.dtype
     try:
@@ -115,6 +117,16 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
 def _is_whole(name: str, names: dict[str, str]) -> bool:
     """Whether an array of the state is not divided: the counter, and the scales of local blocks."""
     return name == "step" or name in (names.get("m_scale"), names.get("v_scale"))
+
+
+def _close_gaps(grad: Tensor, local: Tensor) -> None:
+    """Give a gradient in another memory order than its shard memory of its own, with the same
+    values: PyTorch adds up parts that differ in size with padding, which is left in the gradients
+    of some of the ranks."""
+    if type(grad) is not Tensor or grad.layout is not torch.strided or grad.device.type != "cpu":
+        return
+    if grad.shape == local.shape and not same_strides(grad, local):
+        grad.data = torch.empty_like(local, dtype=grad.dtype).copy_(grad.detach())
 
 
 def _local_like(x: Any, p: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import typer
 
+from .._distributed.agreement import is_on_all_ranks
 from .._io.files import printable
 from .._io.stop_signals import signal_of, status_after, stop_signals_raised
-from ..tiny.launch import abort_all_ranks
+from ..tiny.launch import abort_all_ranks, rank_in_world
 
 option_names: ContextVar[Set[str]] = ContextVar("option_names", default=frozenset())
 """The options of the command that runs, by the names of its parameters: functions that it calls
@@ -86,6 +87,18 @@ def failures_reported() -> Iterator[None]:
 
 
 @contextmanager
+def lone_failures_reported(on_ranks: bool) -> Iterator[None]:
+    """Report an error of this rank alone, and end the others, which may wait for it. One that all
+    ranks raise, and whatever is raised without ``on_ranks``, goes on."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if not on_ranks or is_on_all_ranks(error):
+            raise
+        _fail_on_all_ranks(f"rank {rank_in_world()}: {describe(error)}", FAILED)
+
+
+@contextmanager
 def interrupts_reported(on_ranks: bool = False) -> Iterator[None]:
     """Say that a signal ended the block, where there is no summary to say it.
 
@@ -99,12 +112,18 @@ def interrupts_reported(on_ranks: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         status = status_after(signal_of(error))
         if on_ranks:
-            sys.stderr = sys.__stderr__  # it is silent on all ranks but one
+            _fail_on_all_ranks("interrupted", status)
         with suppress(OSError):  # a terminal that is closed
             report("interrupted")
-        if on_ranks:
-            abort_all_ranks(status)
         raise typer.Exit(status) from None
+
+
+def _fail_on_all_ranks(message: str, status: int) -> NoReturn:
+    """Print the error on any rank, whichever are silent, and end the processes of all."""
+    sys.stderr = sys.__stderr__ or sys.stderr  # None where it was closed
+    with suppress(OSError):
+        report(message)
+    abort_all_ranks(status)
 
 
 def print_in_handler(text: str) -> None:

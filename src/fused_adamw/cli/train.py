@@ -21,7 +21,13 @@ from ..tiny.training_checkpoint import TrainingCheckpoint, checkpoint_lock
 from ..tiny.training_log import check_log_path
 from . import plots
 from .console import make_console, print_json
-from .errors import bad_input_reported, failures_reported, flag, interrupts_reported
+from .errors import (
+    bad_input_reported,
+    failures_reported,
+    flag,
+    interrupts_reported,
+    lone_failures_reported,
+)
 from .html_report import check_report_path, save_report
 from .options import N_HEADS, with_options
 from .output_files import check_distinct, check_output_path
@@ -42,7 +48,7 @@ def train(config: TrainConfig, options: TrainOptions) -> None:
         with _errors_reported(options, processes, shared):
             training = _prepare(config, options, processes)
             shared |= _shared(training)
-        with training.log() as log:
+        with lone_failures_reported(options.mpi), training.log() as log:
             sweeps = training.run(log)
     results = [sweep.shown for sweep in sweeps if sweep.shown is not None]
     if processes.is_main:

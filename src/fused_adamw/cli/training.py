@@ -28,7 +28,7 @@ from ..tiny.train_loop import (
 from ..tiny.training_checkpoint import TrainingCheckpoint
 from ..tiny.training_log import TrainingLog
 from .console import TrainingBar, epoch_line, progress_bar
-from .errors import bad_input_reported, print_in_handler
+from .errors import bad_input_reported, lone_failures_reported, print_in_handler
 from .train_options import TrainConfig, TrainOptions
 from .train_report import label
 
@@ -73,7 +73,7 @@ class Training:
         """Train with AdamW, from the checkpoint on if there is one to resume."""
         config = self.config
         schedule = make_schedule(config.schedule, lr, config.warmup, self.steps)
-        with bad_input_reported():
+        with bad_input_reported(), lone_failures_reported(self.options.mpi):
             model = self.make_model()
             optimizer = self.processes.make_adamw(
                 model.parameters,

@@ -33,6 +33,13 @@ def join_mpi() -> bool:
     return bool(world.rank == 0)
 
 
+def rank_in_world() -> int:
+    """The number of this process among those that mpiexec has started."""
+    from .._distributed import mpi
+
+    return int(mpi.world().rank)
+
+
 def abort_all_ranks(status: int) -> NoReturn:
     """End the processes of all ranks, whatever they wait for."""
     from .._distributed import mpi

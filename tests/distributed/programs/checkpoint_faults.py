@@ -2,13 +2,13 @@
 
 import os
 import signal
-from errno import ENOSPC
+from errno import ENOSPC, ESTALE
 
 import numpy as np
 from common import RANK, RANKS, refused, run, same_bits, wait_for_all
 from files import FOLDER, arrays, path, sharded, take
 
-from fused_adamw._io import checkpoint_save
+from fused_adamw._io import checkpoint_load, checkpoint_save
 from fused_adamw.checkpoint import (
     CorruptCheckpointError,
     MismatchedCheckpointError,
@@ -160,6 +160,22 @@ def copies_on_other_ranks():
     assert same_bits(arrays(opt), before)
 
 
+def files_that_are_gone_once_open():
+    """As a network file system loses them, on one rank."""
+    opt, original = sharded(), checkpoint_load._identity
+    save_checkpoint(path("gone"), opt)
+    wait_for_all()
+
+    def gone(file):
+        raise OSError(ESTALE, "Stale file handle")
+
+    for rank in (0, RANKS - 1):
+        checkpoint_load._identity = gone if rank == RANK else original
+        refused(OSError, "Stale file handle", lambda: load_checkpoint(path("gone"), opt))
+    checkpoint_load._identity = original
+    load_checkpoint(path("gone"), opt)
+
+
 def interrupted():
     """SIGINT on one rank takes effect when the file, or the state, is complete on all."""
     opt, other = sharded(), sharded(first=9)
@@ -188,5 +204,6 @@ def interrupted():
 PROGRAMS = (
     *(bad_files, failed_saves, saves_that_fail_while_data_is_sent),
     *(arguments_of_rank_0, another_file_on_one_rank, copies_on_other_ranks, interrupted),
+    files_that_are_gone_once_open,
 )
 run({f.__name__: f for f in PROGRAMS})

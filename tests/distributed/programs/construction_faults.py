@@ -94,6 +94,9 @@ def communicators():
     expected = "comm must include this process and must not have been freed; got MPI.COMM_NULL"
     for absent in (MPI.COMM_NULL, freed):
         refused(ValueError, expected, lambda absent=absent: made(comm=absent))
+    used = COMM.Dup()
+    made(comm=used).comm.Free()
+    made(comm=used).step(params())  # over another duplicate
 
 
 def copies():

@@ -1,9 +1,14 @@
 """A mistake on one rank raises the same error on all, and changes nothing."""
 
+import os
+from contextlib import suppress
+
 import numpy as np
 from common import RANK, RANKS, SMALL_BUCKETS, refused, run, same_bits
 from one_rank import LAST, made, on_last, on_rank, params
 
+from fused_adamw import sharded
+from fused_adamw._core import _force_isa
 from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.sharded import ShardedAdamW
 
@@ -74,9 +79,65 @@ def gradients_to_be_overwritten():
     if RANKS > 1:
         for options in ({"max_grad_norm": 1.0}, {"skip_nonfinite": True}):
             step_raises(ValueError, "must be writable", on_last(frozen, right), **options)
-            step_raises(
-                ValueError, "grads must not share memory", on_last(shared, right), **options
-            )
+            expected = "grads['b'] must not share memory with grads['a'], since max_grad_norm and"
+            step_raises(ValueError, on_rank(expected), on_last(shared, right), **options)
+
+
+def gradients_whose_elements_share_memory():
+    """To write the mean to one element would change others, which have yet to be added up."""
+    right, values = params(), np.ones(70_000, np.float32)
+    repeated = np.lib.stride_tricks.as_strided(values, (70_000,), (0,))
+    window = np.lib.stride_tricks.as_strided(values, (7, 9), (4, 8))
+    expected = on_rank("grads['{}'] must have memory of its own for each element, since")
+    options = {"skip_nonfinite": True}
+    if RANKS > 1:
+        for key, wrong in (("a", repeated), ("b", window)):
+            wrong = on_last({**right, key: wrong}, right)
+            step_raises(ValueError, expected.format(key), wrong, **options)
+    spaced = np.zeros((9, 2, 7), np.float32)[::-1, 1].T
+    spaced[...] = right["b"]
+    made(**options).step(on_last({**right, "a": right["a"][::-1], "b": spaced}, right))
+    made().step(on_last({**right, "a": repeated}, right))  # is only read
+
+
+def gradients_that_are_columns_of_one_array():
+    """They have no element in common, though one begins before another ends."""
+    right, columns = params(), np.zeros((70_000, 2), np.float32)
+    apart = {**right, "a": columns[:, 0], "b": columns[:63, 1].reshape(7, 9)}
+    for key in "ab":
+        apart[key][...] = right[key]
+    opt, other = made(max_grad_norm=1.0), made(max_grad_norm=1.0)
+    assert opt.step(apart) == other.step(right)
+    assert same_bits(*(x.param_groups[0]["params"].values() for x in (opt, other)))
+    assert same_bits([apart["b"]], [right["b"]])
+
+
+def gradients_whose_memory_cannot_be_described():
+    """At the second look, which follows that of the checks."""
+    opt, described = made(), sharded.ravel_like
+
+    def fails(array, order):
+        raise MemoryError("no memory")
+
+    sharded.ravel_like = on_last(fails, described)
+    refused(MemoryError, on_rank("no memory"), lambda: opt.step(params()))
+    sharded.ravel_like = described
+    assert opt.t == 0
+    opt.step(params())
+
+
+def an_instruction_set_that_one_machine_lacks():
+    asked = os.environ.get("FUSED_ADAMW_ISA")
+    opt = made()
+    before = [array.copy() for array in opt.param_groups[0]["params"].values()]
+    with suppress(ValueError):
+        _force_isa(on_last("none", asked))
+    expected = on_rank("the environment variable FUSED_ADAMW_ISA must be one of")
+    refused(ValueError, expected, lambda: opt.step(params()))
+    _force_isa(asked)
+    assert opt.t == 0
+    assert same_bits(before, opt.param_groups[0]["params"].values())
+    opt.step(params())
 
 
 def gradients_in_the_memory_of_parameters():
@@ -181,6 +242,10 @@ PROGRAMS = (
     gradients,
     what_may_differ_between_ranks,
     gradients_to_be_overwritten,
+    gradients_whose_elements_share_memory,
+    gradients_that_are_columns_of_one_array,
+    gradients_whose_memory_cannot_be_described,
+    an_instruction_set_that_one_machine_lacks,
     gradients_in_the_memory_of_parameters,
     numbers_that_differ,
     numbers_that_are_wrong,
