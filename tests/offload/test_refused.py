@@ -98,6 +98,11 @@ def test_tensors_whose_class_decides_what_operations_do():
     set_gradient(good, 0)
     bad.grad = Wrapper(torch.ones(3))
     assert_refused(opt, good, TypeError, "parameter 1 must be dense .*; got Wrapper, torch.float32")
+    plain = parameter(torch.float32, shape=(3,))
+    opt = on_device([good, plain], lr=1e-2)
+    plain.grad = Wrapper(torch.ones(3))
+    match = "the gradient of parameter 1 must be dense .*; got Wrapper, torch.strided"
+    assert_refused(opt, good, TypeError, match)
 
 
 def test_gradients_in_the_memory_of_parameters():
