@@ -55,6 +55,16 @@ def isa(request):
     _core._force_isa(FORCED)
 
 
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    """Of DTensors, with one rank."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch_ranks import only_rank
+
+    with only_rank(tmp_path_factory.mktemp("rank")):
+        yield init_device_mesh("cpu", (1,))
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Steps look at this clock, after which no step has stalled."""

@@ -13,13 +13,13 @@ from sharded_training import (  # noqa: E402
     continue_training,
     draw,
     exchange_with_plain,
+    parameter_on,
     place_on,
     reshard,
     train_mixed,
     train_shards,
     write_between_steps,
 )
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.tensor import (  # noqa: E402
     DTensor,
     Partial,
@@ -27,11 +27,10 @@ from torch.distributed.tensor import (  # noqa: E402
     Shard,
     distribute_tensor,
 )
-from torch_ranks import only_rank, run_ranks  # noqa: E402
+from torch_ranks import needs_gloo, run_ranks  # noqa: E402
 
 from fused_adamw import offload  # noqa: E402
 
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 KINDS = ["float32", "bfloat16", "master", "8bit", "8bit_master"]
 EXCHANGED = ["float32", "8bit", "8bit_master"]
 NAMES = [name for name, _ in Model().named_parameters()]
@@ -120,14 +119,8 @@ def test_the_bits_are_those_of_the_class_for_the_cpu(results, how, kind):
 # ---------------------------------------------------------------------------- one rank
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    with only_rank(tmp_path_factory.mktemp("rank")):
-        yield init_device_mesh("cpu", (1,))
-
-
 def trained(mesh, **options):
-    p = torch.nn.Parameter(distribute_tensor(draw((3, 100), 1), mesh, [Shard(0)]))
+    p = parameter_on(mesh)
     p.grad = distribute_tensor(draw((3, 100), 2), mesh, [Shard(0)])
     with offload.simulated():
         opt = offload.AdamW([p], lr=1e-2, **options)
@@ -209,7 +202,7 @@ def added_later(mesh):
     whole = torch.nn.Parameter(draw((3, 100), 1))
     with offload.simulated():
         opt = offload.AdamW([whole], lr=1e-2, max_grad_norm=1.0)
-    p = torch.nn.Parameter(place_on(mesh, Shard(0))(draw((3, 100), 1)))
+    p = parameter_on(mesh)
     opt.add_param_group({"params": [p]})
     return p, opt
 

@@ -65,6 +65,11 @@ def place_on(mesh, *placements):
     return lambda x: distribute_tensor(x, mesh, placements)
 
 
+def parameter_on(mesh, shape=(3, 100), placement=None, dtype=torch.float32):
+    """Divided by rows unless another placement is given."""
+    return torch.nn.Parameter(place_on(mesh, placement or Shard(0))(draw(shape, 1, dtype)))
+
+
 def whole(x):
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 

@@ -3,10 +3,13 @@
 import traceback
 from contextlib import contextmanager
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
+
+needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 
 def run_ranks(ranks, folder, function, *arguments):

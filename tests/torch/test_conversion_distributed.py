@@ -10,7 +10,7 @@ from twin_state import decode_8bit, encode_8bit
 torch = pytest.importorskip("torch", minversion="2.10")
 
 import torch.distributed.checkpoint as dcp  # noqa: E402
-from sharded_training import draw  # noqa: E402
+from sharded_training import draw, parameter_on  # noqa: E402
 from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     StateDictOptions,
     get_optimizer_state_dict,
@@ -18,12 +18,11 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
 )
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor  # noqa: E402
-from torch_ranks import run_ranks  # noqa: E402
+from torch_ranks import needs_gloo, run_ranks  # noqa: E402
 
 from fused_adamw.torch import AdamW  # noqa: E402
 
 NEAREST = {"m": None, "v": None}
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
 def local(x):
@@ -126,7 +125,7 @@ def test_a_file_of_pytorch_s_class_and_back(tmp_path):
 @needs_gloo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtensors_are_converted(mesh, dtype):
-    p = torch.nn.Parameter(distribute_tensor(draw((3, 100), 1).to(dtype), mesh, [Shard(0)]))
+    p = parameter_on(mesh, dtype=dtype)
     p.grad = distribute_tensor(draw((3, 100), 2).to(dtype), mesh, [Shard(0)])
     theirs = torch.optim.AdamW([p], lr=1e-2)
     theirs.step()

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from sharded_training import draw  # noqa: E402
+from sharded_training import draw, parameter_on  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import (  # noqa: E402
     DTensor,
@@ -15,6 +15,7 @@ from torch.distributed.tensor import (  # noqa: E402
     Shard,
     distribute_tensor,
 )
+from torch_ranks import needs_gloo  # noqa: E402
 
 import fused_adamw  # noqa: E402
 from fused_adamw._torch.dispatch import EXCHANGE, PreparedStep, step_all  # noqa: E402
@@ -22,15 +23,9 @@ from fused_adamw._torch.dtensors import local_of  # noqa: E402
 from fused_adamw._torch.local_shards import increment_version  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-
-
-def parameter(mesh, shape=(3, 100), placement=None):
-    return torch.nn.Parameter(distribute_tensor(draw(shape, 1), mesh, [placement or Shard(0)]))
-
 
 def trained(mesh, *shapes, **options):
-    params = [parameter(mesh, shape) for shape in shapes or [(3, 100)]]
+    params = [parameter_on(mesh, shape) for shape in shapes or [(3, 100)]]
     opt = AdamW(params, lr=1e-2, **options)
     for p in params:
         p.grad = distribute_tensor(draw(p.shape, 2), mesh, [Shard(0)])
@@ -54,7 +49,7 @@ def test_a_step_counts_as_a_change_of_the_parameter(mesh, options):
 @pytest.mark.parametrize("options", [{"foreach": True}, {"fused": False}], ids=str)
 def test_pytorch_s_own_update_takes_what_the_kernels_do_not(mesh, options):
     (p,), _ = trained(mesh, **options)
-    q = parameter(mesh)
+    q = parameter_on(mesh)
     q.grad = p.grad
     torch.optim.AdamW([q], lr=1e-2, **options).step()
     assert torch.equal(p.to_local(), q.to_local())
@@ -193,9 +188,9 @@ def test_other_memory_orders(mesh, state_dtype):
 @needs_gloo
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
 def test_a_parameter_of_the_shape_of_its_count_of_steps(mesh, state_dtype):
-    p = parameter(mesh, (), Replicate())
+    p = parameter_on(mesh, (), Replicate())
     opt = AdamW([p], state_dtype=state_dtype)
-    p.grad = parameter(mesh, (), Replicate()).detach()
+    p.grad = parameter_on(mesh, (), Replicate()).detach()
     opt.step()
     opt.load_state_dict(opt.state_dict())
     assert type(opt.state[p]["step"]) is torch.Tensor

@@ -4,17 +4,12 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from sharded_training import draw, place_on  # noqa: E402
+from sharded_training import draw, parameter_on, place_on  # noqa: E402
 from torch.distributed._functional_collectives import AsyncCollectiveTensor  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor  # noqa: E402
+from torch_ranks import needs_gloo  # noqa: E402
 
 from fused_adamw.torch import AdamW  # noqa: E402
-
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-
-
-def parameter(mesh, shape=(3, 100)):
-    return torch.nn.Parameter(distribute_tensor(draw(shape, 1), mesh, [Shard(0)]))
 
 
 @needs_gloo
@@ -35,7 +30,7 @@ def test_gradients_are_unscaled_as_those_of_other_tensors(mesh, options):
 
 @needs_gloo
 def test_gradients_that_are_sums_over_the_ranks(mesh):
-    p, q = parameter(mesh), parameter(mesh)
+    p, q = parameter_on(mesh), parameter_on(mesh)
     local = draw(p.shape, 2)
     p.grad = DTensor.from_local(local, mesh, [Partial()])
     q.grad = distribute_tensor(local, mesh, [Shard(0)])
@@ -46,7 +41,7 @@ def test_gradients_that_are_sums_over_the_ranks(mesh):
 @needs_gloo
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit"}], ids=str)
 def test_a_gradient_that_a_collective_operation_may_still_write(mesh, options):
-    p, q = parameter(mesh), parameter(mesh)
+    p, q = parameter_on(mesh), parameter_on(mesh)
     p.grad, q.grad = (distribute_tensor(draw(p.shape, 2), mesh, [Shard(0)]) for _ in range(2))
     p.grad._local_tensor = AsyncCollectiveTensor(p.grad._local_tensor)
     opt = AdamW([p, q], **options)
@@ -64,7 +59,7 @@ def test_gradients_with_gaps(mesh, options):
     """PyTorch leaves padding in the gradients of some ranks, where parts differ in size."""
     grad, with_padding = draw((4, 17), 2), torch.zeros(4, 18)
     with_padding[:, :17] = grad
-    p, q = parameter(mesh, (4, 17)), parameter(mesh, (4, 17))
+    p, q = parameter_on(mesh, (4, 17)), parameter_on(mesh, (4, 17))
     p.grad = DTensor.from_local(with_padding[:, :17], mesh, [Shard(0)])
     q.grad = distribute_tensor(grad, mesh, [Shard(0)])
     opt = AdamW([p, q], **options)

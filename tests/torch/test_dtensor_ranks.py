@@ -19,11 +19,11 @@ from sharded_training import (  # noqa: E402
     train_mixed,
     train_shards,
 )
-from torch_ranks import run_ranks  # noqa: E402
+from torch_ranks import needs_gloo, run_ranks  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+    needs_gloo,
 ]
 STEPS = 3
 NUMBERS = {name: i for i, (name, _) in enumerate(Model().named_parameters())}

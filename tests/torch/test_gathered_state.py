@@ -14,11 +14,11 @@ from gathered_state import (  # noqa: E402
     set_before_the_weights,
 )
 from sharded_training import call_all, call_all_offloaded  # noqa: E402
-from torch_ranks import run_ranks  # noqa: E402
+from torch_ranks import needs_gloo, run_ranks  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+    needs_gloo,
 ]
 CONVERTED = [
     (source, divided, kind, True)

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.11")
 
-from torch_ranks import only_rank  # noqa: E402
+from torch_ranks import needs_gloo, only_rank  # noqa: E402
 from torch_state import DTYPES, as_array, draw, parameters  # noqa: E402
 from twin_state import TensorTwin, raw  # noqa: E402
 
@@ -27,7 +27,6 @@ OPTIONS = [
     {"state_dtype": "8bit", "master_weights": True},
 ]
 HYPER = {"lr": 1e-2, "eps": 1e-4}
-needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
 def wide_parameters(dtype):
