@@ -113,7 +113,7 @@ cdef int require_disjoint(TreeSpec spec, str argument, tuple arrays, str why) ex
         for found in before:
             if found[0] <= begin:  # it ends before this and all that follow
                 continue
-            if may_share_memory(array, found[2]):
+            if may_overlap(array, found[2]):
                 raise ValueError(
                     f"{spec.name(argument, i)} must not share memory with "
                     f"{spec.name(argument, found[1])}, since {why}"
@@ -123,8 +123,9 @@ cdef int require_disjoint(TreeSpec spec, str argument, tuple arrays, str why) ex
     return 0
 
 
-cdef bint may_share_memory(array, other) except -1:
-    """Exact for slices of one array; True where it would take long to find out."""
+cdef bint may_overlap(array, other) except -1:
+    """Whether two arrays may have an element in common: exact for slices of one array, True where
+    it would take long to find out."""
     try:
         return np.shares_memory(array, other, max_work=100)
     except np.exceptions.TooHardError:

@@ -12,7 +12,7 @@ from torch.utils.weak import TensorWeakRef
 
 from .._core import DeferredSignals, norm_of_chunks
 from .._torch.dtensors import local_of, redistributed
-from .._torch.flat_memory import flat_view, same_strides
+from .._torch.flat_memory import flat_view, in_order_of
 from .._torch.local_shards import increment_version, version_of
 from .._torch.options import numbered
 from .._torch.portable_state import restore_masters
@@ -255,11 +255,10 @@ class Engine:
         self, update: CheckedUpdate, ready: Ticket
     ) -> tuple[Lane, Ticket, Tensor, Tensor]:
         p, grad = update.p, local_of(update.grad)
-        if p.stride() != grad.stride() and not same_strides(local_of(p), grad):
-            with torch.no_grad():
-                grad = torch.empty_like(local_of(p)).copy_(grad)
+        ordered = in_order_of(local_of(p), grad)
+        if ordered is not grad:
             ready = update.lane.ticket()
-        return update.lane, ready, flat_view(grad), update.host_state.flat_params(p)
+        return update.lane, ready, flat_view(ordered), update.host_state.flat_params(p)
 
     # ---- waiting
 

@@ -20,7 +20,16 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
     """Whether elements of tensors of one shape are in the same order in memory."""
-    return strides_of(a) == strides_of(b)
+    return a.stride() == b.stride() or strides_of(a) == strides_of(b)
+
+
+def in_order_of(like: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of the same shape as ``like`` with its elements in the same order in memory: the
+    tensor itself where they are, else a copy."""
+    if same_strides(tensor, like):
+        return tensor
+    with torch.no_grad():
+        return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from .dtensors import (
     offset_of,
     redistributed,
 )
-from .flat_memory import same_strides
+from .flat_memory import in_order_of
 from .state import State
 
 increment_version = torch._C._increment_version
@@ -125,8 +125,9 @@ def _close_gaps(grad: Tensor, local: Tensor) -> None:
     of some of the ranks."""
     if type(grad) is not Tensor or grad.layout is not torch.strided or grad.device.type != "cpu":
         return
-    if grad.shape == local.shape and not same_strides(grad, local):
-        grad.data = torch.empty_like(local, dtype=grad.dtype).copy_(grad.detach())
+    ordered = in_order_of(local, grad) if grad.shape == local.shape else grad
+    if ordered is not grad:
+        grad.data = ordered
 
 
 def _local_like(x: Any, p: Any) -> Any:

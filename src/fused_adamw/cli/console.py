@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..tiny.epochs import Epoch
-from ..tiny.train_loop import History
+from ..tiny.train_loop import MOST_STEPS, History
 from .spelling import spelled
 
 FEWEST_COLUMNS = 30
@@ -109,15 +109,13 @@ def bullets(items: Iterable[str]) -> Padding:
 
 # ---------------------------------------------------------------------------- progress
 
-MOST_OF_A_BAR = 10**18  # Rich estimates the time that is left in float64
-
 
 class TrainingBar:
     """The bar of a training run: on standard error if that is a terminal, else nothing."""
 
     def __init__(self, bar: Progress, label: str, done: int, steps: int) -> None:
         self._bar, self._steps = bar, steps
-        self._task = bar.add_task(label, completed=done, total=min(steps, MOST_OF_A_BAR), loss="")
+        self._task = bar.add_task(label, completed=done, total=min(steps, MOST_STEPS), loss="")
         self._drawn = -math.inf
         self._prints = True
 
@@ -174,7 +172,7 @@ def benchmark_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             task,
             description=f"{text:<30}",
             completed=done,
-            total=min(total, MOST_OF_A_BAR),
+            total=min(total, MOST_STEPS),
             refresh=True,
         )
 

@@ -137,7 +137,7 @@ def _plot_sweeps(axes: "Axes", sweeps: Sequence[Sweep], steps: Sequence[int]) ->
     bottom = min(above_0, default=chance) / 4 if is_log else 0  # where a loss of 0 is drawn
     for sweep, color in zip(sweeps, COLORS, strict=False):
         points = sorted((lr, min(max(loss, bottom), top)) for lr, loss in sweep.losses.items())
-        diverged = [lr for lr, loss in points if loss > DIVERGED * chance]
+        diverged = [lr for lr, loss in points if sweep.has_diverged(loss)]
         style: dict[str, Any] = {"color": color, "linewidth": 1.5, "markersize": 4, "zorder": 3}
         axes.plot(*zip(*points, strict=True), marker="o", label=sweep.optimizer, **style)
         if diverged:  # an empty line would spoil the layout

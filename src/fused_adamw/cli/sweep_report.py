@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..tiny.sweep import Sweep, on_held_out_text, working_loss
-from ..tiny.train_loop import DIVERGED
 from . import console
 
 SIMILAR_DECADES = 0.75  # ranges of rates that differ by less, as by one step of a sweep
@@ -40,7 +39,7 @@ def _cell(sweep: Sweep, lr: float) -> Text:
     if lr not in sweep.losses:
         return Text("-  ")
     loss = sweep.losses[lr]
-    if loss > DIVERGED * sweep.chance:
+    if sweep.has_diverged(loss):
         return Text("diverges  ", style="red")
     is_best = sweep.is_swept and sweep.best is not None and lr == sweep.best.lr
     return Text(f"{short(loss)} *" if is_best else f"{short(loss)}  ", "bold" if is_best else "")
@@ -105,7 +104,7 @@ def _at_one_rate(adamw: Sweep, sgd: Sweep) -> Iterator[str]:
     loss = sgd.losses.get(_best_lr(adamw))
     there = ""
     if loss is not None:
-        there = "diverges" if loss > DIVERGED * sgd.chance else f"reaches {short(loss)}"
+        there = "diverges" if sgd.has_diverged(loss) else f"reaches {short(loss)}"
     if not (adamw.is_swept and sgd.is_swept):
         if there and _best_lr(adamw) != _best_lr(sgd):
             yield f"At AdamW's rate SGD {there}."

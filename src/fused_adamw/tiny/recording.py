@@ -12,12 +12,11 @@ from ..reference import bias_correction
 from .layers import FloatArray
 from .model import Parameters, TinyTransformer
 from .text_data import Task
-from .train_loop import History, held_out_loss
+from .train_loop import MOST_STEPS, History, held_out_loss
 
 MAX_SNAPSHOTS = 40
 MAX_EVALUATIONS = 20  # of the held-out text, which may be long
 MAX_POINTS = 500  # of a curve of moments
-MOST_STEPS = 10**18  # that can be made; an integer may be beyond float64
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ class Sweep:
     @property
     def diverged(self) -> bool:
         """Whether all training runs that have ended have diverged."""
-        return self.best_loss > DIVERGED * self.chance
+        return self.has_diverged(self.best_loss)
+
+    def has_diverged(self, loss: float) -> bool:
+        """Whether a training with this final loss has diverged."""
+        return loss > DIVERGED * self.chance
 
     @property
     def shown(self) -> TrainingResult | None:

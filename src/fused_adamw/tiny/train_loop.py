@@ -74,6 +74,7 @@ class History:
 
 
 OptimizerName: TypeAlias = Literal["AdamW", "SGD"]
+MOST_STEPS = 10**18  # that can be taken; an integer may be beyond float64
 DIVERGED = 2  # a loss that many times that of guessing, or the first one
 
 
