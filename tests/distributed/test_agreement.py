@@ -2,7 +2,7 @@
 
 import pytest
 
-from fused_adamw._distributed.agreement import _raise_difference, _raise_first_error
+from fused_adamw._distributed.agreement import MAX_SHOWN, _raise_difference, _raise_first_error
 
 
 class TwoRanks:
@@ -14,6 +14,21 @@ def test_a_difference_that_no_value_shows():
     message = "^the arguments must be the same on all ranks; got different ones$"
     with pytest.raises(RuntimeError, match=message):
         _raise_difference(TwoRanks(), {"t": 1})
+
+
+class DifferentRanks:
+    def __init__(self, length):
+        self.length = length
+
+    def allgather(self, value):
+        return [{"seed": "1" * self.length}, {"seed": "2" * self.length}]
+
+
+def test_long_values_are_cut_off():
+    with pytest.raises(ValueError, match=f"got 1{{{MAX_SHOWN}}} on rank 0 and 2{{{MAX_SHOWN}}} on"):
+        _raise_difference(DifferentRanks(MAX_SHOWN), {})
+    with pytest.raises(ValueError, match=rf"got 1{{{MAX_SHOWN}}}\.\.\. on rank 0"):
+        _raise_difference(DifferentRanks(MAX_SHOWN + 1), {})
 
 
 class SecondRank:

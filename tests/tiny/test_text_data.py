@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -139,6 +140,15 @@ def test_held_out_text_without_a_target(corpus):
             text_task(short, 8, 4, 0)
     task = text_task(dataclasses.replace(corpus, held_out=corpus.held_out[:2]), 8, 4, 0)
     assert [len(x) for x in task.example] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["S_ISCHR", "S_ISBLK"])
+def test_a_device_is_not_read(tmp_path, monkeypatch, kind):
+    """It might never end."""
+    (tmp_path / "device").write_text("text of a device")
+    monkeypatch.setattr(stat, kind, lambda mode: True)
+    with pytest.raises(ValueError, match=r"device must be a file or a pipe; got a device$"):
+        read_text(tmp_path / "device", context=4)
 
 
 def test_samples_that_cannot_be_drawn():

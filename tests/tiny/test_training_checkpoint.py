@@ -11,6 +11,7 @@ from checkpoints import next_descriptor
 from processes import bytes_read, start_children
 
 from fused_adamw import AdamW
+from fused_adamw._io import file_lock
 from fused_adamw.checkpoint import save_checkpoint
 from fused_adamw.tiny import History, TrainingCheckpoint
 from fused_adamw.tiny.training_checkpoint import checkpoint_lock
@@ -174,6 +175,25 @@ def test_a_lock_is_free_after_an_error_and_a_leftover(tmp_path):
     with checkpoint_lock(tmp_path / "run"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is locked on Windows")
+def test_a_lock_that_was_removed_while_it_was_waited_for(tmp_path, monkeypatch):
+    """A training that ends removes its file: a lock on that excludes nobody."""
+    path = tmp_path / ".run.lock"
+    lock, removed = file_lock.try_lock, []
+
+    def lock_too_late(descriptor):
+        if not removed:
+            removed.append(path.unlink())
+        return lock(descriptor)
+
+    monkeypatch.setattr(file_lock, "try_lock", lock_too_late)
+    with checkpoint_lock(tmp_path / "run"):
+        assert removed
+        assert path.exists()
+        with pytest.raises(ValueError, match="another training run saves to it"):
+            checkpoint_lock(tmp_path / "run").__enter__()
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="needs files that are not followed")

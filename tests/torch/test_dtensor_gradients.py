@@ -1,5 +1,7 @@
 """Gradients of DTensors on the only rank of a mesh."""
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
@@ -9,7 +11,20 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor  # n
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor  # noqa: E402
 from torch_ranks import needs_gloo  # noqa: E402
 
+from fused_adamw._torch.dtensors import is_placed_like  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
+
+
+@pytest.mark.parametrize("member", ["placements", "mesh", "shard_order"])
+def test_a_part_is_the_same_where_all_that_places_it_is_equal(member):
+    """On one rank every part is the whole tensor."""
+    spec = {"placements": (Shard(0), Shard(0)), "mesh": (0, 1), "shard_order": ((0, 1),)}
+    first, same, other = (
+        SimpleNamespace(_spec=SimpleNamespace(**spec | changes))
+        for changes in ({}, {}, {member: ()})
+    )
+    assert is_placed_like(first, same)
+    assert not is_placed_like(first, other)
 
 
 @needs_gloo

@@ -46,6 +46,17 @@ def test_checkpoints_of_adam_are_continued_by_adamw(kind, options):
         torch.testing.assert_close(p, q, rtol=1e-4 if options else 1e-6, atol=0)
 
 
+def test_what_programs_keep_beside_the_state():
+    params = [torch.nn.Parameter(torch.ones(300)) for _ in range(2)]
+    opt = AdamW(params, state_dtype="8bit")
+    opt.state["epoch"] = {"loss": torch.ones(9)}
+    opt.state[params[1]] = "not trained yet"
+    params[0].grad = torch.ones(300)
+    opt.step()
+    own = {name: x for name, x in opt.state[params[0]].items() if name != "step"}
+    assert opt.state_nbytes == sum(x.nbytes for x in own.values())
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "options", [{}, {"state_dtype": "8bit"}, {"state_dtype": "float32"}, {"ema_decay": 0.5}]

@@ -46,11 +46,12 @@ def construction():
         "bucket_bytes must be >= 131,072; got 5",
         lambda: ShardedAdamW(params(), bucket_bytes=5),
     )
-    refused(
-        TypeError,
-        "bucket_bytes must be an integer; got 'x'",
-        lambda: ShardedAdamW(params(), bucket_bytes="x"),
-    )
+    for wrong in ("x", True):
+        refused(
+            TypeError,
+            f"bucket_bytes must be an integer; got {wrong!r}",
+            lambda wrong=wrong: ShardedAdamW(params(), bucket_bytes=wrong),
+        )
 
 
 def construction_that_differs():
@@ -87,8 +88,9 @@ def construction_that_differs():
 
 
 def communicators():
-    kind = f"got {type(COMM.Get_group()).__name__}"
-    refused(TypeError, kind, lambda: made(comm=COMM.Get_group()), start="comm must be")
+    for other in (COMM.Get_group(), np.ones(3)):  # which == compares by element
+        kind = f"got {type(other).__name__}"
+        refused(TypeError, kind, lambda other=other: made(comm=other), start="comm must be")
     freed = COMM.Dup()
     freed.Free()
     expected = "comm must include this process and must not have been freed; got MPI.COMM_NULL"
