@@ -176,6 +176,15 @@ def test_small_tensors_are_skipped_where_8_bits_are_not_used(run, loads):
     assert "4,096" in reasons["bitsandbytes-8bit"]
 
 
+def test_a_case_that_no_chart_shows(run, loads):
+    options = ("--case", "1000x64", "--implementation", "pure-python", "--rounds", 1)
+    status, out, err = run(*options, "--json")
+    assert (status, err, len(loads(out)["cases"])) == (0, "", 1)
+    status, out, err = run(*options, "--plot", "chart.png")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --plot requires a --case of tiny-transformer, 2^16")
+
+
 def test_a_narrow_terminal_shows_whose_time_it_is(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     status, out, _ = run("--case", "2^16", "--implementation", "numpy", "--rounds", 1)

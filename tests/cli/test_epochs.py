@@ -9,6 +9,7 @@ from cli_process import MAIN, SMALL, loads, on_a_terminal
 from cli_records import HELD_OUT_KEYS, RECORD_KEYS, without_seconds
 
 from fused_adamw import AdamW
+from fused_adamw.cli.train_options import ScheduleName, TrainConfig
 from fused_adamw.tiny import TARGETS, TOKENS, TinyTransformer
 from fused_adamw.tiny.epochs import evaluate_epoch
 
@@ -114,6 +115,16 @@ def test_more_epochs_of_a_constant_rate(run, train_json, text, assert_same):
 def test_a_constant_rate_may_not_be_reached(train_json, text):
     record = train_json("--text", text, *SMALL, "--epochs", 1, "--warmup", 2 * PER_EPOCH)
     assert record["steps"] == PER_EPOCH
+
+
+def test_a_warm_up_as_long_as_the_default_steps():
+    """It is compared with the steps of the epochs."""
+    config = TrainConfig(epochs=30, schedule=ScheduleName.LINEAR, warmup=500)
+    assert config.total_steps(PER_EPOCH) == 30 * PER_EPOCH
+    with pytest.raises(
+        ValueError, match=r"^--warmup \(500\) must be less than the number of steps"
+    ):
+        config.total_steps(16)
 
 
 def test_the_epochs_of_a_falling_rate_stay(run, train_json, text):

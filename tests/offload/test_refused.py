@@ -39,13 +39,19 @@ def sparse():
     return torch.nn.Parameter(torch.eye(4).to_sparse())
 
 
+def sparse_rows():
+    return torch.nn.Parameter(torch.eye(4).to_sparse_csr())
+
+
 def negated():
     return torch.nn.Parameter(torch._neg_view(torch.zeros(4)))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize(
     ("make", "strides"),
     [
+        (sparse_rows, None),
         *((complex_parameter, (1,)), (with_gaps, (8, 2)), (expanded, (0,)), (sparse, None)),
         (negated, (1,)),
     ],
@@ -235,6 +241,7 @@ def test_state_that_is_refused():
         ({"step": torch.tensor(0.5)}, "whole number; got 0.5"),
         ({"step": torch.tensor(torch.inf)}, "whole number; got inf"),
         ({"exp_avg": torch._neg_view(torch.zeros(9))}, "the m of parameter 0 must be float32"),
+        ({"exp_avg": torch.zeros(9, device="meta")}, "the m .* in host memory .* on meta$"),
     ):
         kept = dict(opt.state[p])
         opt.state[p].update(broken)

@@ -56,12 +56,12 @@ class Ranks:
                     pass
 
     def send(self, data: Array) -> None:
-        """Send flat, contiguous data to rank 0."""
+        """Send flat, contiguous data to rank 0; without an element it means failure."""
         self.comm.Send(data.view(np.uint8), 0)
 
     def receive(self, data: Array, rank: int) -> None:
-        """Receive, on rank 0, what a rank sends."""
-        if data.nbytes and not self._receive_some(data, rank):
+        """Receive, on rank 0, what a rank sends: at least one element."""
+        if not self._receive_some(data, rank):
             raise _SenderFailedError
 
     def _receive_some(self, buffer: Array, rank: int) -> bool:

@@ -63,7 +63,7 @@ class Training:
     def _sweep(
         self, name: OptimizerName, lr: float | None, train_at: Callable[[float], TrainingResult]
     ) -> Sweep:
-        if lr is None and self.options.compares:
+        if self._is_swept(name):
             return sweep_rates(name, self.chance, train_at)
         sweep = Sweep(name, self.chance)
         sweep.add(train_at(self.config.rate if lr is None else lr))
@@ -127,8 +127,9 @@ class Training:
         """The loss of guessing."""
         return math.log(len(self.task.vocabulary))
 
-    def _is_swept(self, result: TrainingResult) -> bool:
-        given = self.config.lr if result.optimizer == "AdamW" else self.options.sgd_lr
+    def _is_swept(self, name: OptimizerName) -> bool:
+        """Whether the learning rate of an optimizer is to be found."""
+        given = self.config.lr if name == "AdamW" else self.options.sgd_lr
         return self.options.compares and given is None
 
     def _run(
@@ -139,7 +140,7 @@ class Training:
         save: Sequence[OnStep] = (),
     ) -> TrainingResult:
         result.initial_held_out_loss = self._initial_held_out_loss
-        steps, history, is_swept = self.steps, result.history, self._is_swept(result)
+        steps, history, is_swept = self.steps, result.history, self._is_swept(result.optimizer)
         batches = self.task.batches()
         if is_swept:  # where it has diverged there is no more to see
             batches = takewhile(lambda _: all(map(math.isfinite, history.losses[-1:])), batches)
