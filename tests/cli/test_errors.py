@@ -1,10 +1,10 @@
 """Bad input, and what is missing: one line on standard error, and an exit status."""
 
-import os
 from pathlib import Path
 
 import pytest
 from cli_process import MAIN, in_a_process
+from permissions import binding_permissions
 
 
 @pytest.mark.parametrize(
@@ -149,23 +149,30 @@ def test_bad_input_is_one_line_before_any_training(run, monkeypatch, arguments, 
     assert sorted(Path().rglob("*")) == before
 
 
-@pytest.mark.skipif(
-    os.name == "nt" or getattr(os, "geteuid", lambda: 0)() == 0,
-    reason="permissions bind neither root nor Windows in this way",
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        *(("--text", "closed.csv"), ("--log", "closed.csv"), ("--log", "closed/log.csv")),
+        *(("--plot", "closed/plot.png"), ("--checkpoint", "closed/run")),
+    ],
 )
-def test_files_without_permission(run):
+def test_files_without_permission(run, option, name):
     Path("closed").mkdir(mode=0o500)
-    for name in ("text.txt", "plot.png"):
-        Path(name).write_text("x" * 200)
-        Path(name).chmod(0)
-    for arguments in (
-        ("--text", "text.txt"),
-        ("--plot", "plot.png"),
-        ("--plot", "closed/plot.png"),
-        ("--checkpoint", "closed/run"),
-    ):
-        status, out, err = run("train", *arguments)
-        assert (status, out, err.count("\n")) == (2, "", 1)
+    Path("closed.csv").write_text("x" * 200)
+    Path("closed.csv").chmod(0)
+    with binding_permissions():
+        status, out, err = run("train", option, name)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert err.endswith("Permission denied\n")
+
+
+def test_a_file_that_is_replaced_needs_no_permission_of_its_own(run):
+    Path("plot.png").touch(mode=0)
+    with binding_permissions():
+        status, _, err = run("train", "--steps", 2, "--lr", 0.01, "--plot", "plot.png")
+    assert (status, err) == (0, "")
+    assert Path("plot.png").stat().st_size
 
 
 def test_an_unknown_command(run):

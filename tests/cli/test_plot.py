@@ -44,7 +44,6 @@ def test_the_plot_of_a_text_and_of_a_diverging_training(run, text):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error")
 def test_the_plot_of_a_sweep_with_a_loss_of_zero(tmp_path):
     """On a logarithmic scale there is no 0: it is drawn at the lower edge."""
     losses = {0.01: 1.0, 0.1: 1e-3, 1.0: 0.0}

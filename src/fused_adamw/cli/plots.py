@@ -39,14 +39,13 @@ DASHES = ((6, 2), (2, 1), (8, 2, 2, 2), (4, 1, 1, 1, 1, 1), (1, 1))
 
 def check_plot_path(path: Path) -> None:
     """Raise ValueError unless an image can be written there; leave no file."""
-    figure, (axes,) = _figure((2, 2))
+    figure, _ = _figure((2, 2))
     extension = path.suffix[1:].lower()
     if extension not in figure.canvas.get_supported_filetypes():
         raise ValueError(
             f"--plot must end in .png, .svg, .pdf or another format of Matplotlib's; got {path}"
         )
     check_output_path(path, replaced=True)
-    axes.set_title("loss")
     try:  # some formats, and some settings of Matplotlib, need TeX or other programs
         figure.savefig(BytesIO(), format=extension)
     except Exception as error:
