@@ -143,8 +143,6 @@ class AdamW(HostAdamW):
         overlap.require_whole_step(engine)
         overlap.require_final_gradients(self.param_groups)
         require_whole_norm(self.param_groups, self.max_grad_norm)
-        if self._order() is None:
-            engine.synchronize()
         sums_only = self.max_grad_norm is not None
         hooks = overlap.Overlap(
             engine,

@@ -68,6 +68,22 @@ def test_loading_gives_pytorch_no_state_to_move_to_the_device(monkeypatch):
     assert opt.state[p]["exp_avg"].any()
 
 
+def test_weights_that_are_loaded_after_the_state_stay():
+    """The updates of the step that is discarded are complete by then."""
+    p = parameter()
+    opt = on_device([p], lr=1e-2, delay=0.05)
+    steps(opt, p, count=1)
+    saved, weights = copy.deepcopy(opt.state_dict()), p.detach().clone()
+    with opt.overlapped():
+        (p * 2).sum().backward()
+    opt.load_state_dict(saved)
+    with torch.no_grad():
+        p.copy_(weights)
+    opt.synchronize()
+    assert torch.equal(p, weights)
+    assert opt.state[p]["step"] == 1
+
+
 def test_hooks_of_the_user_see_the_whole_state_dict():
     p = parameter()
     opt = on_device([p], lr=1e-2)
