@@ -198,12 +198,12 @@ class AdamW(DecodedState):
 
         Raises:
             TypeError, ValueError: naming the entry, with nothing changed.
-            KeyboardInterrupt, and what other signal handlers raise: with nothing changed, or after
-                everything has been loaded.
+            KeyboardInterrupt, other exceptions of signal handlers: before all is loaded, or after.
         """
         with self._exclusive("load_state_dict"):
             state_dict = read_once(state_dict)
-            self._check_numbers(state_dict)
+            self._check_params()
+            self._check_values(state_dict)
             entries = self._checked_entries(state_dict, check_flag("convert", convert))
             warn_of_conversion("state_dict", (entry.difference for entry in entries))
             self._check_params()  # again, after what shows a warning

@@ -189,12 +189,18 @@ def test_a_schedule_is_the_optimizers_own(path):
     assert other.t == 3
 
 
-@pytest.mark.parametrize("value", [-1.0, np.nan, "x"])
-def test_a_number_that_every_step_refuses_is_not_saved(value, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(("lr", value, "^lr must be") for value in (-1.0, np.nan, "x")),
+        ("betas", 0.9, "^betas must be a pair of numbers; got 0.9$"),
+    ],
+)
+def test_a_number_that_every_step_refuses_is_not_saved(name, value, message, tmp_path):
     opt, path = AdamW({"w": np.ones(3)}), tmp_path / "file"
     save_checkpoint(path, opt)
-    opt.param_groups[0]["lr"] = value
-    with pytest.raises((TypeError, ValueError), match="lr"):
+    opt.param_groups[0][name] = value
+    with pytest.raises((TypeError, ValueError), match=message):
         save_checkpoint(path, opt)
     load_checkpoint(path, AdamW({"w": np.ones(3)}))  # the old file is whole
 

@@ -1,5 +1,5 @@
 """Ctrl-C, at any moment of a step: nothing has changed, or all of it, at the latest once what has
-begun is waited for."""
+begun is waited for. Other failures of the thread."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from offloading import Beside, Net, on_device  # noqa: E402
+from offloading import Beside, Net, on_device, parameter, set_gradient  # noqa: E402
 from processes import run_python  # noqa: E402
 
-from fused_adamw._offload import pump, threads  # noqa: E402
+from fused_adamw._offload import pump, stepper, threads  # noqa: E402
 from fused_adamw._offload.threads import start_thread  # noqa: E402
 
 
@@ -201,3 +201,23 @@ def test_threads_that_have_ended_are_forgotten():
         thread.join(60)
     start_thread("test", lambda: None, lambda: None)
     assert sum(x.name == "test" for x in threads._stops) == 1
+
+
+def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):
+    def fail(_):
+        raise MemoryError("here")
+
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    monkeypatch.setattr(stepper, "update", fail)
+    set_gradient(p, 0)
+    with pytest.raises(RuntimeError, match="an update failed") as raised:
+        opt.step()
+    assert isinstance(raised.value.__cause__, MemoryError)
+    monkeypatch.undo()
+    count = opt.state[p]["step"].item()
+    with pytest.raises(RuntimeError, match="cannot be used again"):
+        opt.step()
+    with pytest.raises(RuntimeError, match="cannot be used again"), opt.overlapped():
+        p.sum().backward()
+    assert opt.state[p]["step"] == count

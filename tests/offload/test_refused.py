@@ -278,21 +278,3 @@ def test_strides_of_dimensions_of_one_element_have_no_order(stride):
     opt.state[p]["exp_avg"] = torch.zeros(12, 1).t()
     opt.step()
     assert opt.state[p]["step"] == 3
-
-
-def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):
-    from fused_adamw._offload import stepper
-
-    def fail(_):
-        raise MemoryError("here")
-
-    p = parameter()
-    opt = on_device([p], lr=1e-2)
-    monkeypatch.setattr(stepper, "update", fail)
-    set_gradient(p, 0)
-    with pytest.raises(RuntimeError, match="an update failed") as raised:
-        opt.step()
-    assert isinstance(raised.value.__cause__, MemoryError)
-    monkeypatch.undo()
-    with pytest.raises(RuntimeError, match="cannot be used again"):
-        opt.step()

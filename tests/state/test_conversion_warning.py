@@ -5,7 +5,7 @@ import time
 import warnings
 
 import pytest
-from states import contents, trained
+from states import arrays_of, contents, trained
 
 from fused_adamw.checkpoint import MismatchedCheckpointError, load_checkpoint, save_checkpoint
 
@@ -66,6 +66,19 @@ def test_a_warning_that_is_an_error_changes_nothing(through, tmp_path):
             load(opt, saved, path)
         assert contents(opt) == before
         load(opt, trained(state_dtype="8bit"), path)  # no conversion, no warning
+
+
+@pytest.mark.parametrize("through", ["snapshot", "file"])
+def test_parameters_that_cannot_be_loaded_are_refused_without_a_warning(through, tmp_path):
+    path = tmp_path / "file" if through == "file" else None
+    saved, opt = trained(), trained(state_dtype="8bit", steps=1)
+    before = contents(opt)
+    arrays_of(opt)[0].flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="must be writable"):
+            load(opt, saved, path)
+    assert contents(opt) == before
 
 
 def test_a_thread_whose_lines_are_all_in_the_package():

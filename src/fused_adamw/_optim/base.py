@@ -185,19 +185,6 @@ class BaseOptimizer(Options):
         or is read-only."""
         self._sources.check_unchanged(self.param_groups, True)
 
-    def _check_numbers(self, saved: Mapping[str, Any]) -> None:
-        """Raise what ``load_state_dict`` would raise for everything but the arrays and their memory
-        order.
-
-        Args:
-            saved: as in ``_state_numbers``, or a whole state dict.
-
-        Raises:
-            TypeError, ValueError: naming the entry.
-        """
-        self._check_params()
-        self._check_values(saved)
-
     def _check_options(self) -> None:
         """Raise TypeError or ValueError, as a step does, for options and hyper-parameters that are
         of a wrong kind, and for a rate without the array of the state that it needs."""
@@ -209,14 +196,22 @@ class BaseOptimizer(Options):
         self._bound.check_rates(self._rates)
 
     def _check_values(self, saved: Mapping[str, Any]) -> None:
-        """``_check_numbers`` without the check of the parameters."""
+        """Raise what ``load_state_dict`` raises for everything but the parameters, and the arrays
+        of the state and their memory order.
+
+        Args:
+            saved: as in ``_state_numbers``, or a whole state dict.
+
+        Raises:
+            TypeError, ValueError: naming the entry.
+        """
         t, steps = check_numbers(saved, len(self.param_groups), self.names)
         rates = rates_of(self._loaded_options(saved))
         hypers = hyperparams_at(saved["param_groups"], t + 1, rates)
         self._bound.check(hypers, steps)
 
     def _load_numbers(self, saved: Mapping[str, Any]) -> None:
-        """Take over numbers that ``_check_numbers`` has accepted."""
+        """Take over numbers that ``_check_values`` has accepted."""
         groups = saved["param_groups"]
         numbers = [{name: as_numbers(name, x[name]) for name in HYPERPARAMETERS} for x in groups]
         options = self._loaded_options(saved)
