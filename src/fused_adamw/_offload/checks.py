@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._optim.options import roles_of
-from .._optim.state_formats import StateOptions, supported_dtypes
+from .._optim.state_formats import supported_dtypes
 from .._torch.dtensors import is_part_of_same, is_partial, local_of, placements_of
 from .._torch.flat_memory import is_dense
 from .._torch.reasons import dtype_hint, has_kernel
@@ -26,7 +25,7 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
         or p.is_neg()
         or is_partial(p)
     ):
-        dtypes = supported_dtypes(StateOptions(state_dtype, (*roles_of(group), "master")))
+        dtypes = supported_dtypes(state_dtype)
         hint = f" ({dtype_hint(p)})" if not supported and dtype_hint(p) else ""
         raise TypeError(
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "

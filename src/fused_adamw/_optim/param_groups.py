@@ -18,7 +18,7 @@ from .._core import (
 )
 from .arrays import Array
 from .options import HYPERPARAMETERS, SCHEDULED, DecayRates, check_flag
-from .state_formats import ELEMENT_TYPES, StateOptions, is_compatible, supported_dtypes
+from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
 """The parameters of a group under "params", and its hyper-parameters."""
@@ -110,7 +110,7 @@ def check_state_support(spec: TreeSpec, arrays: Sequence[Array], state_dtype: st
     for name, array in zip(spec.argument_names("params"), arrays, strict=True):
         if state_dtype is not None and not is_compatible(array.dtype.name, state_dtype):
             raise TypeError(
-                f"{name} must have dtype {supported_dtypes(StateOptions(state_dtype))} with "
+                f"{name} must have dtype {supported_dtypes(state_dtype)} with "
                 f"state_dtype={state_dtype!r}; got {array.dtype.name}"
             )
 

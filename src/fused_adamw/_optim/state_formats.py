@@ -114,15 +114,10 @@ def has_scales(state_dtype: str | None) -> bool:
     return state_dtype is not None and FORMATS[state_dtype].block > 1
 
 
-def supported_dtypes(options: StateOptions) -> str:
-    """The dtypes of parameters that go with a ``state_dtype``, for messages; with None, the
-    compute types, and all with master weights."""
-    state_dtype, roles = options
+def supported_dtypes(state_dtype: str | None) -> str:
+    """The dtypes of parameters that go with a ``state_dtype``, for messages."""
     return either(
-        name
-        for name in ELEMENT_TYPES
-        if is_compatible(name, format_of(name, state_dtype))
-        and (state_dtype is not None or "master" in roles or not ELEMENT_TYPES[name].master)
+        name for name in ELEMENT_TYPES if is_compatible(name, format_of(name, state_dtype))
     )
 
 

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 
 from .._core import abbreviated
-from .._optim.options import roles_of
 from .._optim.state_formats import (
     ELEMENT_TYPES,
     FROM_PARAMS,
-    StateOptions,
-    either,
     format_of,
     is_compatible,
     supported_dtypes,
@@ -69,12 +66,7 @@ def refuse(
     group: Group, option: str, params: Mapping[int, Tensor], state: Mapping[Tensor, State]
 ) -> NoReturn:
     """Raise for parameters, by their numbers, of a group that nothing may be left to PyTorch of."""
-    state_dtype = group.get("state_dtype")
-    dtypes = (
-        either(ELEMENT_TYPES)
-        if state_dtype is None
-        else supported_dtypes(StateOptions(state_dtype, roles_of(group)))
-    )
+    dtypes = supported_dtypes(group.get("state_dtype"))
     numbers: dict[str, list[int]] = {}
     for i, p in params.items():
         numbers.setdefault(reason_of(p, group, state.get(p, {})), []).append(i)
