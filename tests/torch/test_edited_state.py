@@ -153,6 +153,8 @@ def test_loading_before_the_first_forward():
 def test_loading_what_was_saved_before_the_first_step_and_the_first_forward():
     """There is nothing to convert."""
     opt, other = (AdamW(lazy_model().parameters(), lr, state_dtype="8bit") for lr in (0.5, 0.1))
+    assert opt.state[opt.param_groups[0]["params"][0]] == {}  # to look adds an entry
+    assert 0 in opt.state_dict()["state"]
     other.load_state_dict(opt.state_dict())
     assert other.param_groups[0]["lr"] == 0.5
 
