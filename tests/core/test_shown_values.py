@@ -174,7 +174,9 @@ MODEL = [np.ones((30, 30)) for _ in range(20)]
 NAMED = {str(i): {"w": array} for i, array in enumerate(MODEL)}
 
 
-@pytest.mark.parametrize("value", [MODEL, NAMED, tuple(MODEL), MODEL[0]], ids=lambda x: type(x))
+@pytest.mark.parametrize(
+    "value", [MODEL, NAMED, tuple(MODEL), MODEL[0]], ids=["list", "dict", "tuple", "array"]
+)
 @pytest.mark.parametrize(
     "option",
     [
