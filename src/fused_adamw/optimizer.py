@@ -286,14 +286,11 @@ class AdamW(DecodedState):
 
     def _bind(self, *, readonly: bool = False) -> None:
         """Bind parameters and state; ``readonly``: the parameters may be, until a step."""
+        seed, roles = self.seed, self._state_options.roles
         self._bound = BoundTensors(
-            self._spec,
-            self._params(),
-            self._state,
-            seed=self.seed,
-            roles=self._state_options.roles,
-            readonly=readonly,
+            self._spec, self._params(), self._state, seed=seed, roles=roles, readonly=readonly
         )
+        self._bound.sources = self._sources
         self._bound.set_decays(self._decays)
 
 

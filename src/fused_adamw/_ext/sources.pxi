@@ -192,11 +192,9 @@ cdef class ParamSources:
         return 0
 
     def hyperparams(self, groups, long long t, tuple rates not None):
-        """``hyperparams_at``, with a check of what a step needs."""
+        """``hyperparams_at``, with a check of the groups."""
         self.check(groups, False)
-        found = hyperparams_at(groups, t, rates)
-        self.require_memory(True)  # which schedules may have changed
-        return found
+        return hyperparams_at(groups, t, rates)
 
     cdef Py_ssize_t index_of(self, PyObject *array) noexcept:
         cdef Py_ssize_t k = 0
