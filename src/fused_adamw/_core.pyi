@@ -115,6 +115,7 @@ class BoundArrays:
 @final
 class BoundTensors(BoundArrays):
     t: int
+    sources: ParamSources | None
     threads: int
     def step(
         self,

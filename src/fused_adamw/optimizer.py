@@ -37,7 +37,7 @@ class AdamW(DecodedState):
         p <- p - lr (weight_decay p + m_hat / (sqrt(v_hat) + eps))
         where m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)   (AMSGrad: v_max for v)
 
-    Threads may share an optimizer: steps, state dicts, saving and loading wait for one another.
+    Threads may share an optimizer: steps, state dicts, copies, loads, saves wait for one another.
 
     Args:
         params: one array; or lists, tuples and mappings of arrays, nested at most 100 deep; or a
@@ -286,14 +286,11 @@ class AdamW(DecodedState):
 
     def _bind(self, *, readonly: bool = False) -> None:
         """Bind parameters and state; ``readonly``: the parameters may be, until a step."""
+        seed, roles = self.seed, self._state_options.roles
         self._bound = BoundTensors(
-            self._spec,
-            self._params(),
-            self._state,
-            seed=self.seed,
-            roles=self._state_options.roles,
-            readonly=readonly,
+            self._spec, self._params(), self._state, seed=seed, roles=roles, readonly=readonly
         )
+        self._bound.sources = self._sources
         self._bound.set_decays(self._decays)
 
 

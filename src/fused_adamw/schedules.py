@@ -17,7 +17,7 @@ from functools import reduce
 from typing import Any, TypeAlias
 
 from ._core import as_integer, shown
-from ._optim.schedule_arguments import check_rate, check_returned, check_steps
+from ._optim.schedule_arguments import check_rate, check_returned, check_step, check_steps
 
 __all__ = [
     "Constant",
@@ -44,15 +44,7 @@ class _Chainable:
             TypeError: t is not a number.
             ValueError: t is less than 1.
         """
-        try:
-            is_step = t >= 1 if getattr(t, "ndim", 0) == 0 else None
-        except TypeError:
-            is_step = None
-        if is_step is None:
-            raise TypeError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
-        if not is_step:
-            raise ValueError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
-        return self._rate(t)
+        return self._rate(check_step(t))
 
     def then(self, following: Schedule) -> "Joined":
         """Chain another schedule to this one.
@@ -252,12 +244,15 @@ class Joined(_Chainable):
 
     def _followers(self) -> tuple[_Chainable, list[Schedule]]:
         """The first schedule of a chain, and what follows it, one after another."""
-        schedule: _Chainable = self
-        following: list[Schedule] = []
-        while isinstance(schedule, Joined):
-            following.append(schedule.following)
-            schedule = schedule.first
-        return schedule, following[::-1]
+        found: list[Any] = []
+        rest: list[Schedule] = [self]
+        while rest:
+            schedule = rest.pop()
+            if isinstance(schedule, Joined):
+                rest += schedule.following, schedule.first
+            else:
+                found.append(schedule)
+        return found[0], found[1:]
 
     def _rate(self, t: int) -> float:
         schedule: Schedule = self

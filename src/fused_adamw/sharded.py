@@ -170,6 +170,7 @@ class ShardedAdamW(BaseOptimizer):
                 )
                 fingerprint |= of_step(self, grads, options["grad_scale"], options["hypers"])
                 raveled = self._raveled(grads)  # asks the gradients for their memory once more
+                self._sources.check(self.param_groups, True)  # the code of arguments has run
             with np.errstate(all="ignore"):
                 norm, updated = self._collective_step.run(
                     raveled, options, max_grad_norm, skip_nonfinite

@@ -150,3 +150,20 @@ def test_blocks_are_gathered_from_the_pieces_that_have_their_elements(path, monk
     # Each block of 256 takes its elements from a piece of each row.
     np.testing.assert_allclose(other.m[0], opt.m[0], rtol=0, atol=np.abs(opt.m[0]).max() / 50)
     np.testing.assert_allclose(other.v[0], opt.v[0], rtol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.* was converted:UserWarning")
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+@pytest.mark.parametrize(("before", "after"), [("C", "F"), ("F", "C")])
+def test_as_many_dimensions_as_numpy_has(before, after, state_dtype, path):
+    """A file of another memory order is read into them, too."""
+    shape = (*[1] * 30, 3, *[1] * 32, 2)
+    values = np.arange(6.0).reshape(shape).astype(np.float16)
+    p, other = values.copy(order=before), np.zeros(shape, np.float16, order=after)
+    opt = AdamW([p])
+    opt.step([values])
+    save_checkpoint(path, opt)
+    loaded = AdamW([other], state_dtype=state_dtype)
+    load_checkpoint(path, loaded)
+    np.testing.assert_array_equal(other, p)
+    np.testing.assert_allclose(loaded.m[0], opt.m[0], rtol=0.02)

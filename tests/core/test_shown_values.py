@@ -1,4 +1,5 @@
-"""Numbers of more digits than Python writes: they are refused in the words of every other value."""
+"""How messages show values: numbers of more digits than Python writes are refused in the words of
+every other value, and models in the place of a number do not fill the screen."""
 
 import importlib
 import re
@@ -164,3 +165,70 @@ def test_others_are_shown_as_python_writes_them():
     assert shown("a") == "'a'"
     assert shown([1, None]) == "[1, None]"
     assert shown(Broken()) == f"{UNSHOWN} Broken"
+
+
+# ---- models in the place of a number: each of these texts would have 100,000 characters or more
+
+
+MODEL = [np.ones((30, 30)) for _ in range(20)]
+NAMED = {str(i): {"w": array} for i, array in enumerate(MODEL)}
+
+
+@pytest.mark.parametrize(
+    "value", [MODEL, NAMED, tuple(MODEL), MODEL[0]], ids=["list", "dict", "tuple", "array"]
+)
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("lr", "betas", "eps", "weight_decay", "amsgrad", "max_grad_norm", "ema_decay"),
+        *("state_dtype", "num_threads", "seed", "allocate"),
+    ],
+)
+def test_a_model_in_the_place_of_an_option(option, value):
+    kind = type(value).__name__
+    with pytest.raises((TypeError, ValueError), match=rf"; got a value of type {kind}$"):
+        AdamW([np.ones(3)], **{option: value})
+
+
+def test_a_model_in_the_place_of_other_arguments():
+    zeros = [np.zeros((30, 30)) for _ in MODEL]
+    opt = AdamW(zeros)
+    saved = opt.state_dict()
+    with pytest.raises(TypeError, match=r"^t must be an integer; got a value of type list$"):
+        fused_adamw(zeros, MODEL, zeros, zeros, MODEL)  # t was left out
+    with pytest.raises(TypeError, match=r"^grad_scale must .*; got a value of type list$"):
+        opt.step(MODEL, MODEL)
+    with pytest.raises(TypeError, match=r"^convert must be a bool; got a value of type dict$"):
+        opt.load_state_dict(saved, NAMED)
+    entry = saved["state"]["3"] | {"order": MODEL[0]}
+    with pytest.raises(ValueError, match=r"^the order of .*; got a value of type ndarray$"):
+        opt.load_state_dict({**saved, "state": saved["state"] | {"3": entry}})
+    opt.param_groups = {"params": zeros}
+    with pytest.raises(TypeError, match=r"^param_groups must .*; got a value of type dict$"):
+        opt.step(MODEL)
+
+
+def test_an_optimizer_is_shown_without_its_arrays():
+    class Unprintable(np.ndarray):
+        def __repr__(self):
+            raise AssertionError("the text of a parameter is not needed")
+
+    opt = AdamW([{"params": [np.ones(3).view(Unprintable)]}, {"params": MODEL, "lr": 0.5}])
+    assert "group 1: lr=0.5, betas=(0.9, 0.999)" in repr(opt)
+    opt.max_grad_norm = MODEL[0]  # a step refuses it
+    opt.param_groups[0]["lr"] = MODEL
+    text = repr(opt)
+    assert "max_grad_norm=a value of type ndarray" in text
+    assert "group 0: lr=a value of type list" in text
+    opt.param_groups = MODEL
+    assert len(repr(opt)) < 1000
+
+
+def test_values_of_the_usual_size():
+    for value in ((0.9, 0.999), np.arange(50), [[1.0, None], {"a": (2, 3)}], {1}, "x" * 900):
+        assert shown(value) == repr(value)
+    assert shown(np.arange(51)) == f"{UNSHOWN} ndarray"
+    assert shown("x" * 2000) == "'" + "x" * 999 + "..."
+    inner = []
+    inner.append(inner)
+    assert shown(inner) == f"{UNSHOWN} list"

@@ -176,3 +176,42 @@ def test_an_array_that_has_been_reinterpreted_in_place(tmp_path, name, value, me
     ):
         with pytest.raises(ValueError, match=rf"^params\['w'\] {message}"):
             call()
+
+
+@pytest.mark.parametrize("sizes", [(3,), (1 << 20,), (1 << 20, 1000)], ids=["less", "more", "both"])
+@pytest.mark.parametrize("kind", [np.ndarray, np.recarray])
+def test_an_array_that_has_been_resized(tmp_path, kind, sizes):
+    """NumPy frees the memory that the optimizer was given, and a step would write to it."""
+    w, b = np.ones(1000).view(kind), np.ones(1000)
+    w = w.copy()  # which owns its memory
+    opt = AdamW({"b": b, "w": w})
+    gradient = {"b": np.ones(1000), "w": np.ones(1000)}
+    opt.step(gradient)
+    saved, path = opt.state_dict(), tmp_path / "file"
+    save_checkpoint(path, opt)
+    kept = [np.ones(1000)]
+    for size in sizes:
+        w.resize(size, refcheck=False)
+        kept += [np.ones(1000) for _ in range(9)]  # where the memory was
+    before = b.tobytes()
+    for call in (
+        lambda: opt.step(gradient),
+        opt.state_dict,
+        lambda: opt.load_state_dict(saved),
+        lambda: save_checkpoint(path, opt),
+        lambda: load_checkpoint(path, opt),
+        lambda: copy.deepcopy(opt),
+    ):
+        with pytest.raises(ValueError, match=r"^params\['w'\] must have its memory of 1000 elem"):
+            call()
+    assert b.tobytes() == before
+    assert all((array == 1).all() for array in kept)
+    assert opt.t == 1
+
+
+def test_a_schedule_that_resizes_an_array():
+    w = np.ones(1000)
+    opt = AdamW([w], lr=lambda t: w.resize(3, refcheck=False) or 0.1 if t == 2 else 0.1)
+    opt.step([np.ones(1000)])
+    with pytest.raises(ValueError, match=r"^params\[0\] must have its memory of .*; got one of 3:"):
+        opt.step([np.ones(1000)])

@@ -1,6 +1,7 @@
 """Schedules that are called with what is no step, that return no number, or that change things."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -25,9 +26,20 @@ def test_what_is_no_step(schedule, t):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, float])
+@pytest.mark.parametrize(
+    "kind",
+    [np.int64, np.uint8, np.array, float, np.float16, np.float32, np.longdouble, Fraction, Decimal],
+)
 def test_numbers_of_all_kinds_are_steps(schedule, kind):
-    assert schedule(kind(3)) == schedule(3)
+    """Of the same rate to the last bit, whatever the precision of the number is."""
+    rate = schedule(kind(3))
+    assert (rate, type(rate)) == (schedule(3), float)
+
+
+def test_what_follows_is_called_with_an_integer():
+    rates = [0.3, 0.2, 0.1]
+    schedule = Constant(1.0, 2).then(lambda t: rates[t - 1])
+    assert [schedule(np.int16(t)) for t in (2, 3, 4, 5)] == [1.0, *rates]
 
 
 NO_NUMBERS = ["x", "0.1", b"0.1", np.array("0.1"), np.complex64(0.1), 0.1j, Decimal("sNaN")]

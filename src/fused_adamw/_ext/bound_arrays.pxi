@@ -1,4 +1,5 @@
-"""The arrays that steps update: checked once, and kept from being freed or resized."""
+"""The arrays that steps update: checked once, and kept from being freed. (``ParamSources`` refuses
+those that NumPy has resized all the same.)"""
 
 
 @cython.no_gc_clear  # the arrays that kernels write to are kept until it is freed

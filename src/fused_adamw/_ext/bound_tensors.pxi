@@ -12,6 +12,7 @@ cdef class BoundTensors(BoundArrays):
     cdef Tuner tuner
     cdef readonly int threads  # that the last step used
     cdef public long long t    # steps taken
+    cdef public ParamSources sources  # of the parameters of an optimizer
 
     cpdef step(
         self, grads, list hypers, grad_scale=1.0, max_grad_norm=None, bint skip_nonfinite=False,
@@ -41,12 +42,20 @@ cdef class BoundTensors(BoundArrays):
                     return norm
                 factor *= fused_adamw_clip_factor(norm, max_norm)
             finish_scalars(&space, scale, factor, self.stochastic)
+            self.require_memory()
             result = norm if needs_norm else None  # before anything changes, as it needs memory
             self.run(isa, &space, threads, may_use_fewer)
             self.count_step(flat)
         finally:
             release(&space)
         return result
+
+    cdef int require_memory(self) except -1:
+        """The code of arguments has run since the arrays were checked."""
+        if self.sources is not None:
+            return self.sources.require_memory(True)
+        cdef Py_ssize_t k = first_changed(self.buffers, self.num_buffers) if self.plain else -1
+        return refuse_changed(self.buffer_name(k)) if k >= 0 else 0
 
     def step_in_turn(
         self, ReentrantLock lock not None, hypers_at, grads, grad_scale, max_grad_norm,

@@ -100,7 +100,7 @@ cdef dict NO_BUFFER_FORMAT = {
 }
 
 
-# ---- whether an array of NumPy is writable
+# ---- what can be changed in an array of NumPy
 
 cdef struct NumpyArray:
     # How an ndarray begins: PyArrayObject_fields of numpy/ndarraytypes.h, a part of its ABI.
@@ -140,3 +140,25 @@ cdef inline bint is_writable(PyObject *array) except -1:
     if LAYOUT_IS_KNOWN:
         return (<const NumpyArray *>array).flags & WRITEABLE != 0
     return np_ndarray.flags.__get__(<object>array).writeable
+
+
+cdef struct ArrayMemory:
+    const void *data
+    Py_ssize_t size  # elements
+
+
+cdef inline int read_memory(ArrayMemory *found, PyObject *array) except -1:
+    """The memory of an array of NumPy: ``array.resize(..., refcheck=False)`` gives it another, even
+    where its buffer has been acquired."""
+    cdef const NumpyArray *known = <const NumpyArray *>array
+    cdef int i
+    if not LAYOUT_IS_KNOWN:
+        found.data = <const void *><size_t>np_ndarray.__array_interface__.__get__(
+            <object>array
+        )["data"][0]
+        found.size = np_ndarray.size.__get__(<object>array)
+        return 0
+    found.data, found.size = known.data, 1
+    for i in range(known.ndim):
+        found.size *= known.shape[i]
+    return 0

@@ -6,6 +6,7 @@
 One module in several files, in the order of their dependencies:
 
     tables.pxi            element types, state formats, the roles of state arrays
+    shown_values.pxi      values of the caller in messages
     hyperparams.pxi       numbers: checked, and turned into the scalars of a step
     runtime.pxi           instruction sets and threads
     lists.pxi             lists that grow by append
@@ -81,6 +82,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 include "tables.pxi"
+include "shown_values.pxi"
 include "hyperparams.pxi"
 include "runtime.pxi"
 include "lists.pxi"

@@ -10,15 +10,6 @@ cdef enum:
     MOST_BITS = 1024  # of an integer within the range of float64
 
 
-cpdef str shown(value):
-    """A value in a message. Python refuses to write integers of thousands of digits, with an error
-    that would take the place of the message."""
-    try:
-        return repr(value)
-    except Exception:
-        return f"a value of type {type(value).__name__}"
-
-
 cpdef as_integer(str name, value, str what="an integer", minimum=None):
     """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
     ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
@@ -60,7 +51,9 @@ cdef bint only_converts(value) except -1:
 
 
 cdef int raise_no_real_number(str name, value) except -1:
-    found = f"{shown(value)} ({type(value).__name__})"
+    found, kind = shown(value), type(value).__name__
+    if not found.endswith(f" of type {kind}"):
+        found += f" ({kind})"
     raise TypeError(f"{name} must be a real number; got {found}")
 
 

@@ -72,3 +72,28 @@ cdef int require_buffers(TreeSpec spec, const Slot *slot, const bint *has_rate) 
                 f"{text(row.name)!r} exactly where roles names it"
             )
     return 0
+
+
+cdef Py_ssize_t first_changed(const BoundBuffer *buffers, Py_ssize_t count) except -2:
+    """The first of some buffers whose array of NumPy has other memory by now, or is read-only; -1
+    for none."""
+    cdef const Py_buffer *buffer
+    cdef ArrayMemory now
+    cdef Py_ssize_t k
+    for k in range(count):
+        buffer = &buffers[k].buffer
+        if not isinstance(<object>buffer.obj, np_ndarray):
+            continue
+        read_memory(&now, <PyObject *>buffer.obj)
+        if now.data != buffer.buf or now.size * buffer.itemsize != buffer.len:
+            return k
+        if not is_writable(<PyObject *>buffer.obj):
+            return k
+    return -1
+
+
+cdef int refuse_changed(str name) except -1:
+    raise ValueError(
+        f"{name} must be writable and have its memory of before; got an array that the code of an "
+        "argument has changed"
+    )

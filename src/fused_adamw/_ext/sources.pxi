@@ -1,4 +1,5 @@
-"""Where arrays came from: whether they are still in their containers, and still writable."""
+"""Where arrays came from: whether they are still in their containers, still writable, and still have
+the same memory."""
 
 
 cdef bint same_arrays(arrays, tree, PyObject *const *expected, Py_ssize_t *k) except -1:
@@ -100,9 +101,10 @@ cdef class ParamSources:
     cdef Py_ssize_t num_keys
     cdef readonly tuple arrays
     cdef PyObject **expected  # the arrays
-    cdef PyObject **resettable  # those of NumPy, which can become read-only, and their number
+    cdef PyObject **resettable  # those of NumPy, which can change, and their number
     cdef Py_ssize_t num_resettable
-    cdef list layouts  # of these
+    cdef ArrayMemory *memories  # of these
+    cdef list layouts           # of these
 
     def __cinit__(self, TreeSpec spec not None, params, tuple group_keys not None):
         require_kept(spec, "params", params)
@@ -110,20 +112,23 @@ cdef class ParamSources:
         self.arrays = spec.flatten("params", params)
         self.expected = pointers_to(self.arrays)
         self.resettable = pointers_to(self.arrays)
+        self.memories = <ArrayMemory *>allocate(len(self.arrays), sizeof(ArrayMemory))
         self.layouts = []
         for array in self.arrays:
             if isinstance(array, np_ndarray):
                 self.layouts.append(layout_of_array(array))
                 self.resettable[self.num_resettable] = <PyObject *>array
+                read_memory(&self.memories[self.num_resettable], <PyObject *>array)
                 self.num_resettable += 1
 
     def __dealloc__(self):
         PyMem_Free(self.expected)
         PyMem_Free(self.resettable)
+        PyMem_Free(self.memories)
 
     cpdef int check(self, groups, bint written) except -1:
         """Raise ValueError where ``groups`` have other arrays in the places of these, or other
-        keys; ``written``: or where an array has become read-only."""
+        keys; where an array has other memory; ``written``: or where one has become read-only."""
         cdef Py_ssize_t g = 0, k = 0
         cdef Py_ssize_t count = self.spec.groups()
         if not isinstance(groups, (list, tuple)) and not isinstance(groups, Sequence):
@@ -141,16 +146,33 @@ cdef class ParamSources:
             if not same_arrays(params, self.spec.tree_of_group(g), self.expected, &k):
                 self.refuse_replaced(g, k)
             g += 1
-        return self.require_writable_params() if written else 0
+        return self.require_memory(written)
 
-    cdef int require_writable_params(self) except -1:
+    cdef int require_memory(self, bint written) except -1:
+        """The memory is that of the construction, and ``written``: writable."""
+        cdef ArrayMemory now
+        cdef const ArrayMemory *before
         cdef Py_ssize_t k
         for k in range(self.num_resettable):
-            if not is_writable(self.resettable[k]):
+            before = &self.memories[k]
+            read_memory(&now, self.resettable[k])
+            if now.size != before.size or now.data != before.data:
+                self.refuse_memory(k, before, &now)
+            if written and not is_writable(self.resettable[k]):
                 refuse_readonly(
                     self.spec, "params", self.index_of(self.resettable[k]), "it is updated in place"
                 )
         return 0
+
+    cdef int refuse_memory(
+        self, Py_ssize_t k, const ArrayMemory *before, const ArrayMemory *now
+    ) except -1:
+        name = self.spec.name("params", self.index_of(self.resettable[k]))
+        found = f"one of {now.size}" if now.size != before.size else "other memory"
+        raise ValueError(
+            f"{name} must have its memory of {before.size} elements, as at construction; got "
+            f"{found}: construct a new optimizer"
+        )
 
     def check_unchanged(self, groups, bint written):
         """``check``, and of NumPy's arrays that dtype, shape and strides are those of the
@@ -170,11 +192,9 @@ cdef class ParamSources:
         return 0
 
     def hyperparams(self, groups, long long t, tuple rates not None):
-        """``hyperparams_at``, with a check of what a step needs."""
+        """``hyperparams_at``, with a check of the groups."""
         self.check(groups, False)
-        found = hyperparams_at(groups, t, rates)
-        self.require_writable_params()  # which schedules may have changed
-        return found
+        return hyperparams_at(groups, t, rates)
 
     cdef Py_ssize_t index_of(self, PyObject *array) noexcept:
         cdef Py_ssize_t k = 0

@@ -73,19 +73,20 @@ def _save(
     arrays: Mapping[str, Array] | None,
 ) -> None:
     ranks = Ranks(optimizer._comm)
-    metadata: dict[str, str] = {}
+    name, metadata, extras = "", dict[str, str](), dict[str, Array]()
     call: dict[str, Any] = {}
     with ranks.agreement(call):
         call |= optimizer._collective_call("save_checkpoint", t=optimizer.t)
         numbers = optimizer._state_numbers()
         _require_usable(optimizer, numbers)
-        extras = extra_arrays(arrays) if ranks.rank == 0 else {}
-        infos = {name: TensorInfo(a.dtype.name, a.shape) for name, a in extras.items()}
-        tensors = arrange({**optimizer_tensors(optimizer), **infos})
+        if ranks.rank == 0:
+            extras, metadata = extra_arrays(arrays), build_metadata(numbers, extra)
+            name = path_text(path)
+        infos = {key: TensorInfo(a.dtype.name, a.shape) for key, a in extras.items()}
         # Code of the caller, such as the __array__ of an extra array, has run since.
         optimizer._sources.check_unchanged(optimizer.param_groups, False)
+        tensors = arrange({**optimizer_tensors(optimizer), **infos})
         if ranks.rank == 0:
-            metadata = build_metadata(numbers, extra)
             encode_header(tensors, seal(metadata, tensors, dict.fromkeys(tensors, PLACEHOLDER)))
         # Allocated before anything is sent.
         received = np.empty(0 if optimizer._comm is None or ranks.rank else PIECE_BYTES, np.uint8)
@@ -93,7 +94,7 @@ def _save(
     with ranks.agreement(), ranks.transfer(received):
         stream = _contents(source)
         if ranks.rank == 0:
-            _write(path_text(path), tensors, metadata, stream)
+            _write(name, tensors, metadata, stream)
         for _ in stream:  # other ranks send
             pass
 

@@ -159,7 +159,7 @@ def _restored(g: int, name: str, saved: Any, own: Any) -> Any:
         raise ValueError(
             f"group {g}: the checkpoint has {kinds[scheduled]} "
             f"({saved['schedule'] if scheduled else saved}), this optimizer has "
-            f"{kinds[not scheduled]} ({own!r})"
+            f"{kinds[not scheduled]} ({shown(own)})"
         )
     return own if scheduled else saved
 

@@ -98,8 +98,9 @@ def transposed_positions(
         shape: of the array.
         order: "C" gives positions in Fortran order, and "F" in C order.
     """
-    index = np.unravel_index(np.arange(begin, end), shape, order)
-    return np.ravel_multi_index(index, shape, order="F" if order == "C" else "C")
+    longer = [length for length in shape if length != 1] or [1]  # NumPy takes less than 64 of them
+    index = np.unravel_index(np.arange(begin, end), longer, order)
+    return np.ravel_multi_index(index, longer, order="F" if order == "C" else "C")
 
 
 def items_of_range(begin: int, end: int, items: int, size: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._core import BoundTensors, ParamSources, TreeSpec, hyperparams_at
+from .._core import BoundTensors, ParamSources, TreeSpec, hyperparams_at, shown
 from .arrays import (
     Array,
     MemoryOrder,
@@ -286,8 +286,8 @@ class BaseOptimizer(Options):
 
     def _options_repr(self) -> str:
         """The options that differ from their defaults."""
-        values = self._get_options(lambda option: True)
-        return "".join(f", {k}={x!r}" for k, x in values.items() if x != OPTIONS[k].default)
+        values = {k: shown(x) for k, x in self._get_options(lambda option: True).items()}
+        return "".join(f", {k}={x}" for k, x in values.items() if x != shown(OPTIONS[k].default))
 
     def __copy__(self) -> NoReturn:
         """Raise TypeError: a shallow copy would share the arrays of the state, but not ``t``."""

@@ -1,4 +1,8 @@
-"""The state of ``AdamW`` as users read it: in the structure and the shapes of the parameters."""
+"""The state of ``AdamW`` as users read it: in the structure and the shapes of the parameters.
+
+Where another thread steps, copies are of one step; arrays that are returned themselves are read
+within ``exclusive()``.
+"""
 
 from .arrays import ArrayTree
 from .base import BaseOptimizer
@@ -38,9 +42,10 @@ class DecodedState(BaseOptimizer):
         return self._optional("ema")
 
     def _moments(self, role: str) -> ArrayTree:
-        arrays = zip(self._state, self._arrays, strict=True)
-        tree: ArrayTree = self._spec.unflatten(moment(state, role, p) for state, p in arrays)
-        return tree
+        with self._exclusive(role, changes=False):
+            arrays = zip(self._state, self._arrays, strict=True)
+            tree: ArrayTree = self._spec.unflatten(moment(state, role, p) for state, p in arrays)
+            return tree
 
     def _optional(self, role: str) -> ArrayTree | None:
         return self._moments(role) if role in self._state_options.roles else None

@@ -15,6 +15,7 @@ from .._core import (
     as_number,
     as_pair,
     require_known_keys,
+    shown,
 )
 from .arrays import Array
 from .options import HYPERPARAMETERS, SCHEDULED, DecayRates, check_flag
@@ -149,12 +150,12 @@ def groups_repr(groups: Any) -> str:
     """A line for each group with its hyper-parameters; whatever else was assigned, which steps
     refuse, as it is."""
     if not isinstance(groups, Sequence):
-        return f"\n    param_groups={groups!r}"
+        return f"\n    param_groups={shown(groups)}"
     lines = []
     for g, group in enumerate(groups):
-        text = repr(group)
+        text = shown(group)
         if isinstance(group, Mapping):
-            text = ", ".join(f"{k}={group[k]!r}" for k in HYPERPARAMETERS if k in group)
+            text = ", ".join(f"{k}={shown(group[k])}" for k in HYPERPARAMETERS if k in group)
         lines.append(f"\n    group {g}: {text}")
     return "".join(lines)
 

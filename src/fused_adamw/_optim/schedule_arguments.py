@@ -1,7 +1,8 @@
-"""What schedules are made of, and what they return: rates, and numbers of steps."""
+"""What schedules are made of, called with, and return: rates, and numbers of steps."""
 
 import math
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 from .._core import as_integer, as_number, shown
 
@@ -33,6 +34,31 @@ def check_steps(value: Any) -> int:
     if steps < 1:
         raise ValueError(f"steps must be an integer >= 1; got {shown(steps)}")
     return steps
+
+
+def check_step(t: Any) -> int:
+    """The number of a step as one of Python, so that a NumPy scalar does not set the precision. (A
+    float where it is no integer, which no type of a schedule says.)
+
+    Raises:
+        TypeError, ValueError: it is not a number, 1 or more.
+    """
+    step = t if type(t) is int else _as_step(t)
+    if step is None:
+        raise TypeError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
+    if not step >= 1:
+        raise ValueError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
+    return step
+
+
+def _as_step(t: Any) -> int | None:
+    """An int or a float; None for what is not a number."""
+    if getattr(t, "ndim", 0) != 0:
+        return None
+    for convert in (as_integer, as_number):
+        with suppress(TypeError):
+            return cast(int, convert("t", t))
+    return None
 
 
 def check_returned(rate: Any) -> float:

@@ -226,7 +226,9 @@ def match_state(
         _raise_difference(where, saved, expected)
         raise ValueError(f"{where}: {error}") from None
     if (order is None) != has_param_layout(dtype, format_):
-        raise ValueError(f"the order of {where} must be 'C' or 'F' if it is flat; got {order!r}")
+        raise ValueError(
+            f"the order of {where} must be 'C' or 'F' if it is flat; got {shown(order)}"
+        )
     own_order = None if has_param_layout(dtype, own_format) else order_of(param)
     difference = None
     if saved != expected or order != own_order:
@@ -240,7 +242,7 @@ def match_state(
 def _check_order(where: str, order: Any) -> None:
     is_order = isinstance(order, str) and order in ("C", "F")  # an array may equal one
     if order is not None and not is_order:
-        raise ValueError(f"the order of {where} must be 'C' or 'F'; got {order!r}")
+        raise ValueError(f"the order of {where} must be 'C' or 'F'; got {shown(order)}")
 
 
 def _described(format_: str, arrays: ArrayTypes, order: MemoryOrder | None) -> Stored:
