@@ -3,6 +3,7 @@ that is still written to."""
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Beside, Net, on_device, parameter, set_gradient, steps  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 from fused_adamw import offload  # noqa: E402
 from fused_adamw._offload import engine, pump, ring  # noqa: E402
@@ -140,3 +142,17 @@ def test_the_memory_of_a_model_that_is_gone_is_kept_until_it_is_written():
     assert not freed.wait(0.3)
     lane.gate.opened.set()
     assert freed.wait(10)
+
+
+def test_memory_of_the_device_is_not_kept_when_parameters_have_other():
+    """As after ``model.cpu()``, without another step."""
+    p = parameter()
+    opt = on_device([p], lr=1e-2)
+    steps(opt, p)
+    old = StorageWeakRef(p.untyped_storage())
+    p.grad = None
+    p.data = p.data.clone()
+    end = time.monotonic() + 10
+    while not old.expired() and time.monotonic() < end:
+        time.sleep(1e-3)  # the copies of the step have been waited for, but not by all threads
+    assert old.expired()

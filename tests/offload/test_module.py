@@ -114,9 +114,11 @@ class Merged(torch.nn.Module):
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_a_forward_in_validation_waits_for_all_that_it_may_read(mode):
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_forward_in_validation_waits_for_all_that_it_may_read(is_part, mode):
     net, x = Merged(), torch.ones(2, 300)
-    opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=net)
+    model = torch.nn.Sequential(net) if is_part else net
+    opt = on_device(net.parameters(), lr=1e-2, delay=2e-2, module=model)
     net(x).backward()
     opt.step()
     net.merges = True

@@ -27,8 +27,17 @@ def replace_data(p, new):
     p.data = new.clone()
 
 
+def replace_data_where_it_was(p, new):
+    """As where memory that was freed is allocated again."""
+    again = torch.from_numpy(p.data.view(torch.int16).numpy()).view(p.dtype)
+    again.copy_(new)
+    p.data = again
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("write", [write_by_copy, write_by_loading, replace_data])
+@pytest.mark.parametrize(
+    "write", [write_by_copy, write_by_loading, replace_data, replace_data_where_it_was]
+)
 def test_weights_that_other_code_writes_are_noticed(write, dtype):
     """The master weights start from them, as in a new optimizer with these moments."""
     p, new = parameter(dtype), parameter(dtype, seed=5).detach()

@@ -135,3 +135,16 @@ def test_averaged_model():
     assert all(map(torch.equal, kept, model.parameters()))
     assert_steps(opt)
     assert all(map(torch.equal, kept, averaged.parameters()))
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_tensor_that_is_no_number(size):
+    p = parameter()
+    opt = AdamW([p], lr=torch.tensor(0.1))
+    before = p.detach().clone()
+    opt.param_groups[0]["lr"] = torch.full((size,), 0.1)
+    message = rf"^lr must be one number; got a tensor of shape \({size},\)$"
+    with pytest.raises(ValueError, match=message):
+        opt.step()
+    assert p.equal(before)
+    assert not opt.state.get(p)

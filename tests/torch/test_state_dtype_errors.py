@@ -94,6 +94,15 @@ def elsewhere():
     return torch.nn.Parameter(torch.empty(8, device="meta"))
 
 
+def rows_of_different_lengths():
+    rows = [torch.randn(2, 3), torch.randn(4, 3)]
+    return torch.nn.Parameter(torch.nested.nested_tensor(rows, layout=torch.jagged))
+
+
+class Derived(torch.Tensor):
+    pass
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -101,6 +110,7 @@ def elsewhere():
         (double, "of dtype torch.float64, which needs state_dtype=None"),
         (complex_one, "of dtype torch.complex64"),
         (elsewhere, "on device meta"),
+        (rows_of_different_lengths, "of class NestedTensor"),
     ],
 )
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
@@ -116,11 +126,18 @@ def test_what_has_no_kernel_is_refused(make, reason, state_dtype):
     assert not opt.state
 
 
-def test_gradients_that_negate_are_refused():
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (torch._neg_view, "that is a negated view"),
+        (lambda grad: grad.as_subclass(Derived), "of class Derived"),
+    ],
+)
+def test_gradients_of_another_kind_are_refused(change, reason):
     params, opt = trained(state_dtype="8bit")
     before = params[1].detach().clone()
-    params[1].grad = torch._neg_view(params[1].grad)
-    reason = r"parameters \[1\] \(with gradient that is a negated view\)$"
+    params[1].grad = change(params[1].grad)
+    reason = rf"parameters \[1\] \(with gradient {reason}\)$"
     with pytest.raises(TypeError, match=f"unsupported: {reason}"):
         opt.step()
     assert torch.equal(params[1], before)

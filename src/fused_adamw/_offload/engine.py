@@ -18,7 +18,7 @@ from .._torch.options import numbered
 from .._torch.portable_state import restore_masters
 from .._torch.state import is_lazy
 from .checks import check_apart, check_gradient, check_parameter, check_ranges
-from .host_state import Address, HostState
+from .host_state import NOWHERE, Address, HostState
 from .jobs import Piece, SumJob, UpdateJob
 from .lanes import Lane, Lanes, Ticket
 from .pump import Pump
@@ -258,7 +258,7 @@ class Engine:
         ordered = in_order_of(local_of(p), grad)
         if ordered is not grad:
             ready = update.lane.ticket()
-        return update.lane, ready, flat_view(ordered), update.host_state.flat_params(p)
+        return update.lane, ready, flat_view(ordered), flat_view(local_of(p))
 
     # ---- waiting
 
@@ -291,4 +291,4 @@ class Engine:
             for index, p in enumerate(group["params"], first):
                 if state.get(p) and self.lanes.of(p) is not None:
                     host_state = self._host_state(p, index, Recipes(group), state[p])
-                    host_state.written = Address(-1, -1)
+                    host_state.written = NOWHERE

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .._optim.state_formats import FROM_PARAMS, format_of, state_layout
 from .._torch.dtensors import (
@@ -72,14 +73,21 @@ def new_state(p: Tensor, kind: Kind) -> State:
 
 
 class Address(NamedTuple):
-    """Which version of a parameter is where: other code that writes or moves it changes this."""
+    """Which version of a parameter is where: other code that writes or moves it changes this. Does
+    not keep the memory, which may then be allocated again: a reference to it tells the two apart.
+    """
 
     version: int
     pointer: int
+    memory: StorageWeakRef | None
 
     @classmethod
     def of(cls, p: Tensor) -> "Address":
-        return cls(version_of(p), local_of(p).data_ptr())
+        local = local_of(p)
+        return cls(version_of(p), local.data_ptr(), StorageWeakRef(local.untyped_storage()))
+
+
+NOWHERE = Address(-1, -1, None)
 
 
 class HostState:
@@ -107,7 +115,6 @@ class HostState:
         self.index, self.kind, self._dtype = index, kind, dtype_name(p.dtype)
         self.first = offset_of(p)
         self._looks = _looks_of(local_of(p))
-        self._params: tuple[int, Tensor] | None = None
         self.added = {x: made[x] for x in made if not entry or x in map(names.get, missing)}
         self.fresh = {role for role in missing if role in FROM_PARAMS}
         self.unverified = set[str]()
@@ -130,13 +137,6 @@ class HostState:
     def has_state(self, entry: State) -> bool:
         """The same, however it is stored."""
         return all(entry.get(name) is x for name, x in self._entry.items())
-
-    def flat_params(self, p: Tensor) -> Tensor:
-        """The parameter's elements in the order of memory, on the device."""
-        pointer = Address.of(p).pointer
-        if self._params is None or self._params[0] != pointer:
-            self._params = pointer, flat_view(local_of(p))
-        return self._params[1]
 
     def note_writes(self, p: Tensor) -> None:
         """Master weights start again from a parameter that other code has written or replaced."""

@@ -42,7 +42,7 @@ class UseOrder:
     A parameter that had a gradient although its module did not run, such as a weight that another
     module reads, is waited for by the forward of the whole model. In validation, after ``eval`` or
     without gradients, a forward may read others in this way, and no gradient would show it: it
-    waits for all parameters of the module.
+    waits for all parameters of the module, also of one without parameters of its own.
 
     Args:
         module: the model.
@@ -60,7 +60,7 @@ class UseOrder:
         before_forward = _Hook(self._before_forward)
         before_state_dict = _Hook(self._before_state_dict)
         for found in module.modules():
-            if found._parameters or found is module:
+            if found is module or next(found.parameters(), None) is not None:
                 found.register_forward_pre_hook(before_forward, prepend=True)
                 found.register_state_dict_pre_hook(before_state_dict)
                 found.register_load_state_dict_pre_hook(before_state_dict)

@@ -15,6 +15,9 @@ from .lanes import Done, Ticket, Way
 from .ring import Ring
 from .threads import start_thread, wait_between_signals
 
+COPY_SECONDS = 0.01
+"""After this time without work the thread looks again whether copies to the device are complete."""
+
 
 class Pump:
     """Does jobs in the order in which they are put, in one thread. It waits for copies and steps
@@ -105,7 +108,7 @@ class Pump:
     def _await_pieces(self) -> bool:
         with self._changed:
             while not (self._pieces or self._stopped):
-                self._changed.wait()
+                self._changed.wait(None if self._ring.forget_targets() else COPY_SECONDS)
             return bool(self._pieces)
 
     def _start_copies(self, arriving: deque[Bundle]) -> None:

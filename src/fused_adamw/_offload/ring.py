@@ -66,6 +66,13 @@ class Ring:
         """The slot can be used again after a copy out of it; the targets are kept until then."""
         self._free.append(_Free(slot, left, targets))
 
+    def forget_targets(self) -> bool:
+        """Keep no targets of copies that are complete; whether all are."""
+        for _ in range(len(self._free)):
+            slot, left, targets = self._free.popleft()
+            self._free.append(_Free(slot, left, [] if left.query() else targets))
+        return not any(free.targets for free in self._free)
+
     def drain(self) -> None:
         """Wait for all copies out of free slots. No slot is taken after it."""
         for free in self._free:

@@ -13,9 +13,15 @@ from .options import DEFAULTS
 
 
 def hyperparams_of(group: Mapping[str, Any], rates: DecayRates) -> Hyperparams:
-    """The numbers of the formula; ``rates``: those of optional buffers."""
+    """The numbers of the formula; ``rates``: those of optional buffers.
+
+    Raises:
+        ValueError: the learning rate is a tensor with several elements, or none.
+    """
     lr = group["lr"]
     if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr must be one number; got a tensor of shape {tuple(lr.shape)}")
         lr = lr.item()
     return lr, group["betas"], group["eps"], group["weight_decay"], rates
 

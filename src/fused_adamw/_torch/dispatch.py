@@ -31,8 +31,8 @@ from .state import (
     GroupTensors,
     Kind,
     State,
+    can_have_state,
     has_large_state,
-    is_expanded,
     is_narrow,
     kind_of,
     missing_state,
@@ -257,9 +257,9 @@ def _missing_states(
 ) -> dict[Tensor, State]:
     """What the parameters of a part lack."""
     params = {i: p for i, p in part.numbered().items() if p.grad is not None}
-    expanded = {i: p for i, p in params.items() if is_expanded(local_of(p))}
-    if expanded:  # their state could be larger than the memory
-        refuse(group, option, expanded, optimizer.state)
+    refused = {i: p for i, p in params.items() if not can_have_state(local_of(p))}
+    if refused:
+        refuse(group, option, refused, optimizer.state)
     return {p: missing_state(p, optimizer.state.get(p), group) for p in params.values()}
 
 

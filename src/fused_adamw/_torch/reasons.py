@@ -18,6 +18,7 @@ from .dtensors import is_dtensor, is_part_of_same, local_of
 from .flat_memory import is_dense, same_strides
 from .options import Group
 from .state import (
+    ORDINARY,
     State,
     dtype_name,
     has_elements,
@@ -37,7 +38,7 @@ def reason_of(p: Tensor, group: Group, state: State) -> str:
     local = local_of(p)
     if p.device.type != "cpu":
         return f"on device {p.device}"
-    if type(local) not in (Tensor, torch.nn.Parameter):
+    if type(local) not in ORDINARY:
         return f"of class {type(p).__name__}"
     if p.layout is not torch.strided:
         return f"of layout {p.layout}"
@@ -122,6 +123,8 @@ def _of_state(p: Tensor, group: Group, state: State) -> str:
 
 
 def _difference(x: Tensor, like: Tensor, dtype: torch.dtype) -> str:
+    if type(x) not in ORDINARY:
+        return f"of class {type(x).__name__}"
     if x.layout is not torch.strided or x.device.type != "cpu":
         return f"of layout {x.layout} on device {x.device}"
     if x.dtype != dtype:

@@ -62,6 +62,8 @@ class GroupTensors(NamedTuple):
 
 
 NOTHING = GroupTensors([], [], [], {})
+ORDINARY = (Tensor, torch.nn.Parameter)
+"""The classes whose memory means what PyTorch says of it."""
 
 
 @cache
@@ -127,9 +129,11 @@ def is_lazy(p: Tensor) -> bool:
     return isinstance(p, UninitializedParameter)
 
 
-def is_expanded(p: Tensor) -> bool:
-    """Whether several elements share memory."""
-    return p.layout is torch.strided and p.untyped_storage().nbytes() < p.nbytes
+def can_have_state(p: Tensor) -> bool:
+    """Whether new state can be made like it: it is of no class or layout of its own, which may lack
+    the operators for that, and no elements share memory, which the state could be larger than."""
+    is_ordinary = type(p) in ORDINARY and p.layout is torch.strided
+    return is_ordinary and p.untyped_storage().nbytes() >= p.nbytes
 
 
 def is_narrow(p: Tensor) -> bool:
@@ -211,7 +215,7 @@ def host_zeros(size: int, dtype: torch.dtype, position: int) -> Tensor:
 
 
 def _is_plain(p: Tensor) -> bool:
-    return p.device.type == "cpu" and type(p) in (Tensor, torch.nn.Parameter)
+    return p.device.type == "cpu" and type(p) in ORDINARY
 
 
 def torch_dtype(storage: str) -> torch.dtype:
