@@ -197,20 +197,23 @@ def test_all_processes_end_together():
     assert (history.stop_signal, optimizer.t) == (signal.SIGTERM, 2)
 
 
-def lines_to(target, *arguments):
+def lines_to(target, *arguments, unbuffered):
     """The status and standard error of a training run in epochs whose standard output is a file."""
+    command = [sys.executable, "-m", "fused_adamw", "train", "--epochs", "4", *arguments]
+    options = {"stderr": subprocess.PIPE, "text": True, "check": False}
+    options["env"] = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open(target, "w", encoding="utf-8") as out:
-        command = [sys.executable, "-m", "fused_adamw", "train", "--epochs", "4", *arguments]
-        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=out, **options)
     return done.returncode, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_line_that_cannot_be_written_does_not_end_the_training(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_that_cannot_be_written_does_not_end_the_training(tmp_path, unbuffered):
     """What was trained is saved; the error is told at the end."""
     path = tmp_path / "run"
-    status, err = lines_to("/dev/full", "--checkpoint", str(path))
+    status, err = lines_to("/dev/full", "--checkpoint", str(path), unbuffered=unbuffered)
     assert (status, err) == (1, "error: No space left on device\n")
     optimizer = AdamW(TinyTransformer().parameters)
     load_checkpoint(path, optimizer)

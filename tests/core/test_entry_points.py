@@ -172,3 +172,16 @@ def test_right_calls():
     bound([300], state=state, roles=("ema",)).step(grads(1), [averaged])
     moments = {"m": grads()[0], "v": grads()[0]}
     _core.encode_state("float32", moments, **moments)
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_lists_of_other_objects(wrong):
+    """None is one: a typed variable of Cython holds it, and reading its members reads anything."""
+    found = f"got {type(wrong).__name__} in it"
+    with pytest.raises(TypeError, match=f"^steps must be a list of PreparedStep; {found}$"):
+        _core.share_counts([wrong], [])
+    with pytest.raises(TypeError, match=f"^steps must be a list of PreparedStep; {found}$"):
+        _core.step_all([wrong], [print])
+    options = {"num_threads": print, "increment_version": print, "num_modes": print}
+    with pytest.raises(TypeError, match=f"^groups must be a list of GroupPlan; {found}$"):
+        _core.StepPlan([wrong], _core.ReentrantLock(), **options)

@@ -11,6 +11,16 @@ cdef list items_at(arrays, keys):
     return items
 
 
+cdef int require_instances(str name, list items, type kind) except -1:
+    """Raise TypeError unless all items are of a type; a typed variable would accept None, too."""
+    for item in items:
+        if not isinstance(item, kind):
+            raise TypeError(
+                f"{name} must be a list of {kind.__name__}; got {type(item).__name__} in it"
+            )
+    return 0
+
+
 cdef list without_item(keys, arrays):
     """The keys that a mapping does not have."""
     cdef list missing = []

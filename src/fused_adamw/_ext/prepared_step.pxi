@@ -269,10 +269,8 @@ def step_all(list steps not None, list increment_versions not None):
             f"increment_versions must have the length {len(steps)}, like steps; got "
             f"{len(increment_versions)}"
         )
-    for step in steps:
-        if not isinstance(step, PreparedStep):
-            raise TypeError(f"steps must be PreparedSteps; got {type(step).__name__}")
-        prepared = step
+    require_instances("steps", steps, PreparedStep)
+    for prepared in steps:
         found = []
         prepared.add_objects(found, 0)
         params.append(found)

@@ -129,6 +129,10 @@ cdef class ParamSources:
     cpdef int check(self, groups, bint written) except -1:
         """Raise ValueError where ``groups`` have other arrays in the places of these, or other
         keys; where an array has other memory; ``written``: or where one has become read-only."""
+        self.check_groups(groups)
+        return self.require_memory(written)
+
+    cdef int check_groups(self, groups) except -1:
         cdef Py_ssize_t g = 0, k = 0
         cdef Py_ssize_t count = self.spec.groups()
         if not isinstance(groups, (list, tuple)) and not isinstance(groups, Sequence):
@@ -146,7 +150,7 @@ cdef class ParamSources:
             if not same_arrays(params, self.spec.tree_of_group(g), self.expected, &k):
                 self.refuse_replaced(g, k)
             g += 1
-        return self.require_memory(written)
+        return 0
 
     cdef int require_memory(self, bint written) except -1:
         """The memory is that of the construction, and ``written``: writable."""
@@ -192,8 +196,9 @@ cdef class ParamSources:
         return 0
 
     def hyperparams(self, groups, long long t, tuple rates not None):
-        """``hyperparams_at``, with a check of the groups."""
-        self.check(groups, False)
+        """``hyperparams_at``, with a check of the groups; that of the memory comes after all code
+        of the caller."""
+        self.check_groups(groups)
         return hyperparams_at(groups, t, rates)
 
     cdef Py_ssize_t index_of(self, PyObject *array) noexcept:

@@ -113,6 +113,7 @@ cdef class StepPlan:
         num_modes,
     ):
         cdef GroupPlan plan, last = None
+        require_instances("groups", groups, GroupPlan)
         self.steps = []
         for plan in groups:
             if (
@@ -243,6 +244,7 @@ def share_counts(list steps not None, list others not None):
     cdef Py_ssize_t k, total = len(others)
     cdef const StepCounter *counter
     cdef PyObject **found
+    require_instances("steps", steps, PreparedStep)
     for prepared in steps:
         total += 3 * prepared.space.num_active
     reserve(&marks, total)

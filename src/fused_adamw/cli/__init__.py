@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, NoReturn
 
 from .._io.stop_signals import signal_of, status_after, stop_signals_raised
@@ -99,6 +99,7 @@ def _run(arguments: list[str]) -> int | None:
     check_columns()
     try:
         status: int | None = app(arguments, prog_name="fused-adamw", standalone_mode=False)
+        sys.stdout.flush()
     except USAGE_ERROR as error:
         if message := usage_message(error):
             report(of_all_ranks(message) if "--mpi" in arguments else message)
@@ -109,7 +110,18 @@ def _run(arguments: list[str]) -> int | None:
     except (OSError, MemoryError) as error:
         report(describe(error))
         status = FAILED
+        _discard_what_cannot_be_written()
     return status
+
+
+def _discard_what_cannot_be_written() -> None:
+    """Python would write the rest of standard output at its end, and fail with a status and a
+    message of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _print_version(value: bool) -> None:
