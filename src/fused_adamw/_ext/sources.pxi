@@ -1,5 +1,5 @@
-"""Where arrays came from: whether they are still in their containers, still writable, and still have
-the same memory."""
+"""Where arrays came from: whether they are still in their containers, and still have the same
+memory, which is still writable."""
 
 
 cdef bint same_arrays(arrays, tree, PyObject *const *expected, Py_ssize_t *k) except -1:
