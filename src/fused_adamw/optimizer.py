@@ -202,8 +202,6 @@ class AdamW(DecodedState):
         """
         with self._exclusive("load_state_dict"):
             state_dict = read_once(state_dict)
-            self._check_params()
-            self._check_values(state_dict)
             entries = self._checked_entries(state_dict, check_flag("convert", convert))
             warn_of_conversion("state_dict", (entry.difference for entry in entries))
             self._check_params()  # again, after what shows a warning
@@ -213,6 +211,8 @@ class AdamW(DecodedState):
                     convert_state(saved.state, saved.order, own, param)
 
     def _checked_entries(self, saved: Mapping[str, Any], convert: bool) -> list[SavedState]:
+        self._check_params()
+        self._check_values(saved)
         entries = []
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
