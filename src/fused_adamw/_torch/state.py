@@ -129,11 +129,15 @@ def is_lazy(p: Tensor) -> bool:
     return isinstance(p, UninitializedParameter)
 
 
+def is_ordinary(x: Tensor) -> bool:
+    """Whether its class and layout have all operators, and elements in memory, if not on "meta"."""
+    return type(x) in ORDINARY and x.layout is torch.strided
+
+
 def can_have_state(p: Tensor) -> bool:
-    """Whether new state can be made like it: it is of no class or layout of its own, which may lack
-    the operators for that, and no elements share memory, which the state could be larger than."""
-    is_ordinary = type(p) in ORDINARY and p.layout is torch.strided
-    return is_ordinary and p.untyped_storage().nbytes() >= p.nbytes
+    """Whether new state can be made like it: it has the operators for that, and no elements share
+    memory, which the state could be larger than."""
+    return is_ordinary(p) and p.untyped_storage().nbytes() >= p.nbytes
 
 
 def is_narrow(p: Tensor) -> bool:

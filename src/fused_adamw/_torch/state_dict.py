@@ -13,7 +13,7 @@ from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
-from .state import ORDINARY, State, dtype_name, is_lazy, is_scale, state_names
+from .state import State, dtype_name, is_lazy, is_ordinary, is_scale, state_names
 from .step_counts import copy_of_step, float32_step, require_count, usable_step
 from .stored import (
     LIKE_V,
@@ -237,8 +237,7 @@ def _kept(tensors: State, target: Target) -> State:
 
 def _has_memory(x: Tensor) -> bool:
     """Whether it is an ordinary tensor, whose elements can be read."""
-    is_ordinary = type(x) in ORDINARY and x.layout is torch.strided
-    return is_ordinary and x.device.type != "meta"
+    return is_ordinary(x) and x.device.type != "meta"
 
 
 def _require_memory(where: str, tensors: list[Tensor]) -> None:
