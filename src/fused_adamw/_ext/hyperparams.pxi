@@ -51,9 +51,8 @@ cdef bint only_converts(value) except -1:
 
 
 cdef int raise_no_real_number(str name, value) except -1:
-    found, kind = shown(value), type(value).__name__
-    if not found.endswith(f" of type {kind}"):
-        found += f" ({kind})"
+    found = written(value)
+    found = shown(value) if found is None else f"{found} ({type(value).__name__})"
     raise TypeError(f"{name} must be a real number; got {found}")
 
 

@@ -6,16 +6,22 @@ cdef enum:
 
 
 cpdef str shown(value):
-    """A value in a message; its type in place of a model that was passed as a number, whose text
-    would take seconds and fill the screen. Python refuses to write integers of thousands of digits,
-    with an error that would take the place of the message."""
+    """A value in a message; its type where it is not written."""
+    found = written(value)
+    return f"a value of type {type(value).__name__}" if found is None else found
+
+
+cdef str written(value):
+    """The text of a value. None for a model that was passed as a number, whose text would take
+    seconds and fill the screen, and where there is none: Python refuses to write integers of
+    thousands of digits, with an error that would take the place of the message."""
     try:
-        if count_items(value, MOST_ITEMS) <= MOST_ITEMS:
-            text = repr(value)
-            return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+        if count_items(value, MOST_ITEMS) > MOST_ITEMS:
+            return None
+        found = repr(value)
     except Exception:
-        pass
-    return f"a value of type {type(value).__name__}"
+        return None
+    return found if len(found) <= MOST_CHARACTERS else f"{found[:MOST_CHARACTERS]}..."
 
 
 cdef Py_ssize_t count_items(value, Py_ssize_t most) except -1:
