@@ -1,7 +1,6 @@
 /* CPU dispatch: the table of instruction sets, and the choice. */
 #include "float_env.h"
 #include "internal.h"
-#include "kernels/compilers.h"
 
 #include <string.h>
 
@@ -10,8 +9,8 @@ static int always(void)
     return 1;
 }
 
-#if defined(HAS_X86_64_KERNELS) && defined(_WIN32)
-#include <intrin.h>
+#if defined(HAS_X86_64_KERNELS)
+#include "processor.h"
 
 /* Bits that the manuals of the processors give names to. AVX2 takes with it what Visual C++ uses
  * there: FMA, BMI1, BMI2, LZCNT; and AVX-512 its CD. */
@@ -21,22 +20,17 @@ static int always(void)
 #define CPUID_80000001_ECX (1u << 5)
 #define OSXSAVE (1u << 27)
 #define XCR0_AVX 0x06u
+#if defined(__APPLE__)
+#define XCR0_AVX512 XCR0_AVX /* macOS saves the others from their first use on */
+#else
 #define XCR0_AVX512 0xe6u
-
-enum { EAX, EBX, ECX };
-
-static uint32_t cpuid(uint32_t leaf, int index)
-{
-    int registers[4];
-    __cpuidex(registers, (int)leaf, 0);
-    return (uint32_t)registers[index];
-}
+#endif
 
 /* Whether the processor has these features, and the operating system saves their registers. */
-USING("xsave") static int has(uint32_t features, uint32_t registers)
+static int has(uint32_t features, uint32_t registers)
 {
     return cpuid(0, EAX) >= 7 && (cpuid(1, ECX) & OSXSAVE) != 0 &&
-           (_xgetbv(0) & registers) == registers &&
+           (saved_registers() & registers) == registers &&
            (cpuid(1, ECX) & CPUID_1_ECX) == CPUID_1_ECX &&
            (cpuid(7, EBX) & features) == features &&
            (cpuid(0x80000001u, ECX) & CPUID_80000001_ECX) != 0;
@@ -50,21 +44,6 @@ static int has_avx2(void)
 static int has_avx512(void)
 {
     return has(CPUID_7_EBX_AVX512, XCR0_AVX512);
-}
-
-#elif defined(HAS_X86_64_KERNELS)
-
-/* __builtin_cpu_supports reports AVX and AVX-512 only where the operating system saves their
- * registers too: libgcc and compiler-rt both read XCR0 (XGETBV) as well as CPUID. */
-static int has_avx2(void)
-{
-    return __builtin_cpu_supports("avx2");
-}
-
-static int has_avx512(void)
-{
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
 
 #endif
