@@ -135,7 +135,7 @@ def c_library(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def compile_checks(session: nox.Session) -> None:
-    """The C library compiled for macOS, Windows, musl and others, without warnings."""
+    """The C library compiled for macOS, Windows, musl and others, and its tests on some."""
     session.install("ziglang>=0.15")
     session.run("python", "tools/compile_checks.py")
 

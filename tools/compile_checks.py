@@ -1,5 +1,8 @@
 """Compile the C library for platforms that this machine is not: ``compile_checks.py``.
 
+Its tests are run on those that this machine can run: musl on its own processor, on others with
+QEMU (``qemu-user-static``), Windows with Wine (``wine``); without threads.
+
 Warnings are errors. Zig's compiler has the headers of all these systems (``pip install ziglang``).
 clang-cl is Clang with the options of Visual C++ (``CLANG``, or clang where there is one); since the
 headers of Visual C++ are not free, the few declarations that the library needs are made here. The
@@ -8,6 +11,7 @@ for x86-64 have to use each instruction set, and no multiplication fused with an
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc").glob("*.c"))
+TESTS = sorted((ROOT / "csrc" / "tests").glob("*.c"))
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 FLAGS = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
 TARGETS = {  # and whether they have OpenMP
@@ -29,6 +34,12 @@ TARGETS = {  # and whether they have OpenMP
     "aarch64-macos": False,
     "x86_64-windows-gnu": False,
     "aarch64-windows-gnu": False,
+}
+RUN_BY = {  # targets whose tests are run, and by what
+    "x86_64-linux-musl": None,
+    "aarch64-linux-musl": "qemu-aarch64-static",
+    "s390x-linux-musl": "qemu-s390x-static",
+    "x86_64-windows-gnu": "wine",
 }
 VISUAL_C = ["--driver-mode=cl", "/O2", "/fp:precise", "/std:c11", "/W4", "/WX"]
 CLANG_CL = [f"/clang:{x}" for x in ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")]
@@ -103,11 +114,31 @@ def zig(target: str, openmp: bool, folder: Path) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", "-target", target, *flags]
 
 
+def run_tests(target: str, runner: str | None, folder: Path) -> None:
+    """The tests of the C library, compiled for a target."""
+    is_own = platform.machine() == target.split("-", 1)[0] and sys.platform == "linux"
+    if (runner is None and not is_own) or (runner is not None and shutil.which(runner) is None):
+        print(f"{target}: tests not run, no {runner or 'such processor'}", flush=True)
+        return
+    program = folder / f"{target}.exe"
+    compiler = zig(target, openmp=False, folder=folder)
+    subprocess.run([*compiler, *SOURCES, *TESTS, "-o", program, "-lm"], check=True)
+    environment = os.environ | {"WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all"}
+    command = [program] if runner is None else [runner, program]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    lines = done.stdout.splitlines() or ["no output"]
+    print(f"{target}, tests with {lines[-1]}", flush=True)
+    if done.returncode != 0:
+        sys.exit("\n".join(lines))
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for target, openmp in TARGETS.items():
             compile_all(target, zig(target, openmp, folder), folder / target, {})
+        for target, runner in RUN_BY.items():
+            run_tests(target, runner, folder)
         clang = os.environ.get("CLANG", "clang")
         if shutil.which(clang) is None:
             print("clang-cl: skipped, no Clang")

@@ -1,13 +1,11 @@
-#define _DEFAULT_SOURCE /* of mmap's MAP_ANONYMOUS */
 #include "harness.h"
+#include "pages.h"
 
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 long num_passed, num_failed;
 
@@ -32,13 +30,12 @@ enum { CANARY = 0xa5 };
 
 guarded guarded_copy(const void *from, size_t num_bytes, int at_end)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t page = page_size();
     const size_t usable = (num_bytes + 1 + page - 1) / page * page;
     guarded memory = {NULL, NULL, num_bytes, usable + 2 * page};
-    memory.pages = mmap(NULL, memory.num_pages_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory.pages == MAP_FAILED || mprotect(memory.pages, page, PROT_NONE) != 0 ||
-        mprotect(memory.pages + page + usable, page, PROT_NONE) != 0)
+    memory.pages = new_pages(memory.num_pages_bytes);
+    if (memory.pages == NULL || !guard_page(memory.pages) ||
+        !guard_page(memory.pages + page + usable))
         abort();
     memset(memory.pages + page, CANARY, usable);
     memory.data = memory.pages + page + (at_end ? usable - num_bytes : 1);
@@ -49,7 +46,7 @@ guarded guarded_copy(const void *from, size_t num_bytes, int at_end)
 
 int guarded_is_intact(const guarded *memory)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t page = page_size();
     const unsigned char *const end = memory->pages + memory->num_pages_bytes - page;
     for (const unsigned char *byte = memory->pages + page; byte < end; byte++)
         if ((byte < memory->data || byte >= memory->data + memory->num_bytes) && *byte != CANARY)
@@ -59,7 +56,7 @@ int guarded_is_intact(const guarded *memory)
 
 void guarded_free(guarded *memory)
 {
-    munmap(memory->pages, memory->num_pages_bytes);
+    free_pages(memory->pages, memory->num_pages_bytes);
 }
 
 /* ---- problems */

@@ -8,8 +8,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#if !defined(_WIN32)
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 enum { FLOAT32 = FUSED_ADAMW_FLOAT32, FLOAT64 = FUSED_ADAMW_FLOAT64 };
 enum { NOT_REPRESENTABLE = FUSED_ADAMW_NOT_REPRESENTABLE };
@@ -219,6 +221,12 @@ void test_threads_of_a_step(void)
 
 /* ---- fork */
 
+#if defined(_WIN32)
+void test_fork(void)
+{
+}
+#else
+
 /* One step on two threads of as many elements as a forked child uses threads for. */
 static double step_on_two_threads(void)
 {
@@ -256,3 +264,4 @@ void test_fork(void)
               WEXITSTATUS(status) == 0,
           "a step in a forked child");
 }
+#endif
