@@ -138,6 +138,12 @@ def test_arrays_of_other_dtypes_are_refused_with_those_that_can_be_saved(path, d
         save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": np.zeros(3, dtype)})
 
 
+def test_lists_of_unequal_lengths_are_refused(path):
+    with pytest.raises(ValueError, match=r"^arrays\['a'\] must be an array of numbers; .*homogen"):
+        save_checkpoint(path, AdamW(np.ones(3)), arrays={"a": [[1, 2], [3]]})
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("tensors", "extra", "found"),
     [

@@ -93,7 +93,10 @@ def extra_arrays(arrays: Mapping[str, Array] | None) -> dict[str, Array]:
     for name, value in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"arrays must have strings as keys; got {shown(name)}")
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"arrays[{name!r}] must be an array of numbers; {error}") from None
         dtype = array.dtype
         if not _is_storable(dtype) or isinstance(value, np.ma.MaskedArray):
             raise TypeError(
