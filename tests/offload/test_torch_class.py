@@ -35,6 +35,8 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_plans": "counts calls, and what falls back to PyTorch",
     "test_what_a_step_cannot_use_is_named": "other messages",
     "test_state_that_a_step_adds_is_not_what_it_lacks": "other messages",
+    "test_the_reason_names_what_differs_in_scales": "other messages",
+    "test_codes_in_another_shape": "are stepped, in their order in memory",
     "test_tensors_that_are_not_divided_in_one_way": "other messages: test_shards.py has them",
     "test_moments_of_another_size_load_as_in_pytorch": "of another dtype they are refused",
     "test_wide_gradients": "gradients have the dtype of their parameter",

@@ -8,7 +8,7 @@ import torch
 from sharded_training import OPTIONS, Model, draw, full_state, whole
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 FROM_TORCH = "torch"
 KINDS = OPTIONS | {
@@ -17,6 +17,9 @@ KINDS = OPTIONS | {
     "bfloat16": (torch.float32, {"state_dtype": "bfloat16"}),
     "float16_master": (torch.float16, {"master_weights": True}),
 }
+
+
+KEPT = ("master", "ema")  # the same in all formats
 
 
 def made(mesh, kind, divided):
@@ -127,6 +130,53 @@ def reset_counts(mesh, all_options):
         opt.load_state_dict(saved)
         found.append(int(opt.state[p]["step"]))
     return found
+
+
+def whole_entry(opt):
+    """The state of the first parameter, with moments in its dtype."""
+    moments, own = opt.state_dict(format="torch")["state"][0], opt.state_dict()["state"][0]
+    entry = moments | {name: x for name, x in own.items() if name in KEPT}
+    return {name: whole(x).clone() for name, x in entry.items()}
+
+
+def load_placed_otherwise(mesh, pairs):
+    """By the kinds of two optimizers and by a placement: the whole state of a parameter with that
+    placement, and of one divided by rows that has loaded it. Each rank has as many elements of the
+    one as of the other, or all."""
+    found = {}
+    for pair in pairs:
+        for placement in (Shard(1), Replicate()):
+            opts = []
+            for kind, placed in zip(pair, (placement, Shard(0)), strict=True):
+                dtype, options = KINDS[kind]
+                p = torch.nn.Parameter(distribute_tensor(draw((8, 512), 1, dtype), mesh, [placed]))
+                opts.append(sharded_training.AdamW([p], lr=1e-2, **options))
+                set_gradients([p], 3)
+            opts[0].step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # converted
+                opts[1].load_state_dict(copy.deepcopy(opts[0].state_dict()))
+            entries = [whole_entry(opt) for opt in opts]
+            opts[1].step()
+            found[pair, str(placement)] = *entries, opts[1].last_path[0].path
+    return found
+
+
+def load_replicated_scales(mesh):
+    """The scales of the blocks of this rank, before and after a load of a state dict in which each
+    rank has all of them."""
+    p = torch.nn.Parameter(distribute_tensor(draw((8, 512), 1), mesh, [Shard(0)]))
+    opt = sharded_training.AdamW([p], lr=1e-2, state_dtype="8bit")
+    set_gradients([p], 3)
+    opt.step()
+    names = [name for name in opt.state[p] if name.endswith("_scale")]
+    before = [opt.state[p][name].clone() for name in names]
+    saved = opt.state_dict()
+    entry = saved["state"][0]
+    whole_scales = {name: entry[name].redistribute(placements=[Replicate()]) for name in names}
+    saved["state"][0] = entry | whole_scales
+    opt.load_state_dict(saved)
+    return [(x, opt.state[p][name].clone()) for x, name in zip(before, names, strict=True)]
 
 
 def refusal(call, *arguments, **options):

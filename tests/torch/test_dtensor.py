@@ -217,6 +217,44 @@ def test_scales_of_another_parameter_are_refused(mesh, shape):
 
 
 @needs_gloo
+def test_scales_that_do_not_divide_the_elements_equally_are_refused(mesh):
+    _, opt = trained(mesh, (300,), state_dtype="8bit")
+    saved = opt.state_dict()
+    saved["state"][0] = {**saved["state"][0], "exp_avg_shard_scale": torch.ones(149)}
+    with pytest.raises(ValueError, match=r"exp_avg_shard_scale must have .*; got Tensor of shape"):
+        opt.load_state_dict(saved)
+
+
+@needs_gloo
+def test_divided_scales_of_a_plain_parameter_are_refused(mesh):
+    _, opt = trained(mesh, state_dtype="8bit")
+    saved = opt.state_dict()
+    p = torch.nn.Parameter(draw((3, 100), 1))
+    other = AdamW([p], state_dtype="8bit")
+    with pytest.raises(ValueError, match=r"_shard_scale must have .*; got DTensor of shape"):
+        other.load_state_dict(saved)
+    assert not other.state[p]
+
+
+@needs_gloo
+def test_moments_placed_otherwise_are_placed_like_the_parameter_when_loaded(mesh):
+    (p,), opt = trained(mesh)
+    saved = opt.state_dict()
+    moved = saved["state"][0]["exp_avg"].redistribute(placements=[Replicate()])
+    saved["state"][0] = {**saved["state"][0], "exp_avg": moved}
+    opt.load_state_dict(saved)
+    assert opt.state[p]["exp_avg"].placements == p.placements
+
+
+@needs_gloo
+def test_the_reason_names_what_differs_in_scales(mesh):
+    (p,), opt = trained(mesh, state_dtype="8bit")
+    opt.state[p]["exp_avg_shard_scale"] = opt.state[p]["exp_avg_shard_scale"].double()
+    with pytest.raises(TypeError, match=r"with exp_avg_shard_scale of dtype torch\.float64"):
+        opt.step()
+
+
+@needs_gloo
 def test_moments_without_the_parameter_s_placement_are_refused(mesh):
     _, opt = trained(mesh, state_dtype="8bit")
     saved = opt.state_dict()

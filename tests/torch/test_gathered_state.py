@@ -7,8 +7,11 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from gathered_state import (  # noqa: E402
     FROM_TORCH,
+    KEPT,
     broadcast_all_into_cells,
     exchange,
+    load_placed_otherwise,
+    load_replicated_scales,
     reset_counts,
     save_a_mixed_group,
     set_before_the_weights,
@@ -25,7 +28,7 @@ CONVERTED = [
     for source in (FROM_TORCH, "float32", "bfloat16", "8bit")
     for divided in (False, True)
     for kind in ("float32", "bfloat16", "8bit")
-]
+] + [("8bit", True, kind, False) for kind in ("float32", "8bit")]
 BROADCAST = [  # those that reach all ranks, and those that do not
     *((kind, a, kind, b) for kind in ("float32", "master") for a in (0, 1) for b in (0, 1)),
     ("8bit", False, "8bit", False),
@@ -38,6 +41,11 @@ BROADCAST = [  # those that reach all ranks, and those that do not
 ]
 STALE = ["float16_master", "ema", "master"]
 CELLS = [(columns, kind) for columns in (256, 320) for kind in ("torch", "float32", "8bit")]
+MOVED = [
+    *((kind, kind) for kind in ("float32", "float64", "ema", "master", "8bit", "8bit_master")),
+    ("float32", "bfloat16"),
+    ("float32", "8bit"),
+]
 RESET = [{}, {"state_dtype": "8bit"}, {"ema_decay": 0.5}]
 
 
@@ -50,6 +58,8 @@ def results(request, tmp_path_factory):
         "mixed": (save_a_mixed_group, ["float32", "8bit", "8bit_master"]),
         "cells": (broadcast_all_into_cells, CELLS),
         "reset": (reset_counts, RESET),
+        "moved": (load_placed_otherwise, MOVED),
+        "replicated": (load_replicated_scales,),
     }
     return run_ranks(2, tmp_path_factory.mktemp("ranks"), request.param, calls)
 
@@ -90,6 +100,24 @@ def test_a_broadcast_into_copies_of_the_state_is_refused(results):
                 assert_close(found[1], found[0])
             else:
                 assert "must be saved state on every rank" in found[1], (columns, kind)
+
+
+def test_state_of_another_placement(results):
+    for result in results:
+        for (pair, placement), (saved, loaded, path) in result["moved"].items():
+            assert path == "kernels", (pair, placement)
+            assert saved.keys() == loaded.keys()
+            for name, x in saved.items():
+                if pair[1] in ("8bit", "8bit_master", "bfloat16") and name not in KEPT:
+                    assert (loaded[name] - x).norm() < 0.05 * x.norm(), (pair, placement, name)
+                else:
+                    assert torch.equal(loaded[name], x), (pair, placement, name)
+
+
+def test_scales_that_each_rank_has_whole(results):
+    for result in results:
+        for saved, loaded in result["replicated"]:
+            assert torch.equal(saved, loaded)
 
 
 def test_counts_of_steps_can_be_reset(results):

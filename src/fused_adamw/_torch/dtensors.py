@@ -64,14 +64,15 @@ def is_partial(tensor: Any) -> bool:
     return is_dtensor(tensor) and any(x.is_partial() for x in tensor._spec.placements)
 
 
-def redistributed(grad: Any, p: Any) -> Any:
-    """A gradient placed as its parameter is, which PyTorch's operators do too."""
-    if not (is_dtensor(grad) and is_dtensor(p)) or is_placed_like(grad, p):
-        return grad
-    if grad._spec.mesh != p._spec.mesh:
-        return grad
+def redistributed(x: Any, p: Any) -> Any:
+    """A gradient or state placed as its parameter is, which PyTorch's operators do too; as it is
+    where its ranks are others."""
+    if not (is_dtensor(x) and is_dtensor(p)) or is_placed_like(x, p):
+        return x
+    if x._spec.mesh != p._spec.mesh:
+        return x
     with no_grad():
-        return grad.redistribute(placements=p._spec.placements)
+        return x.redistribute(placements=p._spec.placements)
 
 
 def new_dtensor(

@@ -28,6 +28,7 @@ from .dtensors import (
     new_dtensor,
     placed_like,
     placements_of,
+    redistributed,
 )
 from .fill_ins import saved_entries, to_be_filled
 from .flat_memory import flat_view
@@ -65,6 +66,8 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     """
     state = dict(saved["state"])
     for p, i, state_format in _saved(groups, saved):
+        if is_dtensor(p):
+            state[i] = _placed_like(p, state[i])
         master = state[i].get("master")
         if isinstance(master, Tensor) and master.dtype == torch.int8:
             state[i] = state[i] | {"master": _from_bytes(master)}
@@ -86,6 +89,18 @@ def restore_masters(state: Mapping[Tensor, State], params: Iterable[Tensor]) -> 
             state[p]["master"] = _from_bytes(master)
             found = True
     return found
+
+
+def _placed_like(p: Any, entry: State) -> State:
+    """The state with the parts of this rank, of DTensors that are divided in another way. Scales
+    stay: they are found in those of the whole."""
+    dims = len(p.shape)
+    return {
+        name: redistributed(x, p)
+        if is_dtensor(x) and x.shape[:dims] == p.shape and not is_scale(name)
+        else x
+        for name, x in entry.items()
+    }
 
 
 def _divided(p: Any, entry: State) -> State:

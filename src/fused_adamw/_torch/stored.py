@@ -22,7 +22,7 @@ from .._optim.state_formats import (
     has_scales,
     state_layout,
 )
-from .dtensors import is_dtensor, local_of, placed_like
+from .dtensors import is_dtensor, is_placed_like, local_of, placed_like
 from .flat_memory import Order, dims_in_memory, flat, shaped
 from .state import (
     State,
@@ -124,13 +124,23 @@ def recognized(entry: State, target: Target) -> list[Moments]:
         roles = tuple(role for role in LIKE_V if FORMATS[name].amsgrad)
         storage = storage_of(target.like, StateOptions(name, roles), target.whole is not None)
         arrays = {role: entry.get(storage.names[role]) for role in storage.moments}
-        tensors = {r: local_of(x) for r, x in arrays.items() if isinstance(x, Tensor)}
+        tensors = {
+            r: local_of(x)
+            for r, x in arrays.items()
+            if isinstance(x, Tensor) and _is_divided_like(x, target)
+        }
         if tensors.keys() >= storage.layout.keys() - set(LIKE_V) and all(
             x.dtype == storage.dtype(role) and x.numel() == prod(storage.layout[role][1])
             for role, x in tensors.items()
         ):
             found.append(Moments(name, tensors))
     return found
+
+
+def _is_divided_like(x: Tensor, target: Target) -> bool:
+    """Whether the local part of a DTensor is that of the parameter."""
+    p = target.whole
+    return not (is_dtensor(x) and is_dtensor(p)) or is_placed_like(x, p)
 
 
 def block_order(moments: Moments, like: Tensor) -> Order:
