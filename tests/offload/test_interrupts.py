@@ -203,6 +203,19 @@ def test_threads_that_have_ended_are_forgotten():
     assert sum(x.name == "test" for x in threads._stops) == 1
 
 
+def test_a_thread_that_is_being_started_is_not_forgotten(monkeypatch):
+    start = threading.Thread.start
+
+    def start_another_first(thread):
+        if thread.name == "first":
+            start_thread("second", lambda: None, lambda: None)
+            assert thread in threads._stops
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_another_first)
+    start_thread("first", lambda: None, lambda: None)
+
+
 def test_a_failure_in_the_thread_is_raised_and_ends_the_use(monkeypatch):
     def fail(_):
         raise MemoryError("here")

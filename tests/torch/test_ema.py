@@ -254,6 +254,18 @@ def test_an_average_that_shares_memory():
     assert_equal_tensors(params, before)
 
 
+def test_an_average_that_no_option_asks_for_is_kept_and_nothing_is_converted():
+    p = parameter()
+    opt = AdamW([p], ema_decay=DECAY)
+    opt.step()
+    saved = copy.deepcopy(opt.state_dict())
+    saved["param_groups"][0]["ema_decay"] = None
+    q = parameter()
+    other = AdamW([q])
+    other.load_state_dict(saved, convert=False)
+    assert torch.equal(other.state[q]["ema"], opt.state[p]["ema"])
+
+
 def test_a_seed_of_none_is_loaded_and_a_decay_of_none_is_not():
     """An average that silently ended would be noticed too late."""
     p = parameter()

@@ -83,6 +83,22 @@ def test_state_with_nothing_of_a_format(state_dtype):
     assert torch.equal(p, before)
 
 
+def test_codes_in_another_shape():
+    """Are loaded as they are, and refused by the step."""
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    p.grad = torch.ones(2, 3)
+    opt = AdamW([p], state_dtype="8bit")
+    opt.step()
+    saved = opt.state_dict()
+    saved["state"][0] = {
+        name: x.reshape(-1) if name.endswith("_code") else x
+        for name, x in saved["state"][0].items()
+    }
+    opt.load_state_dict(saved)
+    with pytest.raises(TypeError, match=r"with exp_avg_code of shape \(6,\)"):
+        opt.step()
+
+
 @pytest.mark.parametrize("make", [AdamW, fused_adamw.offload.AdamW])
 @pytest.mark.parametrize("wrong", [None, [1], torch.ones(SIZE)], ids=["None", "list", "tensor"])
 def test_what_is_no_dict(make, wrong):

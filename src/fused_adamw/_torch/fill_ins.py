@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._optim.state_formats import FORMATS, FROM_PARAMS
+from .._optim.state_formats import FORMATS
 from .dtensors import local_of
 from .local_shards import version_of
 from .options import Group
@@ -86,7 +86,7 @@ def _without(where: str, entry: State, noted: Mapping[str, Noted]) -> State:
     if "step" in own:  # nothing was saved of this parameter
         return entry
     saved = {name: x for name, x in entry.items() if name not in own}
-    if not own <= set(FROM_PARAMS) and not any(saved.keys() >= names for names in MOMENTS):
+    if not any(saved.keys() >= names for names in MOMENTS):
         raise ValueError(
             f"{where} must be saved state on every rank; got that of this optimizer beside a saved "
             "count of steps, as broadcast_from_rank0 leaves arrays that not all ranks have. Give "

@@ -131,7 +131,5 @@ def _close_gaps(grad: Tensor, local: Tensor) -> None:
 
 
 def _local_like(x: Any, p: Any) -> Any:
-    """None where the two are not parts of the same elements."""
-    if is_dtensor(x) and is_dtensor(p):
-        return local_of(x) if is_placed_like(x, p) else None
-    return None if is_dtensor(p) else x
+    """The local part of a DTensor that is divided as the parameter is; None for all else."""
+    return local_of(x) if is_dtensor(x) and is_placed_like(x, p) else None

@@ -176,7 +176,7 @@ def _chosen(found: list[Moments], own: Storage) -> Moments | None:
 def _block_orders(found: Moments, target: Target) -> tuple[Any, Any]:
     """The orders of dimensions in memory, saved and here, where they matter: formats without blocks
     are the same in all."""
-    if found.format != target.storage.format or not has_scales(found.format):
+    if not has_scales(found.format):
         return None, None
     return block_order(found, target.like), new_order(target.like)
 
