@@ -20,6 +20,7 @@ from sharded_training import (  # noqa: E402
     train_shards,
     write_between_steps,
 )
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.tensor import (  # noqa: E402
     DTensor,
     Partial,
@@ -152,6 +153,20 @@ def test_state_that_is_not_divided_as_its_parameter_is_refused(mesh, change, mes
     with pytest.raises(TypeError, match=message):
         opt.step()
     assert torch.equal(p.to_local(), before.to_local())
+
+
+@needs_gloo
+def test_saved_state_of_other_ranks_is_refused(mesh):
+    """Whose part of it may have as many elements."""
+    p, opt = trained(mesh)
+    saved = opt.state_dict()
+    others = init_device_mesh("cpu", (1, 1))
+    moved = distribute_tensor(draw((3, 100), 2), others, [Shard(0), Replicate()])
+    saved["state"][0] = {**saved["state"][0], "exp_avg": moved}
+    before = opt.state[p]["exp_avg"].to_local().clone()
+    with pytest.raises(ValueError, match=r"of shape \(3, 100\); got .*\(3, 100\), placed \(S"):
+        opt.load_state_dict(saved)
+    assert torch.equal(opt.state[p]["exp_avg"].to_local(), before)
 
 
 @needs_gloo

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS, has_scales
-from .dtensors import local_of
+from .dtensors import local_of, placements_of
 from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
@@ -23,6 +23,7 @@ from .stored import (
     block_order,
     converted,
     in_compute_type,
+    is_divided_like,
     new_order,
     placed,
     recognized,
@@ -158,9 +159,10 @@ def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
     given = {name: x.dtype for name, x in found.items() if name in dtypes}
     if target.is_of_pytorch and (given or not found):
         return None
-    if not found or (given and all(dtypes[name] == dtype for name, dtype in given.items())):
+    is_stored_alike = given and all(dtypes[name] == dtype for name, dtype in given.items())
+    if all(is_divided_like(x, target) for x in found.values()) and (is_stored_alike or not found):
         return Entry(_copies(entry, target), None)
-    described = {name: f"{x.dtype} {tuple(x.shape)}" for name, x in found.items()}
+    described = {name: f"{x.dtype} {tuple(x.shape)}{placements_of(x)}" for name, x in found.items()}
     raise ValueError(
         f"{where} must be that of a {dtype_name(like.dtype)} parameter of shape "
         f"{tuple(like.shape)}; got {described}"

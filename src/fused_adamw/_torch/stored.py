@@ -127,7 +127,7 @@ def recognized(entry: State, target: Target) -> list[Moments]:
         tensors = {
             r: local_of(x)
             for r, x in arrays.items()
-            if isinstance(x, Tensor) and _is_divided_like(x, target)
+            if isinstance(x, Tensor) and is_divided_like(x, target)
         }
         if tensors.keys() >= storage.layout.keys() - set(LIKE_V) and all(
             x.dtype == storage.dtype(role) and x.numel() == prod(storage.layout[role][1])
@@ -137,7 +137,7 @@ def recognized(entry: State, target: Target) -> list[Moments]:
     return found
 
 
-def _is_divided_like(x: Tensor, target: Target) -> bool:
+def is_divided_like(x: Tensor, target: Target) -> bool:
     """Whether the local part of a DTensor is that of the parameter."""
     p = target.whole
     return not (is_dtensor(x) and is_dtensor(p)) or is_placed_like(x, p)
