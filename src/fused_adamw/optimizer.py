@@ -14,7 +14,7 @@ from ._optim.param_groups import DecayMask, groups_repr, matrices_only
 from ._optim.snapshots import read_once
 from ._optim.state_dict import (
     SavedState,
-    recognized_entry,
+    read_entry,
     require_saved_roles,
     warn_of_conversion,
 )
@@ -218,7 +218,7 @@ class AdamW(DecodedState):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
             own = self._state_entries(param)
             require_saved_roles(where, saved, entry)
-            entries.append(recognized_entry(where, entry, own, param, convert, self._bound))
+            entries.append(read_entry(where, entry, own, param, convert, self._bound))
         return entries
 
     # ---- checkpoints

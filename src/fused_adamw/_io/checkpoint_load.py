@@ -204,7 +204,7 @@ def _read(
         memory = arrays[i].ravel("K").view(storage_dtype(arrays[i].dtype.name))
         shards = [(s, memory[s.begin : s.end]) for s in own]
         _read_tensor(file, header, f"params/{name}", arrays[i], shards)
-        if match.is_equal:
+        if match.difference is None:
             for role in optimizer._state_entries(arrays[i]):
                 shards = [(s, optimizer._own_state(s, role)) for s in own]
                 _read_tensor(file, header, f"{role}/{name}", arrays[i], shards)

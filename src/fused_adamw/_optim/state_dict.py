@@ -13,8 +13,8 @@ from .state_formats import (
     BUFFERS,
     FROM_PARAMS,
     TensorState,
+    detect_format,
     has_param_layout,
-    recognize,
     stored_as,
 )
 from .user_warnings import warn_user
@@ -41,11 +41,6 @@ class StateMatch(NamedTuple):
     order: MemoryOrder | None  # of saved arrays that are flat
     difference: Difference | None  # None where the arrays can be copied
     roles: tuple[str, ...]  # of saved arrays
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the arrays can be copied."""
-        return self.difference is None
 
 
 class SavedState(NamedTuple):
@@ -157,7 +152,7 @@ def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[s
             raise ValueError(f"{where} must have the array {role!r}; got {option}={value} without")
 
 
-def recognized_entry(
+def read_entry(
     where: str,
     entry: Mapping[str, Any],
     own: Layout,
@@ -165,7 +160,7 @@ def recognized_entry(
     convert: bool,
     bound: BoundTensors,
 ) -> SavedState:
-    """The state in an entry of a state dict, in plain arrays apart from what loading writes to.
+    """The state in an entry of a state dict, in plain arrays that loading does not write to.
 
     Args:
         where: the name of the entry, for messages.
@@ -219,9 +214,9 @@ def match_state(
                 f"{row.option}={role in own} (array {role!r})"
             )
     dtype, expected = param.dtype.name, stored_as(own)
-    own_format = recognize(expected, param.shape, dtype)
+    own_format = detect_format(expected, param.shape, dtype)
     try:
-        format_ = recognize(saved, param.shape, dtype)
+        format_ = detect_format(saved, param.shape, dtype)
     except ValueError as error:
         _raise_difference(where, saved, expected)
         raise ValueError(f"{where}: {error}") from None

@@ -219,7 +219,7 @@ def moment(state: TensorState, role: str, param: Array) -> Array:
 # ---------------------------------------------------------------------------- saved arrays
 
 
-def recognize(
+def detect_format(
     found: Mapping[str, tuple[np.dtype[Any], Shape]], param_shape: Shape, param_dtype: str
 ) -> str:
     """The name of the format that saved arrays are in.

@@ -22,10 +22,10 @@ from .stored import (
     Target,
     block_order,
     converted,
+    find_moments,
     in_compute_type,
     new_order,
     placed,
-    recognized,
 )
 
 STATE_NAMES = {
@@ -97,7 +97,7 @@ def to_load(
         if target is None or not entry:
             continue  # for PyTorch to load, or to refuse
         require_count(where, entry)
-        found = _chosen(recognized(entry, target), target.storage)
+        found = _chosen(find_moments(entry, target), target.storage)
         loaded = _loaded(where, entry, target, found)
         if loaded is None:
             state[i] = entry | {"step": usable_step(entry["step"])}
@@ -276,7 +276,7 @@ def as_of_pytorch(
 
 
 def _entry_of_pytorch(entry: State, target: Target) -> State:
-    for found in recognized(entry, target):
+    for found in find_moments(entry, target):
         theirs = in_compute_type(found, target)
         if found.format not in (theirs.storage.format, dtype_name(target.like.dtype)):
             others = {name: x for name, x in entry.items() if name not in STATE_NAMES}

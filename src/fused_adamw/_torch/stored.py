@@ -1,4 +1,4 @@
-"""How the moments of a parameter are stored: recognized in a state dict, and converted."""
+"""How the moments of a parameter are stored: found in a state dict, and converted."""
 
 from collections.abc import Mapping
 from math import prod
@@ -116,7 +116,7 @@ def in_compute_type(moments: Moments, target: Target) -> Target:
     return target._replace(storage=storage_of(target.like, StateOptions(compute, roles)))
 
 
-def recognized(entry: State, target: Target) -> list[Moments]:
+def find_moments(entry: State, target: Target) -> list[Moments]:
     """The moments that are in an entry of a state dict, in any format: mostly one, but where
     PyTorch's distributed checkpoints add what was saved to what they find in an optimizer, both."""
     found = []
