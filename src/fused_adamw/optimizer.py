@@ -216,9 +216,9 @@ class AdamW(DecodedState):
         entries = []
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-            own = self._state_entries(param)
             require_saved_roles(where, saved, entry)
-            entries.append(read_entry(where, entry, own, param, convert, self._bound))
+            options = self._state_options
+            entries.append(read_entry(where, entry, options, param, convert, self._bound))
         return entries
 
     # ---- checkpoints

@@ -137,9 +137,9 @@ def _match_tensors(
     matches = []
     for name, array in params.items():
         where, order = f"the state of {name!r}", numbers["state"][name].get("order")
-        own = optimizer._state_entries(array)
+        options = optimizer._state_options
         require_saved_roles(where, numbers, saved[name])
-        matches.append(match_state(where, saved[name], order, own, array, convert))
+        matches.append(match_state(where, saved[name], order, options, array, convert))
     return matches
 
 
