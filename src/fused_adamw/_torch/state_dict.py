@@ -13,7 +13,7 @@ from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
-from .state import State, dtype_name, is_lazy, is_ordinary, is_scale, state_names
+from .state import State, dtype_name, is_lazy, is_ordinary, state_names
 from .step_counts import copy_of_step, float32_step, require_count, usable_step
 from .stored import (
     LIKE_V,
@@ -106,7 +106,8 @@ def to_load(
         differences.append(loaded.difference)
         rest = {name: x for name, x in entry.items() if name not in STATE_NAMES}
         if target.is_host_only:
-            own[p] = rest | {"step": float32_step(entry["step"])} | _kept(loaded.tensors, target)
+            kept = {k: placed(x, k, target) for k, x in loaded.tensors.items()}
+            own[p] = rest | {"step": float32_step(entry["step"])} | kept
             del state[i]
         else:
             own[p] = loaded.tensors
@@ -228,11 +229,6 @@ def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor
     if x.shape == like.shape and _has_memory(x) and x.stride() != like.stride():
         return torch.empty_like(like, dtype=dtype, device=target.device).copy_(x.detach())
     return x.detach().to(target.device, dtype, copy=True)
-
-
-def _kept(tensors: State, target: Target) -> State:
-    """As the host keeps them: of a DTensor, in DTensors too."""
-    return {k: x if is_scale(k) else placed(x, target) for k, x in tensors.items()}
 
 
 def _has_memory(x: Tensor) -> bool:

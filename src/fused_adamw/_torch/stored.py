@@ -156,7 +156,7 @@ def converted(moments: Moments, target: Target) -> State:
     if has_scales(source.format) and block_order(source, like) != order:
         source = _decoded(source, like)
     _write(source, Moments(own.format, new), order, like)
-    return {own.names[r]: _placed(x, r, target) for r, x in new.items()}
+    return {own.names[r]: placed(x.to(target.device), r, target) for r, x in new.items()}
 
 
 def _new(like: Tensor, role: str, own: Storage) -> Tensor:
@@ -168,15 +168,10 @@ def _new(like: Tensor, role: str, own: Storage) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _placed(x: Tensor, role: str, target: Target) -> Tensor:
-    """On the device of the state; of a DTensor, moments are DTensors too."""
-    x = x.to(target.device)
-    return x if is_scale(role) else placed(x, target)
-
-
-def placed(x: Tensor, target: Target) -> Tensor:
-    """Memory in the shape of the local shard as it is kept in the state."""
-    whole: Tensor = placed_like(target.whole, x)
+def placed(x: Tensor, role: str, target: Target) -> Tensor:
+    """An array of the local shard's state as the optimizer keeps it: of a DTensor, all but scales
+    are DTensors, too. ``role``: or the name."""
+    whole: Tensor = x if is_scale(role) else placed_like(target.whole, x)
     return whole
 
 
