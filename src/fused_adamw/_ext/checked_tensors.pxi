@@ -233,18 +233,10 @@ cdef class CheckedTensors:
     cdef void run(self) noexcept:
         """Call the kernels and count the steps. Nothing here may raise: arrays have changed."""
         cdef Py_ssize_t k, count = self.space.num_active
-        cdef fused_adamw_tensor *tensors = self.space.tensors
         cdef const StepCounter *counter
-        cdef double started
-        cdef int threads = threads_without_stalls(
-            fused_adamw_useful_threads(tensors, count, self.threads)
-        )
         if count == 0:
             return
-        started = clock_of(threads)
-        with nogil:
-            fused_adamw_step(self.isa, tensors, count, threads)
-        watch_for_stall(tensors, count, threads, started)
+        step_without_stalls(self.isa, self.space.tensors, count, self.threads)
         for k in range(count):
             counter = &self.counters[k]
             if counter.element_type == FUSED_ADAMW_FLOAT32:
