@@ -231,7 +231,7 @@ class AdamW(DecodedState):
         return self._lock
 
     def _exclusive(self, operation: str, changes: bool = True) -> AbstractContextManager[Any]:
-        """The same, in which no other operation changes this optimizer."""
+        """``exclusive()``, in which no other operation of this thread changes the optimizer."""
         return self._lock.during(operation, changes=changes)
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:

@@ -113,7 +113,8 @@ cdef class CheckedTensors:
     cdef bint describe(
         self, PyObject **found, fused_adamw_tensor *tensor, StepCounter *counter
     ) except -1:
-        """The same of the tensors that are found."""
+        """Describe the tensors of a parameter in ``tensor`` and ``counter``; whether the kernels
+        serve them."""
         cdef DLPackExchange exchange = self.exchange
         cdef ArrayView params
         if not exchange.view(<object>found[0], &params, &self.kinds) or params.element_type < 0:
@@ -256,7 +257,7 @@ cdef class CheckedTensors:
         return False
 
     cdef void increment_versions(self) noexcept:
-        """Those of the parameters, as autograd needs it; not without the exchange's functions."""
+        """Count a change of each parameter, as autograd needs it, where the exchange can."""
         cdef Py_ssize_t k
         if self.exchange.has_versions:
             for k in range(self.space.num_active):

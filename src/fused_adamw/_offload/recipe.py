@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
 
 
 class Recipes:
-    """Those of a group as it is now, by what the kind of state depends on.
+    """The recipes of a group as it is now, one for each kind of state.
 
     Args:
         grad_scale: a factor of the gradients.

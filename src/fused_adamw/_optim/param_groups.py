@@ -173,8 +173,8 @@ def as_numbers(name: str, value: Any) -> Any:
 
 
 def as_python_numbers(hyper: Hyperparams) -> Hyperparams:
-    """The same as numbers of Python: objects of the caller may run any code, and compare in any
-    way.
+    """Hyper-parameters as numbers of Python: objects of the caller may run any code, and compare
+    in any way.
 
     Raises:
         TypeError, ValueError: one of them is no such number.

@@ -52,7 +52,7 @@ class TensorState:
     arrays: dict[str, Array]
 
     def copy(self) -> "TensorState":
-        """The same with memory of its own."""
+        """A copy with memory of its own."""
         return TensorState(self.format, {k: x.copy("K") for k, x in self.arrays.items()})
 
     def is_writable(self) -> bool:
@@ -122,7 +122,7 @@ def supported_dtypes(state_dtype: str | None) -> str:
 
 
 def kept_roles(param_dtype: str, roles: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the roles that such a parameter has an array for: some are their own masters."""
+    """The roles with an array of their own: wide parameters are their own master weights."""
     has_master = ELEMENT_TYPES[param_dtype].master
     return tuple(role for role in roles if role != "master" or has_master)
 

@@ -37,7 +37,8 @@ STATE_NAMES = {
 """Of all state of parameters, in all formats, but for the count of steps."""
 
 MASTERS = tuple(role for role in FROM_PARAMS if role not in BUFFERS)
-"""Those of FROM_PARAMS that belong to the storage, which loading does not change."""
+"""The roles that start as the parameters and are no optional buffers. To add or drop such an array
+is a conversion."""
 
 
 class Loaded(NamedTuple):
@@ -127,7 +128,8 @@ def _params_of(groups: list[Group], completed: list[Group]) -> Iterator[tuple[Te
 
 
 def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> Entry | None:
-    """None where PyTorch loads it as it has to be. ``found``: the moments in the entry."""
+    """The state to keep for a saved entry; None where PyTorch is to load it as it is.
+    ``found``: the moments in the entry."""
     own = target.storage
     if found is None:
         return _unrecognized(where, entry, target)
@@ -147,8 +149,8 @@ def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> 
 
 
 def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
-    """The same for state in no format, or not of the parameter's size. What is stored as it is
-    here, but for the size, is left for the step to refuse, as PyTorch does.
+    """``_loaded`` for state in no format, or not of the parameter's size. What has the optimizer's
+    own names and dtypes but another size is left for the step to refuse, as PyTorch does.
 
     Raises:
         ValueError: it is stored otherwise.

@@ -102,7 +102,7 @@ def target_of(p: Tensor, group: Mapping[str, Any]) -> Target | None:
 
 
 def storage_of(like: Tensor, options: StateOptions, sharded: bool = False) -> Storage:
-    """With these options, for a parameter of a dtype that the kernels support."""
+    """How the state of a parameter is stored with these options; the kernels support its dtype."""
     name = dtype_name(like.dtype)
     format_ = format_of(name, options.state_dtype)
     layout = state_layout(name, tuple(like.shape), StateOptions(format_, options.roles))
@@ -110,7 +110,7 @@ def storage_of(like: Tensor, options: StateOptions, sharded: bool = False) -> St
 
 
 def in_compute_type(moments: Moments, target: Target) -> Target:
-    """The same for these moments as float32 or float64, under PyTorch's names."""
+    """The target with storage for these moments as float32 or float64, under PyTorch's names."""
     compute = ELEMENT_TYPES[dtype_name(target.like.dtype)].compute
     roles = tuple(role for role in LIKE_V if role in moments.arrays)
     return target._replace(storage=storage_of(target.like, StateOptions(compute, roles)))
