@@ -21,7 +21,7 @@ ON_ALL_RANKS = "_is_on_all_ranks"  # mark of an error
 
 
 @contextmanager
-def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> Iterator[None]:
+def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None) -> Iterator[None]:
     """Run the block on all ranks; if it raises on one, raise the same error on all.
 
     One all-reduce of 24 bytes, if there is nothing to raise. To be used where signal handlers are

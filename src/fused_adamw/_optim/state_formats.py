@@ -177,9 +177,7 @@ def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dty
     return {role: (storage_dtype(storage), shape) for role, (storage, shape) in layout.items()}
 
 
-def allocate_state(
-    param: Array, options: StateOptions, allocate: Allocate | None = None
-) -> TensorState:
+def allocate_state(param: Array, options: StateOptions, allocate: Allocate | None) -> TensorState:
     """The state before the first step: 0, or as the parameters. Memory that is 0 has not been
     written to: the threads of the first step place its pages (on their NUMA nodes)."""
     order = order_of(param)
