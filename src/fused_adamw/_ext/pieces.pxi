@@ -98,7 +98,7 @@ def step_pieces(
 
 
 cdef unsigned int roles_of_pieces(dict state) except? 0:
-    """Those of the state but master weights, which not all parameters have."""
+    """The roles of the state but master weights, which not all parameters have."""
     cdef unsigned int found = 0
     for name in state:
         found |= 1 << state_role(name)

@@ -123,7 +123,7 @@ class ExplainOptions:
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """Those that are given, and the default of the others."""
+        """The numbers that are given, and the defaults of the others."""
         given = {name: getattr(self, name) for name in HYPERPARAMETERS}
         return Hyperparameters(**{k: value for k, value in given.items() if value is not None})
 
