@@ -13,7 +13,7 @@ import nox
 sys.path.append(str(Path(__file__).parent / "tools"))
 
 import nox_coverage
-from nox_builds import C_FILES, C_LIBRARY, EXACT, ROOT, SANITIZED, preloaded, sanitized_install
+from nox_builds import C_FILES, C_FLAGS, C_LIBRARY, ROOT, SANITIZED, preloaded, sanitized_install
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -127,9 +127,9 @@ def c_library(session: nox.Session) -> None:
     compiler, folder = os.environ.get("CC", "cc"), Path(session.create_tmp())
     flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-c"]
     for source in C_LIBRARY:
-        session.run(compiler, *EXACT, *flags, source, "-o", str(folder / "object.o"))
+        session.run(compiler, *C_FLAGS, *flags, source, "-o", str(folder / "object.o"))
     program, checks = str(folder / "test_kernels"), "-fsanitize=address,undefined"
-    session.run(compiler, *EXACT, *SANITIZED, checks, *C_FILES, "-lm", "-o", program)
+    session.run(compiler, *C_FLAGS, *SANITIZED, checks, *C_FILES, "-lm", "-o", program)
     session.run(program, env={"OMP_WAIT_POLICY": "passive"})
 
 
@@ -153,9 +153,8 @@ def c_sanitizer(session: nox.Session, sanitizer: str) -> None:
     Without OpenMP, whose runtime is not instrumented: several threads call the library."""
     program = str(Path(session.create_tmp()) / "test_kernels")
     compiler = os.environ.get("CC", "clang")
-    exact = [flag for flag in EXACT if flag != "-fopenmp"]
-    flag = f"-fsanitize={sanitizer}"
-    session.run(compiler, *exact, *SANITIZED, flag, *C_FILES, "-lm", "-o", program)
+    flags = [*(flag for flag in C_FLAGS if flag != "-fopenmp"), f"-fsanitize={sanitizer}"]
+    session.run(compiler, *flags, *SANITIZED, *C_FILES, "-lm", "-o", program)
     session.run(program, *(["threads"] if sanitizer == "thread" else []))
 
 

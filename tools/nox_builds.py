@@ -8,7 +8,8 @@ ROOT = Path(__file__).parents[1]
 C_LIBRARY = [str(path) for path in sorted((ROOT / "csrc").glob("*.c"))]
 C_TESTS = [str(path) for path in sorted((ROOT / "csrc" / "tests").glob("*.c"))]
 C_FILES = [*C_LIBRARY, *C_TESTS]
-EXACT = ["-std=c11", "-ffp-contract=off", "-fopenmp", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+C_FLAGS = ["-std=c11", "-ffp-contract=off", "-fopenmp", *WARNINGS]
 SANITIZED = ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 

@@ -14,7 +14,7 @@ from ._optim.param_groups import DecayMask, groups_repr, matrices_only
 from ._optim.snapshots import read_once
 from ._optim.state_dict import (
     SavedState,
-    recognized_entry,
+    read_entry,
     require_saved_roles,
     warn_of_conversion,
 )
@@ -216,9 +216,9 @@ class AdamW(DecodedState):
         entries = []
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
-            own = self._state_entries(param)
             require_saved_roles(where, saved, entry)
-            entries.append(recognized_entry(where, entry, own, param, convert, self._bound))
+            options = self._state_options
+            entries.append(read_entry(where, entry, options, param, convert, self._bound))
         return entries
 
     # ---- checkpoints
@@ -231,7 +231,7 @@ class AdamW(DecodedState):
         return self._lock
 
     def _exclusive(self, operation: str, changes: bool = True) -> AbstractContextManager[Any]:
-        """The same, in which no other operation changes this optimizer."""
+        """``exclusive()``, in which no other operation of this thread changes the optimizer."""
         return self._lock.during(operation, changes=changes)
 
     def _collective_call(self, operation: str, **numbers: int) -> dict[str, Any]:

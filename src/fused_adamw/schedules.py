@@ -17,7 +17,7 @@ from functools import reduce
 from typing import Any, TypeAlias
 
 from ._core import as_integer, shown
-from ._optim.schedule_arguments import check_rate, check_returned, check_step, check_steps
+from ._optim.schedule_arguments import check_rate, check_returned, check_step
 
 __all__ = [
     "Constant",
@@ -292,4 +292,4 @@ def _accept(schedule: _Chainable, *rates: str) -> None:
     for name in rates:
         object.__setattr__(schedule, name, check_rate(name, getattr(schedule, name)))
     if not (isinstance(schedule, Constant) and schedule.steps is None):
-        object.__setattr__(schedule, "steps", check_steps(schedule.steps))
+        object.__setattr__(schedule, "steps", as_integer("steps", schedule.steps, minimum=1))

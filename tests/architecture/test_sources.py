@@ -4,7 +4,9 @@ import re
 from collections import defaultdict
 
 from source_rules import C_FILES, CYTHON_FILES, PYTHON_FILES, all_functions, all_messages, fail_on
-from source_scan import list_comprehensions, short
+from source_scan import ROOT, list_comprehensions, read, short
+
+EXT = ROOT / "src" / "fused_adamw" / "_ext"
 
 
 def test_the_scanners_find_the_sources():
@@ -34,6 +36,13 @@ def test_a_class_has_a_name_of_its_own():
     assert len(found.pop("AdamW")) == 3
     broken = [f"{name}: {', '.join(paths)}" for name, paths in found.items() if len(paths) > 1]
     fail_on(broken, "The name of a class has one meaning")
+
+
+def test_the_files_of_the_extension_module_are_listed_in_the_order_of_inclusion():
+    text = read(EXT / "core.pyx")
+    included = re.findall(r'^include "(\w+\.pxi)"$', text, re.MULTILINE)
+    assert included == re.findall(r"^    (\w+\.pxi)  ", text, re.MULTILINE)
+    assert sorted(included) == sorted(path.name for path in EXT.glob("*.pxi"))
 
 
 def test_whether_pytorch_compiles_is_asked_in_one_file():

@@ -103,7 +103,7 @@ def test_each_command_says_that_a_signal_ended_it(name, module, function, comman
 @posix
 @each_signal
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["check_columns", "runtime_info"])
+@pytest.mark.parametrize("function", ["correct_columns", "runtime_info"])
 def test_a_signal_while_the_options_are_read(name, function):
     assert signaled(name, "fused_adamw.cli", function, 1, "info") == (0, "", "error: interrupted\n")
 

@@ -148,7 +148,7 @@ def test_models():
 def test_schedules():
     with pytest.raises(ValueError, match=r"^lr must be a finite number >= 0; got a value of"):
         schedules.Constant(HUGE, 10)
-    with pytest.raises(ValueError, match=r"^steps must be an integer >= 1; got a value of"):
+    with pytest.raises(ValueError, match=r"^steps must be 1 or more; got a value of"):
         schedules.Constant(0.1, -HUGE)
 
 

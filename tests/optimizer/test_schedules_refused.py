@@ -52,10 +52,10 @@ STEPS = [
 @pytest.mark.parametrize("make", STEPS)
 def test_steps_out_of_range(make):
     for steps in 0, -5:
-        with pytest.raises(ValueError, match=f"^steps must be an integer >= 1; got {steps}"):
+        with pytest.raises(ValueError, match=f"^steps must be 1 or more; got {steps}"):
             make(steps)
     for steps in 2.0, "2", True, [2]:
-        with pytest.raises(TypeError, match="steps must be an integer >= 1; got"):
+        with pytest.raises(TypeError, match=r"^steps must be an integer; got"):
             make(steps)
 
 

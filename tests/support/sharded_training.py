@@ -182,9 +182,9 @@ def count_fallbacks():
 
     seen, step_with_torch = [], dispatch.step_with_torch
 
-    def counted(optimizer, group, tensors):
+    def counted(optimizer, group, tensors, fusible):
         seen.extend(tensors.params)
-        step_with_torch(optimizer, group, tensors)
+        step_with_torch(optimizer, group, tensors, fusible)
 
     dispatch.step_with_torch = counted
     return seen

@@ -14,7 +14,7 @@ from fused_adamw.torch import AdamW  # noqa: E402
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
 WITHOUT = _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg)
-HOW = tensor_functions.how_to_describe()
+HOW = tensor_functions.exchange_arguments()
 ASKING, MISTAKEN = (
     _core.DLPackExchange(*TYPES, is_negated=torch.Tensor.is_neg, **HOW | {"shape_at": place})
     for place in (0, HOW["shape_at"] - 24)  # which is beside a word that is 0
@@ -226,9 +226,9 @@ def test_where_a_description_has_other_members_they_are_asked(monkeypatch, name,
 
 
 def test_where_a_description_has_other_members_versions_are_counted_in_python(monkeypatch):
-    assert tensor_functions.how_to_describe()["version_at"] == HOW["version_at"]
+    assert tensor_functions.exchange_arguments()["version_at"] == HOW["version_at"]
     monkeypatch.setattr(tensor_functions, "_INLINE", 4)
-    assert tensor_functions.how_to_describe()["version_at"] == 0
+    assert tensor_functions.exchange_arguments()["version_at"] == 0
 
 
 def test_where_an_object_has_other_members_none_is_asked(monkeypatch):

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from .error_marks import has_mark, mark
+
 SENT_AS_THEY_ARE = (TypeError, ValueError, OverflowError, MemoryError, RuntimeError)
 MAX_SHOWN = 200  # characters of a value in a message
 NO_MESSAGE = "<no message>"  # of an object whose text cannot be made
-ON_ALL_RANKS = "_is_on_all_ranks"  # attribute of an error
+ON_ALL_RANKS = "_is_on_all_ranks"  # mark of an error
 
 
 @contextmanager
-def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> Iterator[None]:
+def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None) -> Iterator[None]:
     """Run the block on all ranks; if it raises on one, raise the same error on all.
 
     One all-reduce of 24 bytes, if there is nothing to raise. To be used where signal handlers are
@@ -54,17 +56,13 @@ def raise_on_all_ranks(comm: Any, fingerprint: dict[str, Any] | None = None) -> 
         if largest != -negated_smallest:
             _raise_difference(comm, fingerprint or {})
     except Exception as error:
-        vars(error)[ON_ALL_RANKS] = True
+        mark(error, ON_ALL_RANKS)
         raise
 
 
 def is_on_all_ranks(error: BaseException | None) -> bool:
     """Whether ``raise_on_all_ranks`` has raised the error, or one that this was raised for."""
-    while error is not None:
-        if ON_ALL_RANKS in vars(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return has_mark(error, ON_ALL_RANKS)
 
 
 def _digest(fingerprint: Mapping[str, Any]) -> int:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from .._core import BoundTensors, as_number, clip_factor, norm_of_chunks
 from .._optim.arrays import Array, ShardSlice
 from .._optim.base import BaseOptimizer
-from .._optim.options import HYPERPARAMETERS, OPTIONS, RATE_OPTIONS
-from .._optim.param_groups import Hyperparams, as_numbers
+from .._optim.options import OPTIONS
+from .._optim.param_groups import Hyperparams, as_python_numbers
 from .bucket_comm import BucketCommunicator, dtype_of, narrow
 from .mpi import gather_vectors
 from .partition import Bucket
@@ -30,20 +30,14 @@ class RangeOptions(TypedDict):
 def numbers_of_step(
     optimizer: BaseOptimizer, grad_scale: float
 ) -> tuple[RangeOptions, float | None]:
-    """The numbers of the next step, and ``max_grad_norm``, as numbers of Python: objects of the
-    caller may run any code, and fail on one rank while the others wait for it.
+    """The numbers of the next step, and ``max_grad_norm``, as numbers of Python: code of objects
+    that the caller has put there could fail on one rank while the others wait for it.
 
     Raises:
         TypeError, ValueError: one of them is no such number.
     """
-    hypers: list[Hyperparams] = []
-    for *values, rates in optimizer._hypers_at(optimizer.t + 1):
-        lr, betas, eps, weight_decay = map(as_numbers, HYPERPARAMETERS, values)
-        names = zip(RATE_OPTIONS, rates, strict=True)
-        numbers = (None if x is None else OPTIONS[str(k)].check(str(k), x) for k, x in names)
-        hypers.append((lr, betas, eps, weight_decay, tuple(numbers)))
     options: RangeOptions = {
-        "hypers": hypers,
+        "hypers": list(map(as_python_numbers, optimizer._hypers_at(optimizer.t + 1))),
         "grad_scale": as_number("grad_scale", grad_scale),
         "maximize": bool(optimizer.maximize),
         "num_threads": OPTIONS["num_threads"].check("num_threads", optimizer.num_threads),

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._core import DeferredSignals
+from .error_marks import has_mark, mark
 
+REFUSED_BY = "_refused_by"  # mark of an error
 THREADS = "the optimizers of a communicator must be used by one thread at a time"
 
 
@@ -35,13 +37,16 @@ class CollectiveOperations:
         with DeferredSignals():
             if not self._lock.acquire(blocking=False):
                 self._refused = f"{THREADS}; got {name} during {self._running}"
-                raise RuntimeError(self._refused)
+                refusal = RuntimeError(self._refused)
+                mark(refusal, REFUSED_BY, self)
+                raise refusal
             try:
                 self._running = name
                 yield
             except RuntimeError as error:
-                if self._refused is not None and self._refused in str(error):
-                    self._refused = None  # code of this operation had begun it: all have learned
+                # Code of this operation had begun the other one: all ranks have learned of it.
+                if has_mark(error, REFUSED_BY, self):
+                    self._refused = None
                 raise
             finally:
                 self._lock.release()

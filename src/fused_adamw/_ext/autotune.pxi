@@ -110,6 +110,18 @@ cdef void watch_for_stall(
         STALLS.penalty -= 1
 
 
+cdef void step_without_stalls(
+    const fused_adamw_isa *isa, const fused_adamw_tensor *tensors, Py_ssize_t count, int threads
+) noexcept:
+    """Call the kernels on as many threads as pay: ``threads`` or fewer."""
+    cdef double started
+    threads = threads_without_stalls(fused_adamw_useful_threads(tensors, count, threads))
+    started = clock_of(threads)
+    with nogil:
+        fused_adamw_step(isa, tensors, count, threads)
+    watch_for_stall(tensors, count, threads, started)
+
+
 def _forget_stalls():
     """For tests: as if there had been none."""
     global STALLS

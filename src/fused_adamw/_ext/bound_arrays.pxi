@@ -195,7 +195,7 @@ cdef class BoundArrays:
         bound.memory = interval_at(bound.buffer.buf, bound.buffer.len)
         require_state_array(
             self.spec, role, slot.param, &bound.buffer, storage_nbytes(tensor, role),
-            storage_type(role, tensor.element_type, tensor.state_format),
+            storage_type_name(role, tensor.element_type, tensor.state_format),
             self.params[slot.param].order,
         )
         return bound.buffer.buf
@@ -276,7 +276,7 @@ cdef class BoundArrays:
         cdef Interval shared = first_shared(&self.written)
         cdef Py_ssize_t k, first = -1
         for k in range(self.num_buffers):
-            if overlap(self.buffers[k].memory, shared):
+            if overlaps(self.buffers[k].memory, shared):
                 if first >= 0:
                     refuse_overlap(self.buffer_name(first), self.buffer_name(k))
                 first = k
@@ -286,9 +286,9 @@ cdef class BoundArrays:
     cdef int require_apart(self, str argument, Py_ssize_t i, Interval extent) except -1:
         """A gradient shares no memory with what is updated."""
         cdef Py_ssize_t k
-        if overlaps(&self.written, extent):
+        if overlaps_any(&self.written, extent):
             for k in range(self.num_buffers):
-                if overlap(extent, self.buffers[k].memory):
+                if overlaps(extent, self.buffers[k].memory):
                     refuse_gradient_overlap(self.spec.name(argument, i), self.buffer_name(k))
         return 0
 

@@ -220,7 +220,7 @@ cdef class BoundTensors(BoundArrays):
         cdef ArrayView view
         if acquire_buffer(&buffer, &view, array) < 0:
             return False
-        shared = overlaps(&self.written, extent_of(&view))
+        shared = overlaps_any(&self.written, extent_of(&view))
         PyBuffer_Release(&buffer)
         return shared
 

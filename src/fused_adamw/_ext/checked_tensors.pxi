@@ -113,7 +113,8 @@ cdef class CheckedTensors:
     cdef bint describe(
         self, PyObject **found, fused_adamw_tensor *tensor, StepCounter *counter
     ) except -1:
-        """The same of the tensors that are found."""
+        """Describe the tensors of a parameter in ``tensor`` and ``counter``; whether the kernels
+        serve them."""
         cdef DLPackExchange exchange = self.exchange
         cdef ArrayView params
         if not exchange.view(<object>found[0], &params, &self.kinds) or params.element_type < 0:
@@ -233,18 +234,10 @@ cdef class CheckedTensors:
     cdef void run(self) noexcept:
         """Call the kernels and count the steps. Nothing here may raise: arrays have changed."""
         cdef Py_ssize_t k, count = self.space.num_active
-        cdef fused_adamw_tensor *tensors = self.space.tensors
         cdef const StepCounter *counter
-        cdef double started
-        cdef int threads = threads_without_stalls(
-            fused_adamw_useful_threads(tensors, count, self.threads)
-        )
         if count == 0:
             return
-        started = clock_of(threads)
-        with nogil:
-            fused_adamw_step(self.isa, tensors, count, threads)
-        watch_for_stall(tensors, count, threads, started)
+        step_without_stalls(self.isa, self.space.tensors, count, self.threads)
         for k in range(count):
             counter = &self.counters[k]
             if counter.element_type == FUSED_ADAMW_FLOAT32:
@@ -264,7 +257,7 @@ cdef class CheckedTensors:
         return False
 
     cdef void increment_versions(self) noexcept:
-        """Those of the parameters, as autograd needs it; not without the exchange's functions."""
+        """Count a change of each parameter, as autograd needs it, where the exchange can."""
         cdef Py_ssize_t k
         if self.exchange.has_versions:
             for k in range(self.space.num_active):

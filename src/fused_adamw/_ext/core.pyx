@@ -25,6 +25,7 @@ One module in several files, in the order of their dependencies:
     bound_arrays.pxi      parameters and state, bound for an optimizer's life
     bound_tensors.pxi     steps over them
     gather.pxi            the tensors of a step, in the state of an optimizer for PyTorch
+    step_memory.pxi       whether two of them share memory that a step updates
     checked_tensors.pxi   these tensors, described for one step
     prepared_step.pxi     a step of a group of them
     step_plan.pxi         steps of all groups at once, while their options stay the same

@@ -177,7 +177,8 @@ cdef class DLPackExchange:
         return True
 
     cdef bint view_any(self, tensor, ArrayView *view) except -1:
-        """The same, also of types derived from these. ``nbytes``: of ``measure``."""
+        """``view`` without a look at the type of the tensor or at whether its values are negated.
+        ``measure`` sets ``nbytes``."""
         cdef DLTensor found
         if self.api.tensor_from_object(<PyObject *>tensor, &found) != 0:
             if not PyErr_ExceptionMatches((RuntimeError, TypeError, ValueError, BufferError)):

@@ -32,7 +32,7 @@ cdef Interval extent_of(const ArrayView *view) noexcept:
     return Interval(begin, end + view.itemsize)
 
 
-cdef inline bint overlap(Interval a, Interval b) noexcept:
+cdef inline bint overlaps(Interval a, Interval b) noexcept:
     """An empty interval overlaps none."""
     return a.begin < b.end and b.begin < a.end and a.begin < a.end and b.begin < b.end
 
@@ -58,7 +58,7 @@ cdef inline void include_interval(IntervalSet *found, Interval interval) noexcep
 
 
 cdef bint sort_and_find_overlap(IntervalSet *found) noexcept:
-    """Order them by address, as ``overlaps`` needs; returns whether two of them overlap."""
+    """Order them by address, as ``overlaps_any`` needs; returns whether two of them overlap."""
     cdef Py_ssize_t k
     sort_intervals(found.intervals, found.intervals + found.count, found.count)
     for k in range(1, found.count):
@@ -99,7 +99,7 @@ cdef bint share_memory(IntervalSet *a, IntervalSet *b) noexcept:
     return False
 
 
-cdef inline bint overlaps(IntervalSet *found, Interval interval) noexcept:
+cdef inline bint overlaps_any(IntervalSet *found, Interval interval) noexcept:
     """Whether an interval overlaps one of these, which are sorted and do not overlap. It is looked
     for where the last one was first: neighbours in memory often follow one another."""
     cdef const Interval *next = found.intervals + found.near  # that ends after interval.begin
@@ -108,7 +108,7 @@ cdef inline bint overlaps(IntervalSet *found, Interval interval) noexcept:
     ):
         next = first_that_ends_after(found, interval.begin)
         found.near = next - found.intervals
-    return next < found.intervals + found.count and overlap(interval, next[0])
+    return next < found.intervals + found.count and overlaps(interval, next[0])
 
 
 cdef const Interval *first_that_ends_after(const IntervalSet *found, const char *address) noexcept:

@@ -70,7 +70,6 @@ def step_pieces(
     cdef const fused_adamw_isa *isa = find_isa()
     cdef uint32_t number = seed_of(recipe.seed)
     cdef Workspace space
-    cdef double started
     require_offsets(pieces.offsets, count)
     require_hyper(recipe.hyper)
     require_roles(FUSED_ADAMW_FLOAT32, state_format, roles_of_pieces(pieces.state))
@@ -92,20 +91,14 @@ def step_pieces(
             &space, recipe.grad_scale, -clip if recipe.maximize else clip, recipe.seed is not None
         )
         if run:
-            threads = threads_without_stalls(
-                fused_adamw_useful_threads(space.tensors, count, threads)
-            )
-            started = clock_of(threads)
-            with nogil:
-                fused_adamw_step(isa, space.tensors, count, threads)
-            watch_for_stall(space.tensors, count, threads, started)
+            step_without_stalls(isa, space.tensors, count, threads)
     finally:
         release(&space)
     return True
 
 
 cdef unsigned int roles_of_pieces(dict state) except? 0:
-    """Those of the state but master weights, which not all parameters have."""
+    """The roles of the state but master weights, which not all parameters have."""
     cdef unsigned int found = 0
     for name in state:
         found |= 1 << state_role(name)

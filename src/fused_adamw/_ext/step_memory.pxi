@@ -49,7 +49,7 @@ cdef bint has_overlaps(
         return False
     memory.grads_moved = True
     for k in range(count):
-        if overlaps(&memory.written, memory_of_grads(&tensors[k])):
+        if overlaps_any(&memory.written, memory_of_grads(&tensors[k])):
             return True
     memory.grads_moved = False
     return False

@@ -166,7 +166,7 @@ cdef inline bint is_like_v(int role) noexcept:
     )
 
 
-cdef const char *storage_type(int role, int element_type, int state_format) noexcept:
+cdef const char *storage_type_name(int role, int element_type, int state_format) noexcept:
     """The type in which a role's array is stored; NULL where the format has no such array."""
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[state_format]
     if role == M:
@@ -228,7 +228,7 @@ cdef int require_roles(int element_type, int state_format, unsigned int found) e
     cdef const fused_adamw_state_format *row = &fused_adamw_state_formats[state_format]
     cdef int role
     for role in (M, V, M_SCALE, V_SCALE):
-        if not found >> role & 1 and storage_type(role, element_type, state_format) != NULL:
+        if not found >> role & 1 and storage_type_name(role, element_type, state_format) != NULL:
             raise ValueError(
                 f"state in format {text(row.name)!r} must have an array {ROLE_NAMES[role]!r}; "
                 "got none"
@@ -255,7 +255,7 @@ cdef int read_storage_types() except -1:
     for index in range(FUSED_ADAMW_NUM_STATE_FORMATS):
         compute = FUSED_ADAMW_FLOAT64 if index == FUSED_ADAMW_STATE_FLOAT64 else FUSED_ADAMW_FLOAT32
         for role in range(<int>ROLES):
-            name = storage_type(role, compute, index)
+            name = storage_type_name(role, compute, index)
             STATE_STORAGE[index][role] = StorageType(0, 0) if name == NULL else storage_of(name)
     for index in range(FUSED_ADAMW_NUM_ELEMENT_TYPES):
         name = fused_adamw_element_types[index].master_type

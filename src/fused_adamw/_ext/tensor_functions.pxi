@@ -184,7 +184,7 @@ cdef inline const ElementCode *describe_like(
 cdef inline const ElementCode *describe_number(
     const TensorFunctions *functions, PyObject *tensor, TensorKinds *kinds, char **data
 ) noexcept:
-    """The same of a tensor of one element."""
+    """What the element is of a tensor with only one, which ``data`` then points to; else NULL."""
     cdef ArrayView view
     cdef const ElementCode *element = find_elements(functions, tensor, kinds, &view)
     cdef int i
@@ -223,8 +223,8 @@ cdef const ElementCode *learn_kind(
     const TensorFunctions *functions, const void *handle, TensorKinds *kinds,
     const Py_ssize_t *shape, ArrayView *view,
 ) noexcept:
-    """The same from the functions, which need not be asked again where their sizes are those at
-    ``shape``, with the strides after them."""
+    """``find_elements`` for a kind of tensors that is not known yet. It becomes known where the
+    sizes are those at ``shape``, with the strides after them."""
     cdef const ElementCode *element = ask_for_elements(functions, handle, view)
     cdef const uint64_t *words = <const uint64_t *>(shape + KIND_AFTER)
     cdef TensorKind *kind = &kinds.known[kinds.oldest]
@@ -241,8 +241,8 @@ cdef const ElementCode *learn_kind(
 cdef const ElementCode *ask_for_elements(
     const TensorFunctions *functions, const void *handle, ArrayView *view
 ) noexcept:
-    """The same from the functions. A tensor without memory of its own, as in a transform of
-    ``torch.func``, has an error in place of an address."""
+    """``find_elements`` by PyTorch's functions. A tensor without memory of its own, as in a
+    transform of ``torch.func``, has an error in place of an address."""
     cdef int layout = -1, device = -1, number = -1
     cdef Py_ssize_t ndim = 0
     if (

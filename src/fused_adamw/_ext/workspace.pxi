@@ -111,8 +111,8 @@ cdef double gradient_norm(
 
 
 def norm_of_chunks(sums, grad_scale):
-    """The same from the sums of squares of its chunks, in their order: for gradients that are
-    divided over ranks."""
+    """The Euclidean norm of gradients, times ``grad_scale``, from the sums of squares of their
+    chunks, in order: for gradients that are divided over ranks."""
     flat = np.ascontiguousarray(sums, np.float64).reshape(-1)
     return fused_adamw_norm(
         <double *><size_t>flat.ctypes.data, flat.size, finite("grad_scale", grad_scale)

@@ -137,9 +137,9 @@ def _match_tensors(
     matches = []
     for name, array in params.items():
         where, order = f"the state of {name!r}", numbers["state"][name].get("order")
-        own = optimizer._state_entries(array)
+        options = optimizer._state_options
         require_saved_roles(where, numbers, saved[name])
-        matches.append(match_state(where, saved[name], order, own, array, convert))
+        matches.append(match_state(where, saved[name], order, options, array, convert))
     return matches
 
 
@@ -204,7 +204,7 @@ def _read(
         memory = arrays[i].ravel("K").view(storage_dtype(arrays[i].dtype.name))
         shards = [(s, memory[s.begin : s.end]) for s in own]
         _read_tensor(file, header, f"params/{name}", arrays[i], shards)
-        if match.is_equal:
+        if match.difference is None:
             for role in optimizer._state_entries(arrays[i]):
                 shards = [(s, optimizer._own_state(s, role)) for s in own]
                 _read_tensor(file, header, f"{role}/{name}", arrays[i], shards)

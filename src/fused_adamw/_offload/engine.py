@@ -46,7 +46,7 @@ class CheckedUpdate(NamedTuple):
 
 
 class ReadyUpdate(NamedTuple):
-    """The same with all that could be refused, such as memory."""
+    """A checked update for which all that could be refused, such as memory, is there."""
 
     p: Tensor
     job: UpdateJob
@@ -273,7 +273,7 @@ class Engine:
                     self.pending.pop(p, None)
 
     def synchronize(self) -> None:
-        """The same for all parameters, and their state."""
+        """``wait_for`` all parameters; their state is complete, too."""
         self.wait_for(list(self.pending))
 
     # ---- other code

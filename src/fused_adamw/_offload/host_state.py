@@ -135,7 +135,7 @@ class HostState:
         return kind == self.kind and self.has_state(entry)
 
     def has_state(self, entry: State) -> bool:
-        """The same, however it is stored."""
+        """Whether its tensors are those of the optimizer's entry; their kind is not compared."""
         return all(entry.get(name) is x for name, x in self._entry.items())
 
     def note_writes(self, p: Tensor) -> None:

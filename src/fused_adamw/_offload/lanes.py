@@ -139,6 +139,6 @@ class Lanes:
         return lane
 
     def or_host(self, p: Tensor) -> Lane:
-        """The same, with a lane for the CPU."""
+        """The lane to the device of a tensor; for the CPU one that copies at once."""
         lane = self.of(p)
         return self._host if lane is None else lane

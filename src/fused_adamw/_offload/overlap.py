@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .._core import DeferredSignals
-from .._torch.dtensors import is_dtensor
+from .._torch.dtensors import is_dtensor, is_in_group
 from .._torch.grad_scaler import is_scaled
 from .._torch.hooks import outside_of_graphs_if_any
 from .._torch.options import numbered
@@ -135,11 +135,9 @@ def require_whole_step(engine: Engine) -> None:
 
 def require_final_gradients(groups: Groups) -> None:
     """Raise RuntimeError where other processes may still add to a gradient after its hooks."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not is_in_group() or torch.distributed.get_world_size() == 1:
         return
-    whole = any(not is_dtensor(p) for group in groups for p in group["params"])
-    if whole and distributed.get_world_size() > 1:
+    if any(not is_dtensor(p) for group in groups for p in group["params"]):
         raise RuntimeError(
             "overlapped() does not support gradients that are averaged over processes, as by "
             "DistributedDataParallel: they are not final in the hooks. Use step() alone, or FSDP2"
@@ -161,7 +159,7 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
             "max_grad_norm must be set before overlapped(); got a number after the step had begun "
             "without it. Set it to None for this step"
         )
-    changed, rated = [], []
+    other_grads, other_options = [], []
     for first, group in numbered(groups):
         begun = [(i, p) for i, p in enumerate(group["params"], first) if p in engine.begun]
         if not begun:
@@ -170,12 +168,12 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
         for index, p in begun:
             recipe, gradient = engine.begun[p]
             if p.grad is not None and not gradient.is_still(p.grad):
-                changed.append(index)
+                other_grads.append(index)
             if recipes.of(p) != recipe:
-                rated.append(index)
+                other_options.append(index)
     for indices, what, instead in (
-        (changed, "gradients", "Clip with max_grad_norm instead"),
-        (rated, "options such as lr", "Change them after step() instead"),
+        (other_grads, "gradients", "Clip with max_grad_norm instead"),
+        (other_options, "options such as lr", "Change them after step() instead"),
     ):
         if indices:
             engine.begun.clear()

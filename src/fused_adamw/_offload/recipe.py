@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core import as_number, as_pair
 from .._optim.options import rates_of
-from .._optim.param_groups import Hyperparams
+from .._optim.param_groups import Hyperparams, as_python_numbers
 from .._torch.arguments import hyperparams_of, num_threads, seed_of
 from .._torch.dtensors import is_dtensor
 from .._torch.options import require_kernels
@@ -28,7 +27,7 @@ class Recipe(NamedTuple):
 
 
 class Recipes:
-    """Those of a group as it is now, by what the kind of state depends on.
+    """The recipes of a group as it is now, one for each kind of state.
 
     Args:
         grad_scale: a factor of the gradients.
@@ -53,16 +52,9 @@ class Recipes:
 
     def _new(self, kind: Kind) -> Recipe:
         group = self.group
-        lr, betas, eps, weight_decay, rates = hyperparams_of(group, rates_of(group))
         return Recipe(
             kind,
-            (
-                as_number("lr", lr),
-                as_pair(betas),
-                as_number("eps", eps),
-                as_number("weight_decay", weight_decay),
-                rates,
-            ),
+            as_python_numbers(hyperparams_of(group, rates_of(group))),
             bool(group["maximize"]),
             seed_of(group),
             self._grad_scale,

@@ -46,7 +46,7 @@ def _step(optimizer: AdamW) -> None:
     )
     require_used_in_order(optimizer, updates)
     engine.wait_for([p for p in engine.pending if p not in engine.begun])
-    dispatches = _dispatch_host(optimizer, engine.lanes, none=clips)
+    dispatches = _dispatch_host(optimizer, engine.lanes, by_engine=clips)
     overlap.require_unchanged(engine, optimizer.param_groups, clips)
     clip = 1.0
     if clips:
@@ -87,13 +87,14 @@ def require_used_in_order(optimizer: AdamW, updates: list[CheckedUpdate]) -> Non
 
 
 def _dispatch_host(
-    optimizer: torch.optim.AdamW, lanes: Lanes, none: bool = False
+    optimizer: torch.optim.AdamW, lanes: Lanes, by_engine: bool
 ) -> list[GroupDispatch]:
-    """Prepare the step of the parameters on the CPU. ``none``: the engine takes it otherwise."""
+    """Prepare the step of the parameters on the CPU. ``by_engine``: nothing, as the engine steps
+    them with the others, for one norm."""
     dispatches: list[list[GroupDispatch]] = []
     for first, group in numbered(optimizer.param_groups):
         params = [p if lanes.of(p) is None else NO_GRADIENT for p in group["params"]]
-        has_any = not none and any(p.grad is not None for p in params)
+        has_any = not by_engine and any(p.grad is not None for p in params)
         own = group | {"params": params}
         dispatches.append(dispatch(optimizer, own, first) if has_any else [])
     parts = [part for parts in dispatches for part in parts]

@@ -27,12 +27,12 @@ def _is_rest(storage: np.dtype[Any]) -> bool:
 
 
 def start_of(storage: np.dtype[Any], params: Array) -> Array | int:
-    """What an array of this dtype holds that starts as the parameters."""
+    """The first values of an array that starts as the parameters; those of their rest are 0."""
     return 0 if _is_rest(storage) else _widened(params)
 
 
 def with_whole_master(arrays: ArrayTypes) -> ArrayTypes:
-    """The same with float32 in place of the rest of master weights."""
+    """The layout with float32 master weights in place of what completes the parameters."""
     if "master" not in arrays:
         return arrays
     return {**arrays, "master": (np.dtype(np.float32), arrays["master"][1])}

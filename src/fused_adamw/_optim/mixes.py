@@ -74,7 +74,7 @@ class Mix(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As tables and options have it."""
+        """Its name in tables and command-line options, such as "bfloat16+master/8bit"."""
         master = "+master" if self.master_weights else ""
         return f"{self.param_dtype}{master}/{self.format}"
 

@@ -28,7 +28,7 @@ HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 """The options of which each parameter group has its own values."""
 
 SCHEDULED = ("lr", "eps")
-"""Those that may be functions of the step."""
+"""The hyper-parameters that may be functions of the step."""
 
 
 class Option(NamedTuple):

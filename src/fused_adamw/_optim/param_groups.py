@@ -18,7 +18,7 @@ from .._core import (
     shown,
 )
 from .arrays import Array
-from .options import HYPERPARAMETERS, SCHEDULED, DecayRates, check_flag
+from .options import HYPERPARAMETERS, OPTIONS, RATE_OPTIONS, SCHEDULED, DecayRates, check_flag
 from .state_formats import ELEMENT_TYPES, is_compatible, supported_dtypes
 
 ParamGroup: TypeAlias = dict[str, Any]
@@ -170,6 +170,24 @@ def as_numbers(name: str, value: Any) -> Any:
     if name in SCHEDULED and callable(value):
         return value
     return as_pair(value) if name == "betas" else as_number(name, value)
+
+
+def as_python_numbers(hyper: Hyperparams) -> Hyperparams:
+    """Hyper-parameters as numbers of Python: objects of the caller may run any code, and compare
+    in any way.
+
+    Raises:
+        TypeError, ValueError: one of them is no such number.
+    """
+    lr, betas, eps, weight_decay, rates = hyper
+    names = zip(RATE_OPTIONS, rates, strict=True)
+    return (
+        as_number("lr", lr),
+        as_pair(betas),
+        as_number("eps", eps),
+        as_number("weight_decay", weight_decay),
+        tuple(None if x is None else OPTIONS[str(k)].check(str(k), x) for k, x in names),
+    )
 
 
 def _checked_groups(

@@ -24,31 +24,18 @@ def check_rate(name: str, value: Any) -> float:
     return rate
 
 
-def check_steps(value: Any) -> int:
-    """A number of steps as an int, so that it is shown as one.
-
-    Raises:
-        TypeError, ValueError: it is not an integer, 1 or more.
-    """
-    steps: int = as_integer("steps", value, "an integer >= 1")
-    if steps < 1:
-        raise ValueError(f"steps must be an integer >= 1; got {shown(steps)}")
-    return steps
-
-
 def check_step(t: Any) -> int:
-    """The number of a step as one of Python, so that a NumPy scalar does not set the precision. (A
-    float where it is no integer, which no type of a schedule says.)
+    """The number of a step as an int of Python, so that a NumPy scalar does not set the precision;
+    a number that is no integer, which the type of a schedule excludes, as a float.
 
     Raises:
         TypeError, ValueError: it is not a number, 1 or more.
     """
     step = t if type(t) is int else _as_step(t)
-    if step is None:
-        raise TypeError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
-    if not step >= 1:
-        raise ValueError(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
-    return step
+    if step is not None and step >= 1:
+        return step
+    kind = TypeError if step is None else ValueError
+    raise kind(f"t must be a step number 1, 2, 3, ...; got {shown(t)}")
 
 
 def _as_step(t: Any) -> int | None:

@@ -2,28 +2,27 @@
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import BoundTensors, abbreviated, printable_integer, shown
-from .arrays import Array, ArrayTypes, MemoryOrder, Shape, order_of
+from .arrays import Array, ArrayTypes, MemoryOrder, order_of
 from .options import HYPERPARAMETERS, OPTIONS, ROLES, roles_of
 from .state_formats import (
     BUFFERS,
     FROM_PARAMS,
+    StateOptions,
     TensorState,
+    detect_format,
+    format_of,
     has_param_layout,
-    recognize,
+    state_layout,
     stored_as,
 )
 from .user_warnings import warn_user
 
 MAX_STEPS = 2**63 - 2**32  # leaves a count of 64 bits far from its end
-
-
-Layout: TypeAlias = Mapping[str, tuple[str, Shape]]
-"""By role, the storage type and shape of the arrays of a tensor's state."""
 
 
 class Difference(NamedTuple):
@@ -41,11 +40,6 @@ class StateMatch(NamedTuple):
     order: MemoryOrder | None  # of saved arrays that are flat
     difference: Difference | None  # None where the arrays can be copied
     roles: tuple[str, ...]  # of saved arrays
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the arrays can be copied."""
-        return self.difference is None
 
 
 class SavedState(NamedTuple):
@@ -157,20 +151,20 @@ def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[s
             raise ValueError(f"{where} must have the array {role!r}; got {option}={value} without")
 
 
-def recognized_entry(
+def read_entry(
     where: str,
     entry: Mapping[str, Any],
-    own: Layout,
+    options: StateOptions,
     param: Array,
     convert: bool,
     bound: BoundTensors,
 ) -> SavedState:
-    """The state in an entry of a state dict, in plain arrays apart from what loading writes to.
+    """The state in an entry of a state dict, in plain arrays that loading does not write to.
 
     Args:
         where: the name of the entry, for messages.
         entry: the arrays of one tensor, its ``step`` and ``order``.
-        own, param, convert: as in ``match_state``.
+        options, param, convert: as in ``match_state``.
         bound: the arrays that loading writes to.
 
     Raises:
@@ -186,7 +180,7 @@ def recognized_entry(
     # A matrix, for one, cannot be made flat.
     arrays = {role: np.ndarray.view(array, np.ndarray) for role, array in arrays.items()}
     found = {role: (array.dtype, array.shape) for role, array in arrays.items()}
-    match = match_state(where, found, entry.get("order"), own, param, convert)
+    match = match_state(where, found, entry.get("order"), options, param, convert)
     if match.order is not None:  # flat arrays, which are decoded where they are
         arrays = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
     for role, array in arrays.items():
@@ -196,7 +190,7 @@ def recognized_entry(
 
 
 def match_state(
-    where: str, saved: ArrayTypes, order: Any, own: Layout, param: Array, convert: bool
+    where: str, saved: ArrayTypes, order: Any, options: StateOptions, param: Array, convert: bool
 ) -> StateMatch:
     """Compare the saved state of a tensor with what the optimizer stores.
 
@@ -204,7 +198,7 @@ def match_state(
         where: what the state is called in messages.
         saved: by role, the dtype and shape of each array that was saved.
         order: the memory order of saved arrays that are flat; else None.
-        own: the layout of the optimizer's state.
+        options: those that decide how the optimizer stores state.
         param: the parameter whose state it is.
         convert: whether format, memory order, and arrays that start as the parameters may differ.
 
@@ -212,16 +206,17 @@ def match_state(
         TypeError, ValueError: it is no state of such a parameter, or cannot be loaded.
     """
     _check_order(where, order)
+    dtype = param.dtype.name
+    own_format = format_of(dtype, options.state_dtype)
+    expected = stored_as(state_layout(dtype, param.shape, options))
     for role, row in BUFFERS.items():
-        if not row.from_params and (role in saved) != (role in own):
+        if not row.from_params and (role in saved) != (role in expected):
             raise ValueError(
                 f"{where} was saved with {row.option}={role in saved}; this optimizer has "
-                f"{row.option}={role in own} (array {role!r})"
+                f"{row.option}={role in expected} (array {role!r})"
             )
-    dtype, expected = param.dtype.name, stored_as(own)
-    own_format = recognize(expected, param.shape, dtype)
     try:
-        format_ = recognize(saved, param.shape, dtype)
+        format_ = detect_format(saved, param.shape, dtype)
     except ValueError as error:
         _raise_difference(where, saved, expected)
         raise ValueError(f"{where}: {error}") from None

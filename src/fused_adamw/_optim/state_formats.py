@@ -52,7 +52,7 @@ class TensorState:
     arrays: dict[str, Array]
 
     def copy(self) -> "TensorState":
-        """The same with memory of its own."""
+        """A copy with memory of its own."""
         return TensorState(self.format, {k: x.copy("K") for k, x in self.arrays.items()})
 
     def is_writable(self) -> bool:
@@ -122,7 +122,7 @@ def supported_dtypes(state_dtype: str | None) -> str:
 
 
 def kept_roles(param_dtype: str, roles: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the roles that such a parameter has an array for: some are their own masters."""
+    """The roles with an array of their own: wide parameters are their own master weights."""
     has_master = ELEMENT_TYPES[param_dtype].master
     return tuple(role for role in roles if role != "master" or has_master)
 
@@ -177,9 +177,7 @@ def stored_as(layout: Mapping[str, tuple[str, Shape]]) -> dict[str, tuple[np.dty
     return {role: (storage_dtype(storage), shape) for role, (storage, shape) in layout.items()}
 
 
-def allocate_state(
-    param: Array, options: StateOptions, allocate: Allocate | None = None
-) -> TensorState:
+def allocate_state(param: Array, options: StateOptions, allocate: Allocate | None) -> TensorState:
     """The state before the first step: 0, or as the parameters. Memory that is 0 has not been
     written to: the threads of the first step place its pages (on their NUMA nodes)."""
     order = order_of(param)
@@ -219,7 +217,7 @@ def moment(state: TensorState, role: str, param: Array) -> Array:
 # ---------------------------------------------------------------------------- saved arrays
 
 
-def recognize(
+def detect_format(
     found: Mapping[str, tuple[np.dtype[Any], Shape]], param_shape: Shape, param_dtype: str
 ) -> str:
     """The name of the format that saved arrays are in.

@@ -39,11 +39,11 @@ from .state import (
     state_names,
 )
 from .step_counts import require_step_tensor
-from .tensor_functions import how_to_describe
+from .tensor_functions import exchange_arguments
 
 try:
     EXCHANGE = DLPackExchange(
-        Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg, **how_to_describe()
+        Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg, **exchange_arguments()
     )
 except TypeError as error:
     raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None

@@ -43,7 +43,7 @@ def step_with_torch(
     optimizer: torch.optim.AdamW,
     group: Group,
     tensors: GroupTensors,
-    fusible: list[bool] | None = None,
+    fusible: list[bool] | None,
 ) -> None:
     """Update the tensors, with unscaled gradients, as ``torch.optim.AdamW`` does. ``fusible``: of
     each, whether PyTorch's fused update is correct, where it is known."""

@@ -51,7 +51,7 @@ def hook_step(step: Step, unobserved: Step) -> Step:
 
 
 def never_compiled(function: Step) -> Step:
-    """The same; where PyTorch compiles, it runs between two graphs, and is in neither."""
+    """The function, which runs between two graphs where PyTorch compiles, and is in neither."""
     uncompiled = outside_of_graphs(function)
 
     @wraps(function)
@@ -62,8 +62,8 @@ def never_compiled(function: Step) -> Step:
 
 
 def outside_of_graphs(function: Step) -> Step:
-    """The same, to be called where PyTorch compiles: it ends one graph, runs as it is, and a new
-    graph begins. Unlike ``torch.compiler.disable`` it does not import the compiler."""
+    """The function, to be called where PyTorch compiles: it ends one graph, runs as it is, and a
+    new graph begins. Unlike ``torch.compiler.disable`` it does not import the compiler."""
     uncompiled = torch._disable_dynamo(function)
     uncompiled._torchdynamo_disable = True
     uncompiled._torchdynamo_disable_msg = WHY_UNCOMPILED  # an error of fullgraph=True has it
@@ -71,7 +71,7 @@ def outside_of_graphs(function: Step) -> Step:
 
 
 def outside_of_graphs_if_any(function: Function) -> Function:
-    """The same for a method, which ``outside_of_graphs`` cannot take; where nothing can have been
+    """``outside_of_graphs`` for a method, which that cannot take; where nothing can have been
     compiled, the method itself."""
     if not compiler_is_loaded():
         return function

@@ -99,7 +99,7 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
         return None
     grad = _local_like(redistributed(p.grad, p), p)
     state = {
-        name: x if _is_whole(name, names) else _local_like(x, p) for name, x in entries.items()
+        name: x if _is_undivided(name, names) else _local_like(x, p) for name, x in entries.items()
     }
     if grad is None or any(x is None for x in state.values()):
         return None
@@ -114,7 +114,7 @@ def _shard_of(p: Any, entries: State, names: dict[str, str]) -> tuple[Tensor, St
     return local, state
 
 
-def _is_whole(name: str, names: dict[str, str]) -> bool:
+def _is_undivided(name: str, names: dict[str, str]) -> bool:
     """Whether an array of the state is not divided: the counter, and the scales of local blocks."""
     return name == "step" or name in (names.get("m_scale"), names.get("v_scale"))
 

@@ -45,7 +45,7 @@ def numbered(groups: Iterable[AnyGroup]) -> Iterator[tuple[int, AnyGroup]]:
 
 
 def select(arguments: Group) -> Group:
-    """Those of these arguments that are such options."""
+    """The arguments of a constructor that are options of its groups."""
     return {name: arguments[name] for name in DEFAULTS}
 
 

@@ -19,10 +19,10 @@ from .reasons import reason_of
 PYTORCH = str(Path(torch.__file__).parent)
 """Where the lines are that lead from the program of the user to ``step``."""
 
-Noted = list[tuple[bool, list[Tensor]]]
+PartPaths = list[tuple[bool, list[Tensor]]]
 """Of the parts of a group: whether the kernels updated any of it, and what PyTorch did."""
 
-NOTED, ASKED = "_noted_paths", "_noted_fallbacks"  # attributes of the optimizer
+PATHS, ASKED = "_noted_paths", "_noted_fallbacks"  # attributes of the optimizer
 
 
 class GroupPath(NamedTuple):
@@ -43,7 +43,7 @@ def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch
     Warns:
         UserWarning: once per optimizer, where PyTorch is to update what was meant for the kernels.
     """
-    noted: list[Noted] = [
+    noted: list[PartPaths] = [
         [
             (part.prepared is not None and part.prepared.num_supported > 0, part.fallback.params)
             for part in parts
@@ -51,7 +51,7 @@ def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch
         for parts in dispatches
     ]
     attributes = vars(optimizer)
-    attributes[NOTED] = noted
+    attributes[PATHS] = noted
     asked: set[int] | None = attributes.setdefault(ASKED, set())
     if asked is None:  # it has been warned of
         return
@@ -69,12 +69,12 @@ def last_paths(optimizer: torch.optim.AdamW) -> list[GroupPath]:
     updated = None if plan is None else plan.updated()
     if updated is not None:
         return [GroupPath("kernels" if flag else "none") for flag in updated]
-    noted: list[Noted] = getattr(optimizer, NOTED, [])
+    noted: list[PartPaths] = getattr(optimizer, PATHS, [])
     pairs = zip(optimizer.param_groups, noted, strict=False)
     return [_path(optimizer, group, parts) for group, parts in pairs]
 
 
-def _path(optimizer: torch.optim.AdamW, group: Group, parts: Noted) -> GroupPath:
+def _path(optimizer: torch.optim.AdamW, group: Group, parts: PartPaths) -> GroupPath:
     params = [p for _, found in parts for p in found]
     by_kernels = any(flag for flag, _ in parts)
     if not params:
@@ -83,7 +83,7 @@ def _path(optimizer: torch.optim.AdamW, group: Group, parts: Noted) -> GroupPath
     return GroupPath("both" if by_kernels else "PyTorch", reason)
 
 
-def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: Noted) -> bool:
+def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: PartPaths) -> bool:
     """Whether there was a reason to: not for what the user asked for, by an option or by parameters
     on a device, where this class has no kernels."""
     group = optimizer.param_groups[index]

@@ -50,10 +50,10 @@ def _portable(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     ):
         return saved
     state = dict(saved["state"])
-    for p, i, state_format in _saved(groups, saved):
+    for p, i, state_format in _entries(groups, saved):
         integers = {k: x for k, x in state[i].items() if getattr(x, "dtype", 0) == torch.int16}
         state[i] = state[i] | {name: _as_bytes(p, x) for name, x in integers.items()}
-        if state_format and is_dtensor(p) and _has_scales(state[i], state_format):
+        if state_format and is_dtensor(p) and _has_shard_scales(state[i], state_format):
             state[i] |= _global_scales(p, state[i], state_format)
     return {**saved, "state": state}
 
@@ -65,7 +65,7 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         ValueError: what is saved of a parameter cannot be divided as the parameter is.
     """
     state = dict(saved["state"])
-    for p, i, state_format in _saved(groups, saved):
+    for p, i, state_format in _entries(groups, saved):
         if is_dtensor(p):
             state[i] = _placed_like(p, state[i])
         master = state[i].get("master")
@@ -118,7 +118,7 @@ def _is_whole(p: Any, name: str, x: Any) -> bool:
     return has_elements and name != "step" and not is_scale(name)
 
 
-def _saved(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
+def _entries(groups: list[Group], saved: dict[str, Any]) -> Iterator[tuple[Any, Any, str | None]]:
     """The parameters that have saved state, its keys, and their state format if it has scales."""
     for p, i, group, of_group in saved_entries(groups, saved):
         state_format = of_group.get("state_dtype", group.get("state_dtype"))
@@ -138,14 +138,14 @@ def _from_bytes(pairs: Any) -> Any:
     return new_dtensor(pairs, integers, tuple(pairs.shape[:-1])) if is_dtensor(pairs) else integers
 
 
-def _names(state_format: str, sharded: bool) -> dict[str, str]:
+def _scale_names(state_format: str, sharded: bool) -> dict[str, str]:
     """The names of the scales of the moments."""
     names = state_names(state_format, (), sharded)
     return {role: names[f"{role}_scale"] for role in MOMENTS}
 
 
-def _has_scales(entry: State, state_format: str) -> bool:
-    return entry.keys() >= set(_names(state_format, True).values())
+def _has_shard_scales(entry: State, state_format: str) -> bool:
+    return entry.keys() >= set(_scale_names(state_format, True).values())
 
 
 def _global_scales(p: Any, entry: State, state_format: str) -> State:
@@ -153,7 +153,7 @@ def _global_scales(p: Any, entry: State, state_format: str) -> State:
     block = FORMATS[state_format].block
     scales = {
         name: _global_scale(p, name, entry[name], block)
-        for name in _names(state_format, True).values()
+        for name in _scale_names(state_format, True).values()
     }
     if grid_of(p._spec, block).cell == block:
         return scales
@@ -178,7 +178,7 @@ def _global_scale(p: Any, name: str, scale: Tensor, block: int) -> Any:
 def _with_own_scales(p: Any, entry: State, state_format: str) -> State:
     """The state with scales of this parameter's kind. Those under the names of the other kind are
     of a gathered state dict, and preferred: PyTorch fills in what a state dict lacks."""
-    own, other = (_names(state_format, is_dtensor(p) == flag) for flag in (True, False))
+    own, other = (_scale_names(state_format, is_dtensor(p) == flag) for flag in (True, False))
     given = other if entry.keys() >= set(other.values()) else own
     if not entry.keys() >= set(given.values()) or not (given is other or is_dtensor(p)):
         return entry

@@ -161,7 +161,7 @@ class Kind(NamedTuple):
 
 @cache
 def kind_of(
-    dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...], sharded: bool = False
+    dtype: torch.dtype, state_dtype: str | None, roles: tuple[str, ...], sharded: bool
 ) -> Kind:
     """The kind of parameters of this dtype in a group with these options."""
     name = dtype_name(dtype)

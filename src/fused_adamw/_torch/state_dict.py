@@ -13,7 +13,7 @@ from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
-from .state import State, dtype_name, is_lazy, is_ordinary, is_scale, state_names
+from .state import State, dtype_name, is_lazy, is_ordinary, state_names
 from .step_counts import copy_of_step, float32_step, require_count, usable_step
 from .stored import (
     LIKE_V,
@@ -22,11 +22,11 @@ from .stored import (
     Target,
     block_order,
     converted,
+    find_moments,
     in_compute_type,
     is_divided_like,
     new_order,
     placed,
-    recognized,
 )
 
 STATE_NAMES = {
@@ -38,7 +38,8 @@ STATE_NAMES = {
 """Of all state of parameters, in all formats, but for the count of steps."""
 
 MASTERS = tuple(role for role in FROM_PARAMS if role not in BUFFERS)
-"""Those of FROM_PARAMS that belong to the storage, which loading does not change."""
+"""The roles that start as the parameters and are no optional buffers. To add or drop such an array
+is a conversion."""
 
 
 class Loaded(NamedTuple):
@@ -98,7 +99,7 @@ def to_load(
         if target is None or not entry:
             continue  # for PyTorch to load, or to refuse
         require_count(where, entry)
-        found = _chosen(recognized(entry, target), target.storage)
+        found = _chosen(find_moments(entry, target), target.storage)
         loaded = _loaded(where, entry, target, found)
         if loaded is None:
             state[i] = entry | {"step": usable_step(entry["step"])}
@@ -107,7 +108,8 @@ def to_load(
         differences.append(loaded.difference)
         rest = {name: x for name, x in entry.items() if name not in STATE_NAMES}
         if target.is_host_only:
-            own[p] = rest | {"step": float32_step(entry["step"])} | _kept(loaded.tensors, target)
+            kept = {k: placed(x, k, target) for k, x in loaded.tensors.items()}
+            own[p] = rest | {"step": float32_step(entry["step"])} | kept
             del state[i]
         else:
             own[p] = loaded.tensors
@@ -127,7 +129,8 @@ def _params_of(groups: list[Group], completed: list[Group]) -> Iterator[tuple[Te
 
 
 def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> Entry | None:
-    """None where PyTorch loads it as it has to be. ``found``: the moments in the entry."""
+    """The state to keep for a saved entry; None where PyTorch is to load it as it is.
+    ``found``: the moments in the entry."""
     own = target.storage
     if found is None:
         return _unrecognized(where, entry, target)
@@ -147,8 +150,8 @@ def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> 
 
 
 def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
-    """The same for state in no format, or not of the parameter's size. What is stored as it is
-    here, but for the size, is left for the step to refuse, as PyTorch does.
+    """``_loaded`` for state in no format, or not of the parameter's size. What has the optimizer's
+    own names and dtypes but another size is left for the step to refuse, as PyTorch does.
 
     Raises:
         ValueError: it is stored otherwise.
@@ -232,11 +235,6 @@ def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor
     return x.detach().to(target.device, dtype, copy=True)
 
 
-def _kept(tensors: State, target: Target) -> State:
-    """As the host keeps them: of a DTensor, in DTensors too."""
-    return {k: x if is_scale(k) else placed(x, target) for k, x in tensors.items()}
-
-
 def _has_memory(x: Tensor) -> bool:
     """Whether it is an ordinary tensor, whose elements can be read."""
     return is_ordinary(x) and x.device.type != "meta"
@@ -278,7 +276,7 @@ def as_of_pytorch(
 
 
 def _entry_of_pytorch(entry: State, target: Target) -> State:
-    for found in recognized(entry, target):
+    for found in find_moments(entry, target):
         theirs = in_compute_type(found, target)
         if found.format not in (theirs.storage.format, dtype_name(target.like.dtype)):
             others = {name: x for name, x in entry.items() if name not in STATE_NAMES}

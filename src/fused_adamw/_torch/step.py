@@ -27,7 +27,7 @@ def take_step(optimizer: torch.optim.AdamW) -> None:
 
 
 def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
-    """The same where no profiler runs."""
+    """``take_step`` without an entry for profilers."""
     attributes = optimizer.__dict__  # where calls would cost more than they find
     if "found_inf" in attributes and found_infinity(optimizer):
         return

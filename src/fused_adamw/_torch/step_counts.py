@@ -31,7 +31,7 @@ def require_step_tensor(count: object) -> None:
 
 
 def float32_step(count: Any) -> Tensor:
-    """As a new tensor in host memory."""
+    """The count in a new float32 tensor in host memory."""
     return torch.tensor(float(count), dtype=torch.float32, device="cpu")
 
 
@@ -43,6 +43,6 @@ def usable_step(step: Any) -> Any:
 
 
 def copy_of_step(step: Any) -> Any:
-    """The same as a copy, for the copies that are made of what is beside it."""
+    """A copy of ``usable_step(step)``, to go with copies of the other state."""
     usable = usable_step(step)
     return usable.clone() if usable is step and isinstance(step, Tensor) else usable

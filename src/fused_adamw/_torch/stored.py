@@ -1,4 +1,4 @@
-"""How the moments of a parameter are stored: recognized in a state dict, and converted."""
+"""How the moments of a parameter are stored: found in a state dict, and converted."""
 
 from collections.abc import Mapping
 from math import prod
@@ -102,7 +102,7 @@ def target_of(p: Tensor, group: Mapping[str, Any]) -> Target | None:
 
 
 def storage_of(like: Tensor, options: StateOptions, sharded: bool = False) -> Storage:
-    """With these options, for a parameter of a dtype that the kernels support."""
+    """How the state of a parameter is stored with these options; the kernels support its dtype."""
     name = dtype_name(like.dtype)
     format_ = format_of(name, options.state_dtype)
     layout = state_layout(name, tuple(like.shape), StateOptions(format_, options.roles))
@@ -110,13 +110,13 @@ def storage_of(like: Tensor, options: StateOptions, sharded: bool = False) -> St
 
 
 def in_compute_type(moments: Moments, target: Target) -> Target:
-    """The same for these moments as float32 or float64, under PyTorch's names."""
+    """The target with storage for these moments as float32 or float64, under PyTorch's names."""
     compute = ELEMENT_TYPES[dtype_name(target.like.dtype)].compute
     roles = tuple(role for role in LIKE_V if role in moments.arrays)
     return target._replace(storage=storage_of(target.like, StateOptions(compute, roles)))
 
 
-def recognized(entry: State, target: Target) -> list[Moments]:
+def find_moments(entry: State, target: Target) -> list[Moments]:
     """The moments that are in an entry of a state dict, in any format: mostly one, but where
     PyTorch's distributed checkpoints add what was saved to what they find in an optimizer, both."""
     found = []
@@ -166,7 +166,7 @@ def converted(moments: Moments, target: Target) -> State:
     if has_scales(source.format) and block_order(source, like) != order:
         source = _decoded(source, like)
     _write(source, Moments(own.format, new), order, like)
-    return {own.names[r]: _placed(x, r, target) for r, x in new.items()}
+    return {own.names[r]: placed(x.to(target.device), r, target) for r, x in new.items()}
 
 
 def _new(like: Tensor, role: str, own: Storage) -> Tensor:
@@ -178,15 +178,10 @@ def _new(like: Tensor, role: str, own: Storage) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _placed(x: Tensor, role: str, target: Target) -> Tensor:
-    """On the device of the state; of a DTensor, moments are DTensors too."""
-    x = x.to(target.device)
-    return x if is_scale(role) else placed(x, target)
-
-
-def placed(x: Tensor, target: Target) -> Tensor:
-    """Memory in the shape of the local shard as it is kept in the state."""
-    whole: Tensor = placed_like(target.whole, x)
+def placed(x: Tensor, role: str, target: Target) -> Tensor:
+    """An array of the local shard's state as the optimizer keeps it: of a DTensor, all but scales
+    are DTensors, too. ``role``: or the name."""
+    whole: Tensor = x if is_scale(role) else placed_like(target.whole, x)
     return whole
 
 

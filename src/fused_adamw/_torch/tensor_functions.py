@@ -45,7 +45,7 @@ _INLINE = 5  # dimensions whose sizes and strides a c10::TensorImpl has in itsel
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
 
 
-def how_to_describe() -> dict[str, Any]:
+def exchange_arguments() -> dict[str, Any]:
     """The arguments of ``DLPackExchange`` for this version of PyTorch."""
     place = shape_at()
     return {

@@ -37,7 +37,7 @@ try:
         from typer.core import TyperGroup
 
         from . import bench, explain, info, train
-        from .console import check_columns
+        from .console import correct_columns
         from .errors import (
             BAD_INPUT,
             FAILED,
@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 def _run(arguments: list[str]) -> int | None:
     """Run the command with these arguments; return its exit status."""
-    check_columns()
+    correct_columns()
     try:
         status: int | None = app(arguments, prog_name="fused-adamw", standalone_mode=False)
         sys.stdout.flush()

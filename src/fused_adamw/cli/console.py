@@ -34,7 +34,7 @@ FEWEST_COLUMNS = 30
 """Narrower tables would lose what they show; a narrower terminal wraps these."""
 
 
-def check_columns() -> None:
+def correct_columns() -> None:
     """Have Rich ignore COLUMNS where it is no width, such as 0, and use no fewer than it needs."""
     given = os.environ.get("COLUMNS")
     if given is None:

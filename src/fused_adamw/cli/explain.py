@@ -17,7 +17,7 @@ from ..explain.parameters import explain_parameters
 from ..explain.rates import explain_rates
 from ..explain.scale import explain_scale
 from .console import benchmark_bar, make_console, paragraph, print_json
-from .errors import bad_input_reported
+from .errors import bad_input_reported, flag
 from .explain_text.render import render
 from .options import Json, with_options
 
@@ -111,10 +111,9 @@ class ExplainOptions:
         used = set().union(*(USED_BY.get(section, set()) for section in self.sections))
         for name in USED_BY[Section.ADAMW]:
             if getattr(self, name) is not None and name not in used:
-                option = f"--{name.replace('_', '-')}"
                 users = " or ".join(s for s, names in USED_BY.items() if name in names)
                 raise ValueError(
-                    f"{option} must be used with the section {users}; got {self.section}"
+                    f"{flag(name)} must be used with the section {users}; got {self.section}"
                 )
 
     @property
@@ -124,7 +123,7 @@ class ExplainOptions:
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """Those that are given, and the default of the others."""
+        """The numbers that are given, and the defaults of the others."""
         given = {name: getattr(self, name) for name in HYPERPARAMETERS}
         return Hyperparameters(**{k: value for k, value in given.items() if value is not None})
 

@@ -59,7 +59,7 @@ def save_loss_plot(
     path: Path,
     curves: Mapping[str, TrainingResult],
     title: str,
-    sweeps: Sequence[Sweep] = (),
+    sweeps: Sequence[Sweep],
 ) -> None:
     """Plot the losses of training runs by label; to their left those of sweeps, if any."""
     if any(sweep.is_swept for sweep in sweeps):

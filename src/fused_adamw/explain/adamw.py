@@ -21,7 +21,7 @@ BIAS_CORRECTION_STEPS = (1, 2, 3, 10, 100, 1000)
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Those of AdamW, by the names of its arguments."""
+    """The hyper-parameters of AdamW, by the names of its arguments."""
 
     lr: float = 0.001
     betas: tuple[float, float] = (0.9, 0.999)

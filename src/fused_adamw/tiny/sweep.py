@@ -28,7 +28,7 @@ class Sweep:
         chance: the loss of guessing.
         losses: the loss of each training run by rate, on held-out text where there is some;
             infinite where it became non-finite.
-        best: the training with the lowest loss; None before the first has ended.
+        best: the training run with the lowest loss; None before the first has ended.
         interrupted: the training run that a signal has ended, if any.
     """
 
@@ -54,16 +54,16 @@ class Sweep:
         return self.has_diverged(self.best_loss)
 
     def has_diverged(self, loss: float) -> bool:
-        """Whether a training with this final loss has diverged."""
+        """Whether a training run with this final loss has diverged."""
         return loss > DIVERGED * self.chance
 
     @property
     def shown(self) -> TrainingResult | None:
-        """The training to show: the best one, or what there is of the first."""
+        """The training run to show: the best one, or what there is of the first."""
         return self.interrupted if self.best is None else self.best
 
     def add(self, result: TrainingResult) -> None:
-        """Add the training at a rate."""
+        """Add the training run at a rate."""
         if result.history.interrupted:
             self.interrupted = result
             return

@@ -21,12 +21,12 @@ def number(value: float, places: int = 6, digits: int = 6) -> str:
 
 
 def cell(value: float, places: int = 6) -> str:
-    """Return the same for a table, where it has 3 digits and an exponent."""
+    """Return a number for a table, with 3 digits where it has an exponent."""
     return number(value, places, digits=3)
 
 
 def narrow(value: float, width: int, places: int = 6) -> str:
-    """Return the same with fewer digits where it is longer than a column is wide."""
+    """Return a number as in a cell of a table, with fewer digits where it would not fit."""
     shorter = (f"{value:{style}}" for style in (".4g", ".2e", ".1e", ".0e"))
     texts = [cell(value, places), *shorter]
     return next((text for text in texts if len(text) <= width), texts[-1])
@@ -37,9 +37,9 @@ def in_parentheses(number: str) -> str:
     return f"({number})" if number.startswith("-") else number
 
 
-def signed(value: float, places: int = 6) -> str:
-    """Return the same with a sign."""
-    text = number(value, places)
+def signed(value: float) -> str:
+    """Return a number with its sign, also a positive one."""
+    text = number(value)
     return text if text.startswith("-") else f"+{text}"
 
 
