@@ -67,7 +67,7 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
     state = dict(saved["state"])
     for p, i, state_format in _entries(groups, saved):
         if is_dtensor(p):
-            state[i] = _placed_like(p, state[i])
+            state[i] = _moved(p, state[i])
         master = state[i].get("master")
         if isinstance(master, Tensor) and master.dtype == torch.int8:
             state[i] = state[i] | {"master": _from_bytes(master)}
@@ -91,7 +91,7 @@ def restore_masters(state: Mapping[Tensor, State], params: Iterable[Tensor]) -> 
     return found
 
 
-def _placed_like(p: Any, entry: State) -> State:
+def _moved(p: Any, entry: State) -> State:
     """The state with the parts of this rank, of DTensors that are divided in another way. Scales
     stay: they are found in those of the whole."""
     dims = len(p.shape)
