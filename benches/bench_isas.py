@@ -14,6 +14,7 @@ import subprocess
 import sys
 from statistics import median
 
+from option_types import positive
 from tables import table
 
 from fused_adamw import AdamW, runtime_info
@@ -93,7 +94,7 @@ def rows(seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

@@ -19,11 +19,11 @@ the dtype of the parameters, and the parameters that the model uses are those of
 
 import argparse
 import re
-from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
 from mix_training import final_loss
+from option_types import output_file, positive, threads
 from tables import table
 
 from fused_adamw import runtime_info
@@ -56,24 +56,19 @@ def parse_options(arguments=None):
         action="append",
         help=f"2^k, or a case of `fused-adamw bench`: {', '.join(CASES)}; repeatable",
     )
-    parser.add_argument("--threads", type=positive, action="append", help="repeatable")
+    parser.add_argument("--threads", type=threads, action="append", help="repeatable")
     parser.add_argument("--mix", choices=mixes, action="append", help="repeatable")
     parser.add_argument("--seeds", type=positive, default=5, help="of the losses")
     parser.add_argument("--skip", choices=["speed", "loss"])
-    parser.add_argument("--table", metavar="FILE.md", help="also write the tables to this file")
+    parser.add_argument(
+        "--table", type=output_file, metavar="FILE.md", help="also write the tables to this file"
+    )
     options = parser.parse_args(arguments)
     most = runtime_info()["num_threads"]
     options.size = options.size or [size(x) for x in ("2^14", "2^24", "2^26", "gpt2-small")]
     options.threads = sorted(set(options.threads or {1, min(2, most), most}))
     options.mixes = [mix for name, mix in mixes.items() if name in (options.mix or mixes)]
     return options
-
-
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
-    return number
 
 
 def size(text):
@@ -278,7 +273,7 @@ def main():
     markdown = "\n".join(run(options)).rstrip()
     print(markdown)
     if options.table:
-        Path(options.table).write_text(markdown + "\n", encoding="utf-8")
+        options.table.write_text(markdown + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

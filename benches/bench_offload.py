@@ -16,14 +16,15 @@ needs for its traffic to and from host memory, at --memory GB/s, on a device or 
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
+from subprocess import SubprocessError
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from offloaded_training import DEVICE, MIXES, Gpt, Trained, implementations
+from offloaded_training import DEVICE, HEAD_SIZE, MIXES, Gpt, Trained, implementations
+from option_types import integer, output_file, positive, positive_number
 from tables import table
 from torch import Tensor
 
@@ -107,7 +108,7 @@ def bandwidth_beside_copies() -> list[str]:
     """Of a loop that reads and writes arrays in host memory, alone and beside copies."""
     try:
         loop = BANDWIDTH_BOUND.load()
-    except OSError as error:
+    except (OSError, SubprocessError) as error:
         return [f"memory bandwidth was not measured: {error}"]
     arrays = [[np.ones(1 << 25, np.float32)] for _ in range(4)]
     step = loop(*arrays)
@@ -164,17 +165,23 @@ def table_of(tokens: int, options: argparse.Namespace) -> str:
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     large = DEVICE is not None
-    parser.add_argument("--layers", type=int, default=24 if large else 4)
-    parser.add_argument("--width", type=int, default=2048 if large else 256)
-    parser.add_argument("--vocabulary", type=int, default=50304 if large else 2000)
-    parser.add_argument("--context", type=int, default=1024 if large else 64)
-    parser.add_argument("--tokens", type=int, action="append", help="of a step; repeatable")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=positive, default=24 if large else 4)
+    parser.add_argument("--width", type=positive, default=2048 if large else 256)
+    parser.add_argument("--vocabulary", type=positive, default=50304 if large else 2000)
+    parser.add_argument("--context", type=integer(2), default=1024 if large else 64)
+    parser.add_argument("--tokens", type=positive, action="append", help="of a step; repeatable")
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--only", choices=["ours"])
-    parser.add_argument("--bandwidth", type=float, default=25.0, help="of simulated copies, GB/s")
-    parser.add_argument("--memory", type=float, default=134.0, help="host memory, GB/s")
-    parser.add_argument("--table", metavar="FILE.md", help="also write the tables to this file")
+    parser.add_argument(
+        "--bandwidth", type=positive_number, default=25.0, help="of simulated copies, GB/s"
+    )
+    parser.add_argument("--memory", type=positive_number, default=134.0, help="host memory, GB/s")
+    parser.add_argument(
+        "--table", type=output_file, metavar="FILE.md", help="also write the tables to this file"
+    )
     options = parser.parse_args(arguments)
+    if options.width % HEAD_SIZE:
+        parser.error(f"--width must be a multiple of {HEAD_SIZE}; got {options.width}")
     options.tokens = options.tokens or ([4096, 8192, 32768] if large else [128])
     return options
 
@@ -193,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     markdown = "\n\n".join(["\n".join(f"- {line}" for line in lines), *parts])
     print(f"\n{markdown}")
     if options.table:
-        Path(options.table).write_text(markdown + "\n", encoding="utf-8")
+        options.table.write_text(markdown + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from statistics import median
 
 import ml_dtypes
 import numpy as np
+from option_types import integer, positive, threads
 
 from fused_adamw import AdamW
 
@@ -40,9 +41,11 @@ def time_of_a_step(size, threads, dtype, **options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--size", type=int, default=26, help="log2 of the parameters (default 26)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=15, help="new arrays each (default 15)")
+    parser.add_argument(
+        "--size", type=integer(1, 40), default=26, help="log2 of the parameters (default 26)"
+    )
+    parser.add_argument("--threads", type=threads, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=positive, default=15, help="new arrays each (default 15)")
     args = parser.parse_args()
     print("| | apart, ns | at one offset, ns | ratio |\n|---|--:|--:|--:|")
     for name, (dtype, options) in MIXES.items():

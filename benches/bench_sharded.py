@@ -15,6 +15,7 @@ from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
+from option_types import integer, positive, threads
 
 from fused_adamw import AdamW
 from fused_adamw.sharded import ShardedAdamW
@@ -78,11 +79,11 @@ def seconds(part):
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--elements", type=int, default=1 << 24)
-    parser.add_argument("--bucket-bytes", type=int, default=1 << 23)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--elements", type=positive, default=1 << 24)
+    parser.add_argument("--bucket-bytes", type=integer(2**17), default=1 << 23)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--clip", action="store_true", help="with max_grad_norm")
-    parser.add_argument("--threads", type=int, help="of each rank (default: that of the class)")
+    parser.add_argument("--threads", type=threads, help="of each rank (default: that of the class)")
     return parser.parse_args()
 
 

@@ -14,6 +14,7 @@ step starts its threads again. Run it on an otherwise idle machine: a second thr
 for a core makes both numbers too large.
 """
 
+import argparse
 import json
 import os
 import re
@@ -140,7 +141,9 @@ def report(measured):
 
 
 def main():
-    if sys.argv[1:] == ["--measure"]:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().measure:
         print(json.dumps(measure()))
         return
     with tempfile.TemporaryDirectory() as folder:

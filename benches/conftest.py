@@ -1,8 +1,7 @@
 """Options, interleaved rounds, and the tables at the end."""
 
-from pathlib import Path
-
 import pytest
+from option_types import output_file, positive
 from tables import Results
 
 from fused_adamw.bench.implementations import IMPLEMENTATIONS, Loader
@@ -16,8 +15,10 @@ collect_ignore = [f"bench_{name}.py" for name in SCRIPTS]
 
 def pytest_addoption(parser):
     group = parser.getgroup("fused-adamw")
-    group.addoption("--rounds", type=int, default=7, help="rounds of a comparison (default 7)")
-    group.addoption("--table", metavar="FILE.md", help="also write the tables to this file")
+    group.addoption("--rounds", type=positive, default=7, help="rounds of a comparison (default 7)")
+    group.addoption(
+        "--table", type=output_file, metavar="FILE.md", help="also write the tables to this file"
+    )
 
 
 def pytest_configure(config):
@@ -56,4 +57,4 @@ def pytest_terminal_summary(terminalreporter, config):
     markdown = results.markdown()
     terminalreporter.write_line("\n" + markdown)
     if config.getoption("table"):
-        Path(config.getoption("table")).write_text(markdown + "\n", encoding="utf-8")
+        config.getoption("table").write_text(markdown + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@
 Measured constants come from benches/bench_sharded.py; the others are assumptions.
 """
 
+import argparse
 from inspect import signature
 from math import log2
 
@@ -65,6 +66,7 @@ def predict():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     check()
     print()
     predict()

@@ -6,6 +6,7 @@ It takes 10 to 60 seconds. Its figures are the same on every machine, but for lo
 and above, where training is chaotic: the last digits of the matrix products decide.
 """
 
+import argparse
 import math
 from itertools import pairwise
 
@@ -151,4 +152,5 @@ def loss_after(optimizer: str, lr: float, scale: float = 1.0) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     main()

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self, overload
 
+from ._torch import requirement  # noqa: F401
+
+# isort: split
+
 import torch
 from torch import Tensor
 from torch.nn import Module

@@ -1,20 +1,23 @@
 """Properties of this build and this machine."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
 from . import _core
 
 __all__ = ["RuntimeInfo", "__version__", "runtime_info"]
 
-__version__ = version("fused-adamw")
+try:
+    __version__ = version("fused-adamw")
+except PackageNotFoundError:  # as in a program that PyInstaller has packed, or a copied folder
+    __version__ = "unknown"
 
 
 class RuntimeInfo(TypedDict):
     """Properties of this build and this machine.
 
     Attributes:
-        version: of the package.
+        version: of the package; ``"unknown"`` where its metadata is not installed with it.
         isa: the instruction set that is used.
         available_isas: the instruction sets that run on this machine, widest first.
         threading: ``"OpenMP"`` or, on macOS, ``"Grand Central Dispatch"``; None where the build has

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal, Self, cast, overload
 
+from ._torch import requirement  # noqa: F401
+
+# isort: split
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT

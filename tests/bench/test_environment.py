@@ -1,5 +1,7 @@
 """Processor, memory and the load of other processes."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import pytest
 
 from fused_adamw._cgroup import memory_limit
 from fused_adamw.bench import environment
+from fused_adamw.bench.implementations.bandwidth_bound import compile_library
 
 
 def test_the_processor_has_a_name():
@@ -64,3 +67,29 @@ def test_background_load_is_a_share():
     background = environment.BackgroundLoad()
     subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
     assert 0 <= background.share() <= 1
+
+
+needs_compiler = pytest.mark.skipif(
+    os.name != "posix" or not shutil.which("cc"), reason="starts a C compiler of POSIX"
+)
+
+
+@needs_compiler
+def test_the_compiler_that_cc_names(tmp_path, monkeypatch):
+    """As a shell reads it: with options, in a folder with a space in its name; empty is unset."""
+    folder = tmp_path / "my tools"
+    folder.mkdir()
+    (folder / "cc").symlink_to(shutil.which("cc"))
+    monkeypatch.delenv("CC", raising=False)
+    default = environment.compiler_version()
+    assert default
+    for value in ("", " ", "cc -O1", f"'{folder / 'cc'}' -O1"):
+        monkeypatch.setenv("CC", value)
+        assert environment.compiler_version() == default
+        assert compile_library(f"int f(void) {{ return 1; }} /* {value} */").f() == 1
+
+
+@pytest.mark.parametrize("value", ["no-such-compiler", "'no end"])
+def test_a_compiler_that_cannot_be_started(monkeypatch, value):
+    monkeypatch.setenv("CC", value)
+    assert environment.compiler_version() is None

@@ -54,3 +54,14 @@ import fused_adamw
     done = run_python(code)
     assert done.returncode in (1, -2, 130), (done.returncode, done.stderr)  # as Python ends then
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_package_without_its_metadata():
+    """As in a program that PyInstaller has packed."""
+    done = run_python("""
+import importlib.metadata
+importlib.metadata.Distribution.discover = lambda **context: iter(())
+import fused_adamw
+print(fused_adamw.__version__, fused_adamw.runtime_info()["version"])
+""")
+    assert done.stdout == "unknown unknown\n", done.stderr

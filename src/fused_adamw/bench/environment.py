@@ -72,10 +72,10 @@ def processor_name() -> str:
 
 def compiler_version() -> str | None:
     """The first line that the C compiler prints about itself; None without one."""
-    command = [*compiler_command(), "--version"]
     try:
+        command = [*compiler_command(), "--version"]
         return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
-    except (OSError, IndexError):
+    except (OSError, ValueError, IndexError):  # of a quote without its other, for one
         return None
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import subprocess
 import tempfile
 from functools import cache, partial
@@ -16,8 +17,8 @@ C_TYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 def compiler_command() -> list[str]:
-    """The C compiler: that of the environment variable CC, or ``cc``."""
-    return os.environ.get("CC", "cc").split()
+    """The C compiler and its options: those of the environment variable CC, or ``cc``."""
+    return shlex.split(os.environ.get("CC", ""), posix=os.name == "posix") or ["cc"]
 
 
 def compile_library(source: str) -> ctypes.CDLL:
