@@ -8,7 +8,7 @@ from processes import run_python
 
 pytest.importorskip("torch", minversion="2.10")
 
-from fused_adamw._torch.requirement import LOWEST  # noqa: E402
+from fused_adamw._torch.requirement import LOWEST
 
 pytestmark = pytest.mark.slow
 

@@ -162,8 +162,8 @@ def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
     given = {name: x.dtype for name, x in found.items() if name in dtypes}
     if target.is_of_pytorch and (given or not found):
         return None
-    is_stored_alike = given and all(dtypes[name] == dtype for name, dtype in given.items())
-    if all(is_divided_like(x, target) for x in found.values()) and (is_stored_alike or not found):
+    has_own_dtypes = given and all(dtypes[name] == dtype for name, dtype in given.items())
+    if all(is_divided_like(x, target) for x in found.values()) and (has_own_dtypes or not found):
         return Entry(_copies(entry, target), None)
     described = {name: f"{x.dtype} {tuple(x.shape)}{placements_of(x)}" for name, x in found.items()}
     raise ValueError(
