@@ -16,6 +16,7 @@ from twin_state import from_bfloat16
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from fused_adamw._torch import fill_ins  # noqa: E402
 from fused_adamw.torch import AdamW  # noqa: E402
 
 
@@ -91,3 +92,9 @@ def test_to_pytorch_and_back():
     set_gradients(params, 8)
     again.step()
     assert again.state[params[0]]["step"] == 6
+
+
+def test_state_of_which_all_was_saved_is_kept_whatever_it_is():
+    """Where PyTorch fills in a state dict; the step refuses what it cannot use."""
+    entry = {"step": torch.tensor(1.0), "other": torch.ones(3)}
+    assert fill_ins._without("state", entry, {}) == entry

@@ -46,7 +46,9 @@ try:
         Tensor, torch.nn.Parameter, is_negated=Tensor.is_neg, **exchange_arguments()
     )
 except TypeError as error:
-    raise ImportError(f"fused_adamw.torch needs PyTorch 2.10 or later ({error})") from None
+    raise ImportError(
+        f"PyTorch must have DLPack's exchange API; got {torch.__version__} ({error})"
+    ) from None
 
 NO_STATES: Mapping[Tensor, State] = MappingProxyType({})
 TORCH_ROLES = {flag: roles_of({"amsgrad": flag}) for flag in (False, True)}

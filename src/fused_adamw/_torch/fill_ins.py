@@ -86,7 +86,7 @@ def _without(where: str, entry: State, noted: Mapping[str, Noted]) -> State:
     if "step" in own:  # nothing was saved of this parameter
         return entry
     saved = {name: x for name, x in entry.items() if name not in own}
-    if not any(saved.keys() >= names for names in MOMENTS):
+    if own and not any(saved.keys() >= names for names in MOMENTS):
         raise ValueError(
             f"{where} must be saved state on every rank; got that of this optimizer beside a saved "
             "count of steps, as broadcast_from_rank0 leaves arrays that not all ranks have. Give "
