@@ -1,8 +1,11 @@
 """What ranks raise when they disagree, without MPI."""
 
+import pickle
+
 import pytest
 
 from fused_adamw._distributed.agreement import MAX_SHOWN, _raise_difference, _raise_first_error
+from fused_adamw._distributed.operations import CollectiveOperations
 
 
 class TwoRanks:
@@ -39,3 +42,15 @@ class SecondRank:
 def test_an_error_without_text_is_named():
     with pytest.raises(MemoryError, match=r"^rank 1: MemoryError$"):
         _raise_first_error(SecondRank(), MemoryError())
+
+
+def test_a_refused_operation_can_be_pickled():
+    """As pools of processes do with errors."""
+    operations = CollectiveOperations()
+    with (
+        operations.run("step"),
+        pytest.raises(RuntimeError, match="got load during step") as refused,
+        operations.run("load"),
+    ):
+        pass
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)

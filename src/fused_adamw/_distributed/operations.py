@@ -38,14 +38,14 @@ class CollectiveOperations:
             if not self._lock.acquire(blocking=False):
                 self._refused = f"{THREADS}; got {name} during {self._running}"
                 refusal = RuntimeError(self._refused)
-                mark(refusal, REFUSED_BY, self)
+                mark(refusal, REFUSED_BY, id(self))  # not the lock: errors are pickled
                 raise refusal
             try:
                 self._running = name
                 yield
             except RuntimeError as error:
                 # Code of this operation had begun the other one: all ranks have learned of it.
-                if has_mark(error, REFUSED_BY, self):
+                if has_mark(error, REFUSED_BY, id(self)):
                     self._refused = None
                 raise
             finally:
