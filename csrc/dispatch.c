@@ -21,7 +21,7 @@ static int always(void)
 #define OSXSAVE (1u << 27)
 #define XCR0_AVX 0x06u
 #if defined(__APPLE__)
-#define XCR0_AVX512 XCR0_AVX /* macOS saves the others from their first use on */
+#define XCR0_AVX512 XCR0_AVX /* macOS saves those of AVX-512 only once they have been used */
 #else
 #define XCR0_AVX512 0xe6u
 #endif

@@ -19,10 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "csrc").glob("*.c"))
-TESTS = sorted((ROOT / "csrc" / "tests").glob("*.c"))
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+from c_library import SOURCES, TESTS, WARNINGS
+
 FLAGS = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden"
 TARGETS = {  # and whether they have OpenMP
     "x86_64-linux-gnu.2.17": True,
@@ -115,7 +113,7 @@ def zig(target: str, openmp: bool, folder: Path) -> list[str]:
 
 
 def run_tests(target: str, runner: str | None, folder: Path) -> None:
-    """The tests of the C library, compiled for a target."""
+    """Compile the tests of the C library for a target, and run them if this machine can."""
     is_own = platform.machine() == target.split("-", 1)[0] and sys.platform == "linux"
     if (runner is None and not is_own) or (runner is not None and shutil.which(runner) is None):
         print(f"{target}: tests not run, no {runner or 'such processor'}", flush=True)
@@ -127,7 +125,7 @@ def run_tests(target: str, runner: str | None, folder: Path) -> None:
     command = [program] if runner is None else [runner, program]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     lines = done.stdout.splitlines() or ["no output"]
-    print(f"{target}, tests with {lines[-1]}", flush=True)
+    print(f"{target}, tests {lines[-1]}", flush=True)
     if done.returncode != 0:
         sys.exit("\n".join(lines))
 

@@ -1,14 +1,10 @@
-"""For noxfile.py: the sources of the C library and their flags, and builds with sanitizers."""
-
-from pathlib import Path
+"""For noxfile.py: the files of the C library and their flags, and builds with sanitizers."""
 
 import nox
+from c_library import ROOT, SOURCES, TESTS, WARNINGS
 
-ROOT = Path(__file__).parents[1]
-C_LIBRARY = [str(path) for path in sorted((ROOT / "csrc").glob("*.c"))]
-C_TESTS = [str(path) for path in sorted((ROOT / "csrc" / "tests").glob("*.c"))]
-C_FILES = [*C_LIBRARY, *C_TESTS]
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+C_LIBRARY = list(map(str, SOURCES))
+C_FILES = [*C_LIBRARY, *map(str, TESTS)]
 C_FLAGS = ["-std=c11", "-ffp-contract=off", "-fopenmp", *WARNINGS]
 SANITIZED = ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 

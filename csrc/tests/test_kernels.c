@@ -260,9 +260,10 @@ static void test_dither_of_0(void)
 static int print_result(void)
 {
     const fused_adamw_isa *isa;
+    printf("with");
     for (int i = 0; (isa = fused_adamw_isa_at(i)) != NULL; i++)
         if (fused_adamw_isa_available(isa))
-            printf("%s ", fused_adamw_isa_name(isa));
+            printf(" %s", fused_adamw_isa_name(isa));
     printf(": %ld passed, %ld failed\n", num_passed, num_failed);
     return num_failed > 0;
 }
