@@ -213,11 +213,10 @@ class AdamW(DecodedState):
     def _checked_entries(self, saved: Mapping[str, Any], convert: bool) -> list[SavedState]:
         self._check_params()
         self._check_values(saved)
-        entries = []
+        entries, options = [], self._state_options
         for name, param in zip(self.names, self._arrays, strict=True):
             where, entry = f"state_dict['state'][{name!r}]", saved["state"][name]
             require_saved_roles(where, saved, entry)
-            options = self._state_options
             entries.append(read_entry(where, entry, options, param, convert, self._bound))
         return entries
 

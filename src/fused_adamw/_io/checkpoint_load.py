@@ -134,10 +134,9 @@ def _match_tensors(
             raise ValueError(f"unexpected {key}")
         if role != "params":
             saved[name][role] = (info.storage, info.shape)
-    matches = []
+    matches, options = [], optimizer._state_options
     for name, array in params.items():
         where, order = f"the state of {name!r}", numbers["state"][name].get("order")
-        options = optimizer._state_options
         require_saved_roles(where, numbers, saved[name])
         matches.append(match_state(where, saved[name], order, options, array, convert))
     return matches

@@ -179,15 +179,11 @@ def as_python_numbers(hyper: Hyperparams) -> Hyperparams:
     Raises:
         TypeError, ValueError: one of them is no such number.
     """
-    lr, betas, eps, weight_decay, rates = hyper
+    *values, rates = hyper
+    lr, betas, eps, weight_decay = map(as_numbers, HYPERPARAMETERS, values)
     names = zip(RATE_OPTIONS, rates, strict=True)
-    return (
-        as_number("lr", lr),
-        as_pair(betas),
-        as_number("eps", eps),
-        as_number("weight_decay", weight_decay),
-        tuple(None if x is None else OPTIONS[str(k)].check(str(k), x) for k, x in names),
-    )
+    numbers = (None if x is None else OPTIONS[str(k)].check(str(k), x) for k, x in names)
+    return lr, betas, eps, weight_decay, tuple(numbers)
 
 
 def _checked_groups(

@@ -52,11 +52,15 @@ def is_placed_like(tensor: Any, other: Any) -> bool:
     )
 
 
+def is_divided_otherwise(tensor: Any, other: Any) -> bool:
+    """Whether two tensors are DTensors of which a rank has different parts."""
+    both = is_dtensor(tensor) and is_dtensor(other)
+    return both and not is_placed_like(tensor, other)
+
+
 def is_part_of_same(tensor: Any, other: Any) -> bool:
     """Whether two tensors are both in one place, or are divided between the ranks in one way."""
-    if is_dtensor(tensor) and is_dtensor(other):
-        return is_placed_like(tensor, other)
-    return is_dtensor(tensor) == is_dtensor(other)
+    return is_dtensor(tensor) == is_dtensor(other) and not is_divided_otherwise(tensor, other)
 
 
 def is_partial(tensor: Any) -> bool:
@@ -67,9 +71,7 @@ def is_partial(tensor: Any) -> bool:
 def redistributed(x: Any, p: Any) -> Any:
     """A gradient or state placed as its parameter is, which PyTorch's operators do too; as it is
     where its ranks are others."""
-    if not (is_dtensor(x) and is_dtensor(p)) or is_placed_like(x, p):
-        return x
-    if x._spec.mesh != p._spec.mesh:
+    if not is_divided_otherwise(x, p) or x._spec.mesh != p._spec.mesh:
         return x
     with no_grad():
         return x.redistribute(placements=p._spec.placements)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._optim.state_dict import Difference, Stored, check_difference, warn_of_conversion
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS, has_scales
-from .dtensors import local_of, placements_of
+from .dtensors import is_divided_otherwise, local_of, placements_of
 from .fill_ins import without_fill_ins
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
@@ -24,7 +24,6 @@ from .stored import (
     converted,
     find_moments,
     in_compute_type,
-    is_divided_like,
     new_order,
     placed,
 )
@@ -163,7 +162,8 @@ def _unrecognized(where: str, entry: State, target: Target) -> Entry | None:
     if target.is_of_pytorch and (given or not found):
         return None
     has_own_dtypes = given and all(dtypes[name] == dtype for name, dtype in given.items())
-    if all(is_divided_like(x, target) for x in found.values()) and (has_own_dtypes or not found):
+    is_elsewhere = any(is_divided_otherwise(x, target.whole) for x in found.values())
+    if not found or (has_own_dtypes and not is_elsewhere):
         return Entry(_copies(entry, target), None)
     described = {name: f"{x.dtype} {tuple(x.shape)}{placements_of(x)}" for name, x in found.items()}
     raise ValueError(

@@ -22,7 +22,7 @@ from .._optim.state_formats import (
     has_scales,
     state_layout,
 )
-from .dtensors import is_dtensor, is_placed_like, local_of, placed_like
+from .dtensors import is_divided_otherwise, is_dtensor, local_of, placed_like
 from .flat_memory import Order, dims_in_memory, flat, shaped
 from .state import (
     State,
@@ -127,7 +127,7 @@ def find_moments(entry: State, target: Target) -> list[Moments]:
         tensors = {
             r: local_of(x)
             for r, x in arrays.items()
-            if isinstance(x, Tensor) and is_divided_like(x, target)
+            if isinstance(x, Tensor) and not is_divided_otherwise(x, target.whole)
         }
         if tensors.keys() >= storage.layout.keys() - set(LIKE_V) and all(
             x.dtype == storage.dtype(role) and x.numel() == prod(storage.layout[role][1])
@@ -135,12 +135,6 @@ def find_moments(entry: State, target: Target) -> list[Moments]:
         ):
             found.append(Moments(name, tensors))
     return found
-
-
-def is_divided_like(x: Tensor, target: Target) -> bool:
-    """Whether the local part of a DTensor is that of the parameter."""
-    p = target.whole
-    return not (is_dtensor(x) and is_dtensor(p)) or is_placed_like(x, p)
 
 
 def block_order(moments: Moments, like: Tensor) -> Order:

@@ -75,7 +75,7 @@ def compiler_version() -> str | None:
     try:
         command = [*compiler_command(), "--version"]
         return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
-    except (OSError, ValueError, IndexError):  # of a quote without its other, for one
+    except (OSError, ValueError, IndexError):  # CC may have a quote that is not closed
         return None
 
 
