@@ -12,9 +12,12 @@
 #include "../internal.h"
 #include "../rng.h"
 
+/* Arrays that loops leave for the next begin at a cache line, so that no vector crosses one. */
+#define CACHE_LINE 64
+
 /* One block as float32, where it is stored in anything else. */
 struct scratch {
-    float params[FUSED_ADAMW_BLOCK], grads[FUSED_ADAMW_BLOCK];
+    _Alignas(CACHE_LINE) float params[FUSED_ADAMW_BLOCK], grads[FUSED_ADAMW_BLOCK];
     float m[FUSED_ADAMW_BLOCK], v[FUSED_ADAMW_BLOCK];
     float buffers[FUSED_ADAMW_NUM_BUFFERS][FUSED_ADAMW_BLOCK];
 };

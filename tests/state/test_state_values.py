@@ -22,6 +22,7 @@ TINY = 1e-45  # the least float32
         [1e-20, 3e-23, 1e-38],
         [1e-20, 1.0, 1e15],
         [np.nan, 1.0],
+        [-np.nan, 1.0],  # as processors make it
         [np.inf, 1.0, 0.0],
         [-np.inf, 1e-10],
         [1e19, 1.0],
@@ -29,7 +30,7 @@ TINY = 1e-45  # the least float32
     ],
     ids=str,
 )
-@pytest.mark.parametrize("size", [1, 256, 257])
+@pytest.mark.parametrize("size", [1, 256, 257, 768])
 def test_values_that_are_not_ordinary(values, state_dtype, seed, isa, size):
     """Also: what is not finite stays in its own element."""
     g = np.resize(np.array(values, np.float32), size)
@@ -42,6 +43,47 @@ def test_values_that_are_not_ordinary(values, state_dtype, seed, isa, size):
         assert_twins(opt, [twin])
     touched = ~np.isfinite(g) | ~np.isfinite(g[::-1])
     assert not np.isnan(p[~touched]).any()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 0, 3, 1]], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_blocks_of_other_ranges_one_after_another(dtype, order, isa):
+    """Zeros, numbers that are not finite, a wide range, and an ordinary block."""
+    rng = np.random.default_rng(5)
+    ordinary = rng.standard_normal((4, 256))
+    blocks = ordinary * [[0.0], [1.0], [1.0], [1.0]]
+    blocks[1, ::3] = np.nan, *[np.inf] * 84, -np.inf
+    blocks[2] *= 10 ** rng.uniform(-18, 3, 256)
+    with np.errstate(all="ignore"):
+        g = np.array(blocks[order].ravel(), dtype_named(dtype))
+    p = np.ones(g.size, g.dtype)
+    options = {"state_dtype": "8bit", "master_weights": dtype != "float32"}
+    opt, twin = AdamW(p, **HYPER, **options), TensorTwin(p, **options)
+    for gradient in (g, g, np.roll(g, 256), g[::-1].copy()):
+        opt.step(gradient)
+        twin.step(gradient, **HYPER)
+        assert_twins(opt, [twin])
+
+
+@pytest.mark.parametrize("size", [255, 256, 600])
+def test_ratios_that_leave_the_range_of_float32(size, isa):
+    """State from outside can hold an |m| / s near the largest float32; here v shrinks faster."""
+    p = np.ones(size, np.float32)
+    opt, twin = AdamW(p, **HYPER, state_dtype="8bit"), TensorTwin(p, state_dtype="8bit")
+    hyper = HYPER | {"betas": (0.9, 0.5)}
+    (g,) = draw([size], np.float32)
+    opt.step(g)
+    twin.step(g, **HYPER)
+    saved = opt.state_dict()
+    saved["state"]["params"]["m_scale"][:] = twin.state["m_scale"][:] = 2.6e36
+    opt.load_state_dict(saved)
+    for name, value in hyper.items():
+        opt.param_groups[0][name] = value
+    for _ in range(2):
+        opt.step(np.zeros_like(g))
+        twin.step(np.zeros_like(g), **hyper)
+        assert_twins(opt, [twin])
+    assert np.isfinite(opt.m).all()
 
 
 @pytest.mark.slow
