@@ -77,8 +77,9 @@ def compile_all(
     folder.mkdir()
     for source in SOURCES:
         output = folder / f"{source.stem}.o"
-        to = [f"/Fo{output}"] if "--driver-mode=cl" in compiler else ["-o", output]
-        subprocess.run([*compiler, *flags_of.get(source.name, []), "-c", source, *to], check=True)
+        # "--", since the path may begin like an option, as /Users does.
+        to = [f"/Fo{output}", "--"] if "--driver-mode=cl" in compiler else ["-o", output]
+        subprocess.run([*compiler, *flags_of.get(source.name, []), "-c", *to, source], check=True)
     if "x86_64" in name and "macos" not in name and shutil.which("objdump"):
         check_instructions(folder)
     print(f"{name}: {len(SOURCES)} files", flush=True)
