@@ -22,6 +22,12 @@ struct scratch {
     float buffers[FUSED_ADAMW_NUM_BUFFERS][FUSED_ADAMW_BLOCK];
 };
 
+/* What the first of two loops over a block leaves for the second: the new m, and the roots of v. */
+struct new_moments {
+    _Alignas(CACHE_LINE) float m[FUSED_ADAMW_BLOCK];
+    float roots[FUSED_ADAMW_BLOCK];
+};
+
 /* How the elements of one block are rounded: the dither of its element k is first + multiples[k], and
  * half of the interval for all to round to the nearest. */
 struct rounding {
