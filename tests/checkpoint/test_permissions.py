@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from checkpoints import Failing, mapping, trained
 from permissions import binding_permissions
+from systems import needs_modes
 
 from fused_adamw.checkpoint import load_checkpoint, save_checkpoint
 
 
+@needs_modes
 def test_permissions(path):
     optimizer = trained(mapping())
     umask = os.umask(0o027)
@@ -28,6 +30,7 @@ def test_permissions(path):
         os.umask(umask)
 
 
+@needs_modes
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.ENOSYS])
 def test_a_file_system_that_refuses_permissions(path, monkeypatch, number):
     """As CIFS and gcsfuse may: their files have the mode of the mount."""
@@ -39,6 +42,18 @@ def test_a_file_system_that_refuses_permissions(path, monkeypatch, number):
     save_checkpoint(path, optimizer, extra={"n": 2})
     assert refused.calls == 1
     assert load_checkpoint(path, optimizer) == {"n": 2}
+
+
+@pytest.mark.skipif(os.name != "nt", reason="elsewhere a file without permission is replaced")
+def test_a_read_only_file_is_not_replaced_on_windows(path):
+    optimizer = trained(mapping())
+    save_checkpoint(path, optimizer, extra={"n": 1})
+    path.chmod(0o444)
+    with pytest.raises(PermissionError) as caught:
+        save_checkpoint(path, optimizer, extra={"n": 2})
+    assert caught.value.filename == str(path)
+    assert os.listdir(path.parent) == [path.name]
+    assert load_checkpoint(path, optimizer) == {"n": 1}
 
 
 def test_a_mode_that_is_right_is_not_set(path, monkeypatch):

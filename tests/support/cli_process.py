@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 START = Path.cwd()  # PYTHONPATH may be relative to it
 MAIN = "from fused_adamw.cli import main; main()"
 
@@ -34,6 +36,13 @@ def step(self, grads):
 AdamW.step = step
 main()
 """
+
+
+def no_such_file():
+    """What the system says about a file that does not exist."""
+    with pytest.raises(FileNotFoundError) as caught:
+        os.stat("there is no such file")
+    return caught.value.strerror
 
 
 def loads(text):

@@ -15,7 +15,7 @@ from .files import hidden_sibling, real_path, require_regular
 
 REFUSED = (EACCES, EPERM, EINVAL, ENOSYS, ENOTSUP)  # by file systems without permissions
 _PERMISSIONS = stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO  # not setuid: the owner may change
-RENAMES_OPEN_FILES = os.name != "nt"
+RENAMES_OPEN_FILES = HAS_PERMISSIONS = os.name != "nt"
 
 
 @contextmanager
@@ -24,13 +24,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
     The data is written to ``.NAME.*.tmp`` in the folder of the file, to which links are followed,
     flushed to disk, and renamed; then the folder is flushed, if it may be opened. An existing file
-    passes on its permissions, where the file system has any. Of several processes that write to one
-    path each writes a file of its own, and the last to rename it wins. Temporary files that killed
-    processes left are removed first: those that no process has locked.
+    passes on its permissions, where the system and the file system have any. Of several processes
+    that write to one path each writes a file of its own, and the last to rename it wins. Temporary
+    files that killed processes left are removed first: those that no process has locked.
 
     Raises:
-        OSError: also where a file exists and is not a regular one, or where the path is that of a
-            folder, such as one that ends in a separator. It names ``path``, not the temporary file.
+        OSError: also where a file exists and is not a regular one or, on Windows, is read-only, or
+            where the path is that of a folder, such as one that ends in a separator. It names
+            ``path``, not the temporary file.
     """
     text = os.fspath(path)
     target = real_path(text)
@@ -72,7 +73,7 @@ def _is_of_file(error: OSError, target: Path) -> bool:
 
 @contextmanager
 def _replacement(target: Path) -> Iterator[BinaryIO]:
-    mode = _mode(target)
+    mode = permissions_to_keep(target)
     _remove_leftovers(target)
     temporary = temporary_path(target)
     try:
@@ -107,13 +108,21 @@ def _lock_new(file: BinaryIO, path: Path) -> bool:
     return try_lock(file.fileno()) and path.exists()
 
 
-def _mode(target: Path) -> int | None:
+def permissions_to_keep(target: Path) -> int | None:
+    """The mode of a file that is to be replaced; None where there is no file, or no permissions.
+
+    Raises OSError where it cannot be replaced: it is not a regular file or, on Windows, read-only.
+    """
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         return None
     require_regular(mode, str(target))
-    return mode & _PERMISSIONS
+    if HAS_PERMISSIONS:
+        return mode & _PERMISSIONS
+    if not mode & stat.S_IWRITE:
+        raise PermissionError(EACCES, os.strerror(EACCES), str(target))
+    return None
 
 
 def _set_mode(path: Path, mode: int) -> None:

@@ -47,8 +47,9 @@ def correct_columns() -> None:
 
 
 def make_console() -> Console:
-    """Return the console of standard output."""
-    return Console(highlight=False)
+    """Return the console of standard output, with as many columns in a file on every system."""
+    # Rich leaves a column free for a Windows console that needs it, and in a file, too.
+    return Console(highlight=False, legacy_windows=None if sys.stdout.isatty() else False)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
-from .._io.atomic_write import require_file_name, temporary_path
-from .._io.files import real_path, require_regular
+from .._io.atomic_write import permissions_to_keep, require_file_name, temporary_path
+from .._io.files import real_path
 
 
 def check_output_path(path: Path, replaced: bool = False) -> None:
@@ -25,8 +25,7 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
         if target.is_symlink():  # only of a loop of links is the real path a link
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         exists = target.exists()
-        if exists:
-            require_regular(target.stat().st_mode, str(path))
+        permissions_to_keep(target)
         if exists and not replaced:
             target.open("ab").close()
         else:

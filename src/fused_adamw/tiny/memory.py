@@ -52,6 +52,14 @@ def memory_bound() -> int:
 
 
 def _physical_bytes() -> int | None:
+    if sys.platform == "win32":
+        import ctypes
+
+        kibibytes = ctypes.c_ulonglong()
+        is_known = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(
+            ctypes.byref(kibibytes)
+        )
+        return kibibytes.value * 1024 if is_known else None
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # a system without it
@@ -59,10 +67,10 @@ def _physical_bytes() -> int | None:
 
 
 def _rlimits() -> list[int]:
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return []
+    import resource
+
     bounds = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     return [bound for bound in bounds if bound != resource.RLIM_INFINITY]
 

@@ -72,11 +72,13 @@ def read_text(path: FilePath, context: int) -> Corpus:
     Raises:
         OSError: the file cannot be read.
         TypeError: `path` is no path, or `context` is not an integer.
-        ValueError: the file is a device, not UTF-8, or too short; `context` is below 1.
+        ValueError: the file is a folder or a device, not UTF-8, or too short; `context` is below 1.
     """
     path = path_text(path)
     context = as_integer("context", context, minimum=1)
     mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} must be a file or a pipe; got a folder")
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # it might never end
         raise ValueError(f"{path} must be a file or a pipe; got a device")
     try:
