@@ -219,7 +219,10 @@ def test_names_are_escaped_in_messages(path):
 
 def test_paths_are_escaped_in_messages(tmp_path):
     path = tmp_path / "a\x1b[2J\n"
-    path.write_bytes(b"")
+    try:
+        path.write_bytes(b"")
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error}")
     for read in READERS:
         with pytest.raises(CorruptCheckpointError) as caught:
             read(path)

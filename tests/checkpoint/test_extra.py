@@ -131,6 +131,8 @@ def test_arrays_of_a_dtype_with_metadata(path):
 
 @pytest.mark.parametrize("dtype", [">f8", "c16", "g", "M8[s]", "U1", [("x", float)]], ids=str)
 def test_arrays_of_other_dtypes_are_refused_with_those_that_can_be_saved(path, dtype):
+    if np.dtype(dtype) == np.float64:
+        pytest.skip("long double is float64 here")
     allowed = "float64, float32, float16, int64, .*, bool in native byte order"
     with pytest.raises(
         TypeError, match=rf"arrays\['a'\] must be an array of {allowed}; got ndarray"

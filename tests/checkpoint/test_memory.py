@@ -1,7 +1,6 @@
 """Saving and loading stream: little memory beyond the state, and no byte read without need."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import trained
 from processes import bytes_read
+from systems import needs_linux
 
 from fused_adamw.checkpoint import (
     CorruptCheckpointError,
@@ -22,7 +22,7 @@ from fused_adamw.checkpoint import (
 PROGRAM = Path(__file__).with_name("memory_program.py")
 MIB = 8
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux")
+pytestmark = needs_linux
 
 
 def run(*arguments):

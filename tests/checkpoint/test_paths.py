@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import mapping, next_descriptor, nothing_changes, trained
+from systems import needs_links
 
 from fused_adamw.checkpoint import (
     CheckpointError,
@@ -36,7 +38,7 @@ def test_kinds_of_paths(path, make):
     assert read_step(make(path)) == 3
     assert read_arrays(make(path))["a"].tolist() == [0, 1, 2]
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=str(path)):
+    with pytest.raises(CheckpointError, match=re.escape(str(path))):
         load_checkpoint(make(path), optimizer)
 
 
@@ -53,6 +55,7 @@ def test_what_is_no_path(path):
 LONG_NAMES = ["x" * 234, "x" * 255, "ü" * 127, "語" * 85, b"x\xff" * 127]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits the whole path, which is Unicode")
 @pytest.mark.parametrize("name", LONG_NAMES, ids=["234", "255", "254", "255 of 3", "not UTF-8"])
 def test_names_as_long_as_they_may_be(tmp_path, name):
     path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
@@ -74,6 +77,7 @@ def test_a_path_without_folder(path, monkeypatch):
     assert os.listdir() == ["a"]
 
 
+@needs_links
 def test_symbolic_links(tmp_path):
     optimizer = trained(mapping())
     (tmp_path / "disk").mkdir()
@@ -119,10 +123,11 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         save_checkpoint(tmp_path / "none" / "a", optimizer)
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileNotFoundError if os.name == "nt" else NotADirectoryError):
         save_checkpoint(tmp_path / "file" / "a", optimizer)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows takes .. without looking for the folder")
 def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
     """Not the temporary file, nor the file that a link leads to."""
     monkeypatch.chdir(tmp_path)
@@ -151,6 +156,7 @@ def test_errors_name_the_path_that_was_given(tmp_path, monkeypatch):
     assert Path("run").read_bytes() == whole
 
 
+@needs_links
 def test_errors_name_the_path_of_a_loop_of_links(tmp_path, monkeypatch):
     """And not the one to which it leads."""
     monkeypatch.chdir(tmp_path)
@@ -160,6 +166,7 @@ def test_errors_name_the_path_of_a_loop_of_links(tmp_path, monkeypatch):
     assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, "loop")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a current folder")
 def test_errors_name_the_path_where_the_current_folder_was_removed(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

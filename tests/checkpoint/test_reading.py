@@ -1,11 +1,11 @@
 """Loading reads the file and keeps nothing of it; an error amid the reading says what changed."""
 
 import errno
-import os
 
 import numpy as np
 import pytest
 from checkpoints import Failing, contents, gradients, mapping, nothing_changes, trained
+from systems import needs_linux
 
 from fused_adamw import checkpoint
 from fused_adamw._io import checkpoint_load, safetensors_stream
@@ -28,6 +28,7 @@ def test_what_is_loaded_does_not_hold_the_file(path, small):
     optimizer.step(gradients(optimizer.param_groups[0]["params"], 3))
 
 
+@needs_linux
 def test_the_file_is_read_not_mapped(path, small, monkeypatch):
     maps = []
 
@@ -36,8 +37,6 @@ def test_the_file_is_read_not_mapped(path, small, monkeypatch):
             maps.append(file.read())
         read_exactly(*arguments)
 
-    if not os.path.exists("/proc/self/maps"):
-        pytest.skip("needs /proc")
     monkeypatch.setattr(checkpoint_load, "read_exactly", read)
     load_checkpoint(path, small[0])
     assert len(maps) == 6  # two tensors of three roles

@@ -1,12 +1,12 @@
 """`fused-adamw train --epochs`, `--resume auto`, `--prompt` and `--generate`."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_process import MAIN, SMALL, loads, on_a_terminal
 from cli_records import HELD_OUT_KEYS, RECORD_KEYS, without_seconds
+from systems import needs_terminals
 
 from fused_adamw import AdamW
 from fused_adamw.cli.train_options import ScheduleName, TrainConfig
@@ -57,7 +57,7 @@ def test_a_line_of_progress_for_each_epoch(run, text):
     assert "epoch 300/300" in out
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+@needs_terminals
 def test_the_progress_where_only_the_errors_go_to_a_terminal(text):
     out, shown = on_a_terminal(MAIN, "train", "--text", text, *SMALL, "--epochs", 2)
     assert out.count("epoch ") == 2

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_process import MAIN, SMALL, in_a_process
+from cli_process import MAIN, SMALL, in_a_process, no_such_file
 from matplotlib.image import imread
 
 from fused_adamw.cli import plots
@@ -116,7 +116,7 @@ def test_a_folder_that_is_gone_after_the_training_is_no_bad_input(run, monkeypat
     Path("folder").mkdir()
     monkeypatch.setattr(launch, "train", train)
     status, out, err = run("train", "--steps", 2, option, path)
-    assert (status, err) == (1, f"error: {path}: {os.strerror(errno.ENOENT)}\n")
+    assert (status, err) == (1, f"error: {Path(path)}: {no_such_file()}\n")
     assert "Predictions after step 2" in out
 
 

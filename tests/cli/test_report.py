@@ -161,6 +161,8 @@ def test_a_diverging_and_an_endless_training_have_a_page(run):
     ],
 )
 def test_what_cannot_be_reported_is_refused_before_training(run, arguments, message):
+    if "--mpi" in arguments:
+        pytest.importorskip("mpi4py")
     status, out, err = run("train", *arguments)
     assert (status, out) == (2, "")
     assert message in " ".join(err.split())

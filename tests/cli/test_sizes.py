@@ -1,11 +1,12 @@
 """Sizes that no memory holds, and numbers of many digits."""
 
-import os
+import platform
 import re
 
 import numpy as np
 import pytest
 from cli_process import MAIN, SMALL, in_a_process, loads
+from systems import needs_linux
 
 from fused_adamw.tiny import memory
 from fused_adamw.tiny.memory import require_memory, required_bytes
@@ -24,7 +25,7 @@ def test_sizes_are_refused_before_training(run, text, monkeypatch, option, size,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+@needs_linux
 @pytest.mark.parametrize(
     "options", [("--d-model", 10**7), ("--batch-size", 10**7), ("--batch-size", 3000)]
 )
@@ -55,13 +56,16 @@ def test_what_a_step_needs_is_hardly_overestimated(larger):
 
     sizes = {"vocab_size": 30, "d_model": 32, "n_heads": 2, "d_ff": 128, "max_length": 24} | larger
     tokens = np.random.default_rng(0).integers(1, 30, (64, sizes["max_length"]))
+    # NumPy computes in an array that an expression no longer needs only where the C library has
+    # backtrace(), which that of Windows and musl have not.
+    least = 0.9 if platform.libc_ver()[0] == "glibc" else 0.85
     for dtype in ("float32", "float64"):
         tracemalloc.start()
         model = TinyTransformer(dtype=dtype, **sizes)
         model.loss_and_gradients(tokens, tokens)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert 0.9 * peak < required_bytes(sizes, 64, dtype) < 1.02 * peak
+        assert least * peak < required_bytes(sizes, 64, dtype) < 1.02 * peak
 
 
 def test_the_memory_of_this_process():

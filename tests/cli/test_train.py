@@ -1,13 +1,13 @@
 """`fused-adamw train`: options, records and tables."""
 
 import math
-import os
 import re
 
 import numpy as np
 import pytest
 from cli_process import MAIN, in_a_process, loads, on_a_terminal
 from cli_records import RECORD_KEYS, RUN_KEYS
+from systems import needs_terminals
 
 from fused_adamw import AdamW
 from fused_adamw.tiny import TARGETS, TOKENS, TinyTransformer
@@ -201,7 +201,7 @@ def test_a_loss_that_diverges_is_null_and_reported(run):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+@needs_terminals
 def test_the_progress_bar_of_a_terminal():
     out, shown = on_a_terminal(MAIN, "train", "--steps", 20)
     assert "20/20" in shown
@@ -225,6 +225,7 @@ def test_no_progress_bar_in_a_file(name, command):
 
 
 @pytest.mark.slow
+@needs_terminals
 def test_a_large_loss_on_the_progress_bar():
     _, shown = on_a_terminal(MAIN, "train", "--steps", 10, "--sgd-lr", 3, "--lr", 3)
     assert not re.search("[0-9]{8}", shown)

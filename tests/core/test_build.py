@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from processes import has_openmp, run_python
-from setuptools import Extension
 
+Extension = pytest.importorskip("setuptools").Extension
 ROOT = Path(__file__).parents[2]
 COMPILERS = [compiler for compiler in ("gcc", "clang") if shutil.which(compiler)]
 

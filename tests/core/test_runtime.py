@@ -10,6 +10,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 from processes import run_python
+from systems import needs_linux
 from twin import adamw_twin
 
 from fused_adamw import __version__, fused_adamw, runtime_info
@@ -36,7 +37,7 @@ AVX2 = {"avx2", "fma", "bmi1", "bmi2", "abm"}
 AVX512 = AVX2 | {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="asks Linux about the processor")
+@needs_linux
 def test_available_isas_are_those_of_the_processor():
     """Linux lists only features whose registers it saves."""
     with open("/proc/cpuinfo") as file:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from arrays import PER_THREAD
 from processes import has_openmp, run_python
 from stalls import FEWEST, MOST, SIZE, assert_serial_for_a_while, serial_steps
+from systems import needs_linux
 from twin import adamw_twin
 
 from fused_adamw import AdamW, fused_adamw, runtime_info
@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 THREADING = runtime_info()["threading"]
 needs_threads = pytest.mark.skipif(THREADING is None, reason="a build for one thread")
 needs_openmp = pytest.mark.skipif(THREADING != "OpenMP", reason="a build without OpenMP")
-needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as on Linux")
 
 
 # ---- how many

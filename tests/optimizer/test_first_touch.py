@@ -1,10 +1,11 @@
 """State that is 0 is not written to before the first step, whose threads place its pages, with one
 page fault for each."""
 
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 from processes import run_python
+from systems import needs_linux
 
 CONSTRUCTION = """
 import resource
@@ -54,16 +55,16 @@ first, second = (page_faults(lambda: opt.step(g)) for _ in range(2))
 assert 0.9 * pages < first < 1.5 * pages, (first, pages)
 assert second < 0.1 * pages, second
 """
-NEEDS_LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+needs_ml_dtypes = pytest.mark.skipif(find_spec("ml_dtypes") is None, reason="needs ml_dtypes")
 MIXES = [
     ("float32", {}),
     ("float64", {"amsgrad": True}),
     ("float32", {"state_dtype": "8bit"}),
-    ("bfloat16", {"master_weights": True}),
+    pytest.param("bfloat16", {"master_weights": True}, marks=needs_ml_dtypes),
 ]
 
 
-@NEEDS_LINUX
+@needs_linux
 @pytest.mark.parametrize(("dtype", "options"), MIXES)
 def test_construction_does_not_write_to_state(dtype, options):
     """In a process of its own, where nothing else allocates or frees."""
@@ -71,7 +72,7 @@ def test_construction_does_not_write_to_state(dtype, options):
     assert result.returncode == 0, result.stderr
 
 
-@NEEDS_LINUX
+@needs_linux
 @pytest.mark.parametrize(("dtype", "options"), MIXES)
 def test_the_first_step_has_one_page_fault_for_each_small_page(dtype, options):
     """And not one to read and one to write. No large array has memory that was freed before."""
