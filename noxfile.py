@@ -209,7 +209,8 @@ def lint(session: nox.Session) -> None:
     session.install(".[dev]", "codespell", os.environ.get("TORCH", "torch"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+    for system in ("linux", "darwin", "win32"):
+        session.run("mypy", "--platform", system)
     session.run("cython-lint", "src/fused_adamw")
     session.run("codespell")
     files = ("--allowlist", "tools/stubtest_allowlist.txt", "--mypy-config-file", "pyproject.toml")
