@@ -179,6 +179,17 @@ def test_files_without_permission(run, option, name):
     assert err.endswith(f"{os.strerror(errno.EACCES)}\n")
 
 
+@pytest.mark.skipif(os.name != "nt", reason="elsewhere a file without permission is replaced")
+@pytest.mark.parametrize("options", [("--plot", "a.png"), ("--checkpoint", "a.png", "--resume")])
+def test_a_read_only_file_is_refused_before_any_training_on_windows(run, monkeypatch, options):
+    monkeypatch.setattr("fused_adamw.tiny.launch.train", None)
+    Path("a.png").touch(mode=0o444)
+    status, out, err = run("train", *options)
+    assert (status, out) == (2, "")
+    assert err == f"error: a.png cannot be written: {os.strerror(errno.EACCES)}\n"
+    assert os.listdir() == ["a.png"]
+
+
 def test_a_file_that_is_replaced_needs_no_permission_of_its_own(run):
     Path("plot.png").touch(mode=0)
     with binding_permissions():

@@ -55,11 +55,9 @@ def _physical_bytes() -> int | None:
     if sys.platform == "win32":
         import ctypes
 
-        kibibytes = ctypes.c_ulonglong()
-        is_known = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(
-            ctypes.byref(kibibytes)
-        )
-        return kibibytes.value * 1024 if is_known else None
+        status = (ctypes.c_uint64 * 8)(64)  # a MEMORYSTATUSEX: its size, then the memory in bytes
+        is_known = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return status[1] if is_known else None
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # a system without it
