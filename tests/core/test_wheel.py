@@ -23,11 +23,11 @@ REPAIR = ROOT / "tools" / "repair_wheel.py"
 
 pytestmark = pytest.mark.slow
 needs_tools = pytest.mark.skipif(
-    not sys.platform.startswith("linux")
+    platform.libc_ver()[0] != "glibc"
     or not REPAIR.exists()
     or not all(map(shutil.which, ("patchelf", "readelf", "strip", "ldd")))
     or runtime_info()["threading"] != "OpenMP",
-    reason="needs Linux, binutils, patchelf and OpenMP",
+    reason="needs glibc, binutils, patchelf and OpenMP",
 )
 
 INFO = "fused_adamw-9.9.dist-info"
