@@ -3,14 +3,14 @@
 import os
 import re
 import shutil
-import sys
 
 import pytest
 from killed_saves import mark_in, save_marked, traced_save
+from systems import needs_linux
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="strace is for Linux"),
+    needs_linux,
     pytest.mark.skipif(not shutil.which("strace"), reason="needs strace"),
 ]
 

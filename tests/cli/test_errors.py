@@ -8,7 +8,7 @@ import pytest
 from cli_process import MAIN, in_a_process, no_such_file
 from permissions import binding_permissions
 
-IS_POSIX = pytest.mark.skipif(os.name == "nt", reason="paths as on POSIX")
+needs_posix_paths = pytest.mark.skipif(os.name == "nt", reason="paths as on POSIX")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ IS_POSIX = pytest.mark.skipif(os.name == "nt", reason="paths as on POSIX")
         pytest.param(
             "--checkpoint missing/../run",
             f"run cannot be written: {os.strerror(errno.ENOENT)}",
-            marks=IS_POSIX,
+            marks=needs_posix_paths,
         ),
         ("--checkpoint long.txt/run", "long.txt/run must be in a folder; got the file "),
         # That a folder cannot be written to is found by trying: this one not even by root.
@@ -139,7 +139,7 @@ IS_POSIX = pytest.mark.skipif(os.name == "nt", reason="paths as on POSIX")
         pytest.param(
             f"--checkpoint {'x' * 256}",
             f"x cannot be written: {os.strerror(errno.ENAMETOOLONG)}",
-            marks=IS_POSIX,
+            marks=needs_posix_paths,
         ),
     ],
 )

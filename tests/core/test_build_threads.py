@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from systems import needs_linux
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="flags and programs of Linux"),
+    needs_linux,
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no sources to build"),
 ]
 

@@ -172,7 +172,7 @@ def test_fork_after_a_parallel_region(tensor, length):
 
 @pytest.mark.slow
 @openmp
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads as Linux does")
+@needs_linux
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(tensor):
     """It makes a team for each large step and gives it up: watched while it steps."""

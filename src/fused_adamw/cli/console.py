@@ -47,8 +47,9 @@ def correct_columns() -> None:
 
 
 def make_console() -> Console:
-    """Return the console of standard output, with as many columns in a file on every system."""
-    # Rich leaves a column free for a Windows console that needs it, and in a file, too.
+    """Return the console of standard output; in a file it has as many columns on Windows as
+    elsewhere."""
+    # Rich leaves a column free where a Windows console may need it, and otherwise in files, too.
     return Console(highlight=False, legacy_windows=None if sys.stdout.isatty() else False)
 
 

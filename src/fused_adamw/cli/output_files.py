@@ -25,7 +25,7 @@ def check_output_path(path: Path, replaced: bool = False) -> None:
         if target.is_symlink():  # only of a loop of links is the real path a link
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         exists = target.exists()
-        permissions_to_keep(target)
+        permissions_to_keep(target)  # raises where the file cannot be replaced
         if exists and not replaced:
             target.open("ab").close()
         else:
