@@ -23,6 +23,13 @@ typedef uint32_t MAY_BE_UNALIGNED uint32_t_unaligned;
 #undef UNALIGNED /* Windows' headers have one, too */
 #define UNALIGNED(type) JOIN(type, _unaligned)
 
+/* Asks for the cache line at an address that is soon read; any address will do. */
+#if defined(__GNUC__) || defined(__clang__)
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+#define PREFETCH(address) ((void)(address))
+#endif
+
 /* What is called with constants and has to be compiled for them. */
 #if defined(_MSC_VER)
 #define ALWAYS_INLINE __forceinline
