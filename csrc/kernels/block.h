@@ -19,7 +19,7 @@
 /* A kernel of two loops reads the gradients of one block and then pauses, and processors do not fetch
  * beyond where it stopped. So it asks for gradients this far ahead. Asking for arrays that it also
  * writes made it slower. */
-#define PREFETCH_DISTANCE (2 * FUSED_ADAMW_BLOCK)
+#define PREFETCH_DISTANCE ((ptrdiff_t)2 * FUSED_ADAMW_BLOCK)
 
 /* One block as float32, where it is stored in anything else. */
 struct scratch {
