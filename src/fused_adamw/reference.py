@@ -88,7 +88,7 @@ def sgd_update(theta: float, gradient: float, lr: float = 0.001) -> float:
         gradient: the gradient of the loss with respect to it.
         lr: learning rate.
 
-    The parameter and gradient of the example of `adamw_update` move a third as far:
+    The parameter of the example of `adamw_update`, with the same gradient, moves a third as far:
 
     >>> print(f"{sgd_update(0.024634, -0.352893):.6f}")
     0.024987
