@@ -3,7 +3,7 @@
  * Stochastic rounding rounds up with the probability of the discarded fraction, so that updates
  * below one quantum accumulate. The dithers of a block start at a random number. They move on by an
  * irrational fraction of the interval from element to element, and by another from step to step
- * (scalars.c), which fills it evenly: the errors of neighbours and of successive steps cancel. Each
+ * (scalars.c), which fills it evenly: the errors of neighbors and of successive steps cancel. Each
  * role takes the random number rotated by another amount and has fractions of its own, so that the
  * dithers of v, m and params differ. */
 #ifndef FUSED_ADAMW_BLOCK_H

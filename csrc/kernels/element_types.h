@@ -1,7 +1,7 @@
 /* How values of the storage types (FUSED_ADAMW_STORAGE_TYPES) are loaded and stored: for a row
  * named x, load_x and store_x, or store_result_x for what an operation gave; and how master weights
  * are stored: param_x and rest_x give the two parts of one, and join_x restores the float32 from
- * them. The types that pairs.inc takes have the same for two neighbours, the pair i: first_x and
+ * them. The types that pairs.inc takes have the same for two neighbors, the pair i: first_x and
  * second_x load, pair_x stores what operations gave, and join_pair_x and split_pair_x are for
  * master weights. Integers and exact float operations alone, so that every instruction set gives
  * the same bits. */
@@ -13,7 +13,7 @@
 
 #include <stddef.h>
 
-/* ---- two neighbours as one word */
+/* ---- two neighbors as one word */
 
 /* On big-endian machines the first would be the upper half of the word; they go without. */
 #if (defined(__GNUC__) || defined(__clang__)) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

@@ -115,7 +115,7 @@ def load_checkpoint(
             16 bits, and any with a ``state_dtype``.
         convert: convert from one ``state_dtype`` or memory order to another, rounding to nearest,
             with one UserWarning (on rank 0) that names the formats. Master weights and averages
-            that the file lacks are initialised from its parameters. False refuses such a file. To
+            that the file lacks are initialized from its parameters. False refuses such a file. To
             a ``state_dtype`` with scales ("8bit") in another memory order, a file is slow to
             convert: each 65,536 elements of a tensor may take a read of all of it.
 

@@ -193,7 +193,7 @@ class AdamW(DecodedState):
                 (schedules, too) and options replace those of the optimizer.
             convert: where the snapshot stores state in another format or memory order than this
                 optimizer, convert it, rounding to the nearest, with one UserWarning that names the
-                formats. Missing master weights and averages are initialised from the current
+                formats. Missing master weights and averages are initialized from the current
                 parameters. False refuses such a snapshot.
 
         Raises:

@@ -137,7 +137,7 @@ class _Decay(_Chainable):
     def __post_init__(self) -> None:
         _accept(self, "start", "end")
         if self.end > self.start:
-            raise ValueError(f"end must be <= start ({self.start!r}); got {self.end!r}")
+            raise ValueError(f"end must be at most start ({self.start!r}); got {self.end!r}")
 
     def _rate(self, t: int) -> float:
         if t > self.steps:
@@ -228,8 +228,8 @@ class Joined(_Chainable):
             raise TypeError(f"first must be a schedule of this module; got {shown(self.first)}")
         if self.first.steps is None:
             raise ValueError(
-                f"{type(self.first).__name__} without `steps` never ends; give it `steps` to chain "
-                "another schedule"
+                "first must have `steps`, for another schedule to follow; got a "
+                f"{type(self.first).__name__} that never ends"
             )
         if not callable(self.following):
             raise TypeError(

@@ -20,7 +20,7 @@ def test_shared_memory(arrays, a, b, shift):
     assert_refused(arrays, ValueError, a, b, "share memory")
 
 
-def test_neighbours_do_not_share(tensor):
+def test_neighbors_do_not_share(tensor):
     room = np.ones(96, np.float32)
     p, m, v, g = np.split(room, 4)
     fused_adamw(p, g, m, v, 1)

@@ -116,7 +116,7 @@ def test_groups_and_their_keys():
         TypeError, match=r"param_groups'\] must be a list; got a value of type int$"
     ):
         opt.load_state_dict({**saved, "param_groups": HUGE})
-    with pytest.raises(ValueError, match="unknown key a value of type int"):
+    with pytest.raises(ValueError, match="; got a value of type int"):
         AdamW([{"params": [np.zeros(3)], HUGE: 1}])
     opt.param_groups = HUGE
     with pytest.raises(TypeError, match=r"^param_groups must be .*; got a value of type int$"):
@@ -146,7 +146,7 @@ def test_models():
 
 
 def test_schedules():
-    with pytest.raises(ValueError, match=r"^lr must be a finite number >= 0; got a value of"):
+    with pytest.raises(ValueError, match=r"^lr must be a finite number, 0 or more; got a value of"):
         schedules.Constant(HUGE, 10)
     with pytest.raises(ValueError, match=r"^steps must be 1 or more; got a value of"):
         schedules.Constant(0.1, -HUGE)

@@ -44,9 +44,9 @@ def functions_of_position_0(p):
         return of_logits(p["W_lm"] @ Y)
 
     def of_total(total):
-        centred = total - total.sum() / 16
+        centered = total - total.sum() / 16
         return of_normalized(
-            centred / np.sqrt((centred**2).sum() / 16 + 1e-5) * p["gamma"] + p["beta"]
+            centered / np.sqrt((centered**2).sum() / 16 + 1e-5) * p["gamma"] + p["beta"]
         )
 
     def of_hidden(hidden):
@@ -114,8 +114,8 @@ def loss_of(p, X_Q, X_K, X_V):
             heads.append(weights @ (X_V[: i + 1] @ W_V) / weights.sum())
         H = p["W_O"] @ np.concatenate(heads)
         total_ = H + p["W_2"] @ gelu(p["W_1"] @ H + p["b_1"]) + p["b_2"]
-        centred = total_ - total_.sum() / 16
-        logits = p["W_lm"] @ (centred / np.sqrt((centred**2).sum() / 16 + 1e-5))
+        centered = total_ - total_.sum() / 16
+        logits = p["W_lm"] @ (centered / np.sqrt((centered**2).sum() / 16 + 1e-5))
         total += (np.log(np.exp(logits).sum()) - logits[target]) / 4
     return total
 

@@ -181,12 +181,26 @@ BAD_ARGUMENTS = [
         ["params must be all parameter groups or all arrays; got both"],
     ),
     ([{"params": vector}, {"lr": 1.0}], {}, TypeError, ["all parameter groups", "got both"]),
-    ([{"lr": 1.0}], {}, TypeError, ["params[0]['lr'] must be", "got float"]),
+    (
+        [{"param": vector, "lr": 1.0}],
+        {},
+        TypeError,
+        ["params[0] must have the key 'params', as parameter groups have; got 'lr' without it"],
+    ),
+    ([vector, {"eps": abs}], {}, TypeError, ["params[1] must have the key 'params'", "got 'eps'"]),
+    ([{"betas": 1.0}], {}, TypeError, ["params[0] must have the key 'params'", "got 'betas'"]),
+    ([{"lr": "fast"}], {}, TypeError, ["params[0]['lr'] must be", "got str"]),
+    (
+        {"b": np.float64(0)},
+        {},
+        TypeError,
+        ["params['b'] must be an array; got a scalar of float64: pass np.array(value)"],
+    ),
     (
         [{"params": vector, "momentum": 0.9}],
         {},
         ValueError,
-        ["params[0]: unknown key 'momentum'; allowed: params, lr, betas, eps, weight_decay"],
+        ["params[0] must have the keys params, lr, betas, eps, weight_decay; got 'momentum'"],
     ),
     ([{"params": vector}, {"params": matrix, "lr": -1}], {}, ValueError, ["lr", "got -1"]),
     (

@@ -70,7 +70,7 @@ def test_what_follows_returns_more_than_float64_has():
 def test_what_is_no_rate(value):
     """Also where NumPy or Python would make a float of it."""
     for make in (Constant, lambda x: LinearWarmup(x, 2), lambda x: CosineDecay(1.0, 2, end=x)):
-        with pytest.raises(TypeError, match=r"^(lr|peak|end) must be a number >= 0; got "):
+        with pytest.raises(TypeError, match=r"^(lr|peak|end) must be a number, 0 or more; got "):
             make(value)
 
 

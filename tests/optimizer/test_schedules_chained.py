@@ -55,12 +55,12 @@ def test_then_takes_any_function_of_t():
     assert rates(joined, 5) == [1.0, 1.0, 1.0, 0.5, np.float32(1 / 3)]
     assert {type(rate) for rate in rates(joined, 5)} == {float}
     assert joined.steps is None
-    with pytest.raises(ValueError, match="never ends; give it `steps`"):
+    with pytest.raises(ValueError, match="first must have `steps`"):
         joined.then(Constant(1.0))
 
 
 def test_a_schedule_that_never_ends_cannot_be_chained():
-    with pytest.raises(ValueError, match="never ends; give it `steps`"):
+    with pytest.raises(ValueError, match="first must have `steps`"):
         Constant(0.3).then(Constant(0.1))
 
 

@@ -30,14 +30,16 @@ RATES = [
 @pytest.mark.parametrize(("make", "name"), RATES)
 @pytest.mark.parametrize("value", [-0.1, math.inf, -math.inf, math.nan])
 def test_rate_out_of_range(make, name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a finite number >= 0; got {value}"):
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a finite number, 0 or more; got {value}"
+    ):
         make(value)
 
 
 @pytest.mark.parametrize(("make", "name"), RATES)
 @pytest.mark.parametrize("value", ["0.1", None, 0.1j, [0.1]])
 def test_rate_that_is_no_number(make, name, value):
-    with pytest.raises(TypeError, match=f"^{name} must be a number >= 0; got "):
+    with pytest.raises(TypeError, match=f"^{name} must be a number, 0 or more; got "):
         make(value)
 
 
@@ -71,7 +73,7 @@ def test_steps_of_numpy(make):
     "make", [Constant, lambda x: LinearWarmup(x, 3), lambda x: CosineDecay(x, 3)]
 )
 def test_rates_beyond_float64(make):
-    with pytest.raises(ValueError, match="must be a finite number >= 0; got 1000"):
+    with pytest.raises(ValueError, match="must be a finite number, 0 or more; got 1000"):
         make(10**400)
 
 
@@ -79,5 +81,5 @@ def test_the_wrong_way():
     with pytest.raises(ValueError, match=r"^start must be <= peak \(0\.3\); got 0\.4"):
         LinearWarmup(0.3, 5, start=0.4)
     for decay in LinearDecay, CosineDecay:
-        with pytest.raises(ValueError, match=r"^end must be <= start \(0\.3\); got 0\.4"):
+        with pytest.raises(ValueError, match=r"^end must be at most start \(0\.3\); got 0\.4"):
             decay(0.3, 5, end=0.4)

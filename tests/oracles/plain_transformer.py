@@ -62,8 +62,8 @@ def plain_logits(p: Parameters, tokens: Sequence[int], i: int) -> NDArray[Any]:
     x = p["W_1"] @ H + p["b_1"]
     gelu = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     Z = H + p["W_2"] @ gelu + p["b_2"]
-    centred = Z - Z.sum() / len(Z)
-    Y = centred / np.sqrt((centred**2).sum() / len(Z) + 1e-5) * p["gamma"] + p["beta"]
+    centered = Z - Z.sum() / len(Z)
+    Y = centered / np.sqrt((centered**2).sum() / len(Z) + 1e-5) * p["gamma"] + p["beta"]
     logits: NDArray[Any] = p["W_lm"] @ Y
     return logits
 

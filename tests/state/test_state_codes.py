@@ -15,7 +15,7 @@ def codes_16(dtype):
 
 
 def floats_to_round(dtype):
-    """Random ones, all that 16 bits hold, the middles between these, and their neighbours."""
+    """Random ones, all that 16 bits hold, the middles between these, and their neighbors."""
     rng = np.random.default_rng(0)
     exact = codes_16(dtype).astype(np.float32)
     exact = np.sort(exact[np.isfinite(exact)])

@@ -104,7 +104,7 @@ def test_one_element_over_many_steps(role):
 
 
 @pytest.mark.parametrize("role", ["m", "v"])
-def test_neighbours_cancel(role):
+def test_neighbors_cancel(role):
     """Of each block of 256 equal elements, as many go up as their fraction says: their dithers fill
     the interval. By independent draws the standard deviation were sqrt(256 * 0.21) = 7.3. Which
     ones go up differs from block to block."""

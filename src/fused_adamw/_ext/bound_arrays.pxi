@@ -134,6 +134,8 @@ cdef class BoundArrays:
         param.decays = True
         param.order = order_of(&param.view)
         if not readonly:
+            if isinstance(array, np.generic):
+                refuse_scalar(self.spec, "params", i, array)
             require_writable(self.spec, "params", i, &param.view, "it is updated in place")
         require_contiguous(self.spec, "params", i, &param.view)
         return 0

@@ -101,7 +101,7 @@ cdef bint share_memory(IntervalSet *a, IntervalSet *b) noexcept:
 
 cdef inline bint overlaps_any(IntervalSet *found, Interval interval) noexcept:
     """Whether an interval overlaps one of these, which are sorted and do not overlap. It is looked
-    for where the last one was first: neighbours in memory often follow one another."""
+    for where the last one was first: neighbors in memory often follow one another."""
     cdef const Interval *next = found.intervals + found.near  # that ends after interval.begin
     if found.near > 0 and (next - 1).end > interval.begin or (
         found.near < found.count and next[0].end <= interval.begin

@@ -48,6 +48,13 @@ cdef int refuse_object(TreeSpec spec, str argument, Py_ssize_t i, array, bint pl
     raise TypeError(f"{must}; got {type(array).__name__}, which exports no strided buffer")
 
 
+cdef int refuse_scalar(TreeSpec spec, str argument, Py_ssize_t i, scalar) except -1:
+    raise TypeError(
+        f"{spec.name(argument, i)} must be an array; got a scalar of {type(scalar).__name__}: pass "
+        "np.array(value)"
+    )
+
+
 cdef int refuse_dtype(
     TreeSpec spec, str argument, Py_ssize_t i, array, const char *code, bint plain
 ) except -1:

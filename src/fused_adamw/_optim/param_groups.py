@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -96,14 +97,28 @@ def _is_grouped(params: Any) -> bool:
     """Whether ``params`` is a list of groups: of dicts that have "params".
 
     Raises:
-        TypeError: some of the items are groups and others are not.
+        TypeError: some of the items are groups and others are not, or an item has an option of
+            groups, but no "params".
     """
     if not isinstance(params, (list, tuple)):
         return False
     groups = [isinstance(item, Mapping) and "params" in item for item in params]
     if any(groups) and not all(groups):
         raise TypeError("params must be all parameter groups or all arrays; got both")
+    if not any(groups):
+        _refuse_options(params)
     return any(groups)
+
+
+def _refuse_options(items: Sequence[Any]) -> None:
+    """Raise TypeError for an item with a value that can only be an option of a group."""
+    for i, item in enumerate(items):
+        for key in HYPERPARAMETERS if isinstance(item, Mapping) else ():
+            if isinstance(item.get(key), Real) or callable(item.get(key)):
+                raise TypeError(
+                    f"params[{i}] must have the key 'params', as parameter groups have; got "
+                    f"{key!r} without it"
+                )
 
 
 def check_state_support(spec: TreeSpec, arrays: Sequence[Array], state_dtype: str | None) -> None:

@@ -16,11 +16,11 @@ def check_rate(name: str, value: Any) -> float:
     try:
         rate = float(as_number(name, value))
     except TypeError:
-        raise TypeError(f"{name} must be a number >= 0; got {shown(value)}") from None
+        raise TypeError(f"{name} must be a number, 0 or more; got {shown(value)}") from None
     except (ValueError, OverflowError):  # beyond float64
         rate = math.inf
     if not (math.isfinite(rate) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0; got {shown(value)}")
+        raise ValueError(f"{name} must be a finite number, 0 or more; got {shown(value)}")
     return rate
 
 

@@ -278,12 +278,13 @@ def _check_mapping(where: str, mapping: Any) -> None:
 def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
     _check_mapping(where, mapping)
     if set(mapping) != keys:
-        missing = abbreviated(sorted(keys - set(mapping)))
-        unexpected = abbreviated(sorted(map(str, set(mapping) - keys)))
-        raise ValueError(
-            f"{where} must have the keys of this optimizer; missing {missing}, unexpected "
-            f"{unexpected}"
-        )
+        missing = sorted(keys - set(mapping))
+        unexpected = sorted(map(str, set(mapping) - keys))
+        differences = {"missing": missing, "unexpected": unexpected}
+        is_of_torch = set(mapping) == {"state", "param_groups"}
+        hint = ": state dicts of PyTorch are for fused_adamw.torch.AdamW" if is_of_torch else ""
+        listed = (f"{how} {abbreviated(names)}" for how, names in differences.items() if names)
+        raise ValueError(f"{where} must have the keys of this optimizer; {', '.join(listed)}{hint}")
 
 
 def _checked_count(where: str, count: Any) -> int:

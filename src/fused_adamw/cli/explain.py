@@ -52,7 +52,7 @@ class ExplainOptions:
         str | None,
         typer.Argument(
             metavar="SECTION",
-            show_default="all but scale, which times steps",
+            show_default="all but scale, which times steps for a minute or two",
             help=f"What to explain: {', '.join(Section)}.",
         ),
     ] = None

@@ -226,9 +226,10 @@ class TrainOptions:
             metavar="[auto]",
             show_default=False,
             help="Continue the training in --checkpoint up to --steps or --epochs; with auto, "
-            "start one where the file does not exist yet. The result is the same, bit for bit, as "
-            "if it had never stopped (with --text and --mpi, on as many ranks). Options that "
-            "affect it must not change; with a constant schedule, --steps or --epochs may differ.",
+            "start one where the file does not exist yet (always: the same as no value). The "
+            "result is the same, bit for bit, as if it had never stopped (with --text and --mpi, "
+            "on as many ranks). Options that affect it must not change; with a constant schedule, "
+            "--steps or --epochs may differ.",
         ),
     ] = None
     plot: Annotated[

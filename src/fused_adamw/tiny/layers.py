@@ -183,10 +183,10 @@ def layernorm_forward(
     X: FloatArray, gamma: FloatArray, beta: FloatArray
 ) -> tuple[FloatArray, LayernormCache]:
     D = X.shape[-1]
-    centred = X - X.sum(axis=-1, keepdims=True) / D  # (N, D)
-    variance = (centred * centred).sum(axis=-1, keepdims=True) / D  # (N, 1)
+    centered = X - X.sum(axis=-1, keepdims=True) / D  # (N, D)
+    variance = (centered * centered).sum(axis=-1, keepdims=True) / D  # (N, 1)
     inverse_std = 1.0 / np.sqrt(variance + LAYERNORM_EPS)  # (N, 1)
-    normalized = centred * inverse_std  # (N, D)
+    normalized = centered * inverse_std  # (N, D)
     return normalized * gamma + beta, LayernormCache(normalized, inverse_std)
 
 

@@ -221,7 +221,10 @@ def arrays_that_are_replaced():
     )
     step_raises(
         ValueError,
-        on_rank("param_groups[0]: unknown key 'momentum'"),
+        on_rank(
+            "param_groups[0] must have the keys params, lr, betas, eps, weight_decay; "
+            "got 'momentum'"
+        ),
         params(),
         change=changed,
     )
