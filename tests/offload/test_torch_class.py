@@ -42,6 +42,7 @@ ON_DEVICES = {  # what differs for parameters on a device, by test or file
     "test_wide_gradients": "gradients have the dtype of their parameter",
     "test_pytorch_s_own_update_takes": "nothing falls back to PyTorch",
     "test_parameters_without_state_and_without_a_kernel": "nothing falls back to PyTorch",
+    "test_a_step_of_pytorch_counts": "nothing falls back to PyTorch",
 }
 
 

@@ -1,6 +1,6 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, step_with_torch
 from .grad_scaler import grad_scale_of, unscale
-from .local_shards import increment_version, prepare
+from .local_shards import PLAIN, Owners, prepare
 from .options import Group, check_group, kernel_only
 from .portable_state import restore_masters
 from .reasons import refuse
@@ -80,7 +80,7 @@ class GroupDispatch(NamedTuple):
     new_state: Mapping[Tensor, State] = NO_STATES  # to be added before the step
     stale_masters: Sequence[State] = ()  # the state whose master weights the step does not update
     rates: DecayRates = NO_RATES
-    increment_versions: Callable[[list[Tensor]], None] = increment_version
+    owners: Owners = PLAIN
 
     @property
     def changes_state(self) -> bool:
@@ -98,15 +98,17 @@ class GroupDispatch(NamedTuple):
         self.change_state(optimizer)
         if self.fallback.params:
             step_with_torch(optimizer, self.group, self.fallback, self.fusible)
+            if self.owners is not PLAIN:  # PyTorch has updated the shards
+                self.owners.increment_versions(self.fallback.params)
         if self.prepared is None:
             return
         if grad_scale_of(optimizer) is None:
-            step_all([self.prepared], [self.increment_versions])
+            step_all([self.prepared], [self.owners.increment_versions])
             return
         grads, in_kernel = self.prepared.grads(), _unscales_in_kernel(self.group)
         if not in_kernel:
             unscale(optimizer, grads)
-        step_all([self.prepared], [self.increment_versions])
+        step_all([self.prepared], [self.owners.increment_versions])
         if in_kernel:
             unscale(optimizer, grads)
 
@@ -120,8 +122,8 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
                 group_dispatch.run(optimizer)
         return
     steps = [x.prepared for x in dispatches if x.prepared is not None]
-    increments = [x.increment_versions for x in dispatches if x.prepared is not None]
-    runs_python = any(x is not increment_version for x in increments)  # as for DTensors
+    increments = [x.owners.increment_versions for x in dispatches if x.prepared is not None]
+    runs_python = any(x.owners is not PLAIN for x in dispatches)
     if not (runs_python or any(x.changes_state for x in dispatches)):
         step_all(steps, increments)
         return
@@ -178,15 +180,15 @@ def _dispatch_with_fallback(
     names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
     prepared = PreparedStep(EXCHANGE, names, fused=bool(group["fused"]))
     how = _arguments(optimizer, group, NO_RATES)
-    increment = prepare(prepared, params, state, names, how)
-    if increment is None:  # the first step of a parameter
+    owners = prepare(prepared, params, state, names, how)
+    if owners is None:  # the first step of a parameter
         _add_large_states(optimizer, group)
         tensors = init_group(optimizer, group)
-        increment = prepare(prepared, params, state, names, how)
-        if increment is None:
+        owners = prepare(prepared, params, state, names, how)
+        if owners is None:
             return GroupDispatch(group, None, tensors)
     if not prepared.unsupported:
-        return GroupDispatch(group, prepared, increment_versions=increment)
+        return GroupDispatch(group, prepared, owners=owners)
     if prepared.others is None or (prepared.num_supported and prepared.is_entangled()):
         prepared.clear()  # the order of the steps matters
         gathered = gather_tensors(params, state, names)
@@ -198,7 +200,7 @@ def _dispatch_with_fallback(
     fallback = GroupTensors(found, grads, steps, dict(zip(names, moments, strict=True)))
     fusible = prepared.fusible if group["fused"] else None
     kernel = prepared if prepared.num_supported else None
-    return GroupDispatch(group, kernel, fallback, fusible, increment_versions=increment)
+    return GroupDispatch(group, kernel, fallback, fusible, owners=owners)
 
 
 def _add_large_states(optimizer: torch.optim.AdamW, group: Group) -> None:
@@ -228,12 +230,12 @@ def _dispatch_to_kernels(
         master_weights=bool(group.get("master_weights")),
     )
     how = _arguments(optimizer, group, rates) | {"first": part.first, "indices": part.indices}
-    increment = prepare(prepared, part.params, optimizer.state, names, how)
-    if increment is None:  # the first step of a parameter, or of an option
+    owners = prepare(prepared, part.params, optimizer.state, names, how)
+    if owners is None:  # the first step of a parameter, or of an option
         new_state = _missing_states(optimizer, group, part, option)
         state = {p: {**optimizer.state.get(p, {}), **new_state[p]} for p in new_state}
-        increment = prepare(prepared, part.params, state, names, how)
-    if increment is None:
+        owners = prepare(prepared, part.params, state, names, how)
+    if owners is None:
         raise KeyError(
             f"the state of a parameter must have {', '.join(('step', *names.values()))} with "
             f"{option}={group[option]!r}"
@@ -250,7 +252,7 @@ def _dispatch_to_kernels(
         prepared,
         new_state=new_state,
         rates=rates,
-        increment_versions=increment,
+        owners=owners,
     )
 
 

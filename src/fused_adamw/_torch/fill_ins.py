@@ -17,7 +17,7 @@ from .._optim.state_formats import FORMATS
 from .dtensors import local_of
 from .local_shards import version_of
 from .options import Group
-from .state import State, state_names
+from .state import State, is_scale, state_names
 
 NOTED = "_noted_tensors"  # attribute of the optimizer
 STATE_DICT_MODULE = "torch.distributed.checkpoint.state_dict"
@@ -28,6 +28,8 @@ MOMENTS = {
     for sharded in (False, True)
 }
 """The names of all that the moments are stored in, in each format."""
+ARRAYS = {name for names in MOMENTS for name in names if not is_scale(name)}
+"""Of these, the names of what has an item for each element."""
 
 
 class Noted(NamedTuple):
@@ -77,14 +79,25 @@ def without_fill_ins(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
         return saved
     state = dict(saved["state"])
     for p, i, *_ in saved_entries(optimizer.param_groups, saved):
-        state[i] = _without(f"state_dict['state'][{i!r}]", state[i], noted.get(p, {}))
+        entry = _without(f"state_dict['state'][{i!r}]", state.pop(i), noted.get(p, {}))
+        if entry is not None:
+            state[i] = entry
     return {**saved, "state": state}
 
 
-def _without(where: str, entry: State, noted: Mapping[str, Noted]) -> State:
+def _is_initial(entry: State) -> bool:
+    """Whether this is of the step with zeros for gradients by which PyTorch makes an optimizer
+    have state: it has master weights and averages of weights that may be loaded later."""
+    step = entry["step"]
+    moments = (local_of(entry[name]) for name in ARRAYS & entry.keys())
+    return float(step) == 1 and not any(bool(x.any()) for x in moments)
+
+
+def _without(where: str, entry: State, noted: Mapping[str, Noted]) -> State | None:
+    """None for an entry to start without."""
     own = {name for name, found in noted.items() if found.is_still(entry.get(name))}
     if "step" in own:  # nothing was saved of this parameter
-        return entry
+        return None if _is_initial(entry) else entry
     saved = {name: x for name, x in entry.items() if name not in own}
     if own and not any(saved.keys() >= names for names in MOMENTS):
         raise ValueError(

@@ -31,6 +31,19 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+class Owners(NamedTuple):
+    """The user's parameters that the tensors of a step are the memory of."""
+
+    increment_versions: Callable[[list[Tensor]], None]  # after these tensors were updated
+    whole: Mapping[Tensor, Tensor]  # the DTensors of the shards
+
+    def of(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self.whole.get(x, x) for x in tensors]
+
+
+PLAIN = Owners(increment_version, {})
+
+
 class LocalGroup(NamedTuple):
     """The parameters of a group that have a gradient, with the memory of this rank.
 
@@ -44,8 +57,10 @@ class LocalGroup(NamedTuple):
     whole: dict[Tensor, Tensor]  # the DTensors of the shards
 
     def increment_versions(self, params: list[Tensor]) -> None:
-        """Increment the versions of the user's parameters, after these shards were updated."""
-        increment_version([self.whole.get(p, p) for p in params])
+        increment_version(self.owners().of(params))
+
+    def owners(self) -> Owners:
+        return Owners(self.increment_versions, self.whole)
 
 
 def prepare(
@@ -54,7 +69,7 @@ def prepare(
     state: Mapping[Tensor, State],
     names: dict[str, str],
     how: dict[str, Any],
-) -> Callable[[list[Tensor]], None] | None:
+) -> Owners | None:
     """Prepare a step, of DTensors that of the shards of this rank.
 
     Args:
@@ -62,15 +77,14 @@ def prepare(
         how: more arguments of ``PreparedStep.prepare``.
 
     Returns:
-        What increments the versions of the parameters afterwards; None where a parameter lacks
-        state.
+        The parameters that the tensors of the step are of; None where one lacks state.
     """
     if not has_dtensors(params):
-        return increment_version if prepared.prepare(params, state, **how) else None
+        return PLAIN if prepared.prepare(params, state, **how) else None
     local = _local_group(params, state, names)
     prepared.offsets = local.offsets
     found = prepared.prepare(local.params, local.state, **how)
-    return local.increment_versions if found else None
+    return local.owners() if found else None
 
 
 def _local_group(

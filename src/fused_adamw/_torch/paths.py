@@ -45,7 +45,10 @@ def note_paths(optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch
     """
     noted: list[PartPaths] = [
         [
-            (part.prepared is not None and part.prepared.num_supported > 0, part.fallback.params)
+            (
+                part.prepared is not None and part.prepared.num_supported > 0,
+                part.owners.of(part.fallback.params),
+            )
             for part in parts
         ]
         for parts in dispatches

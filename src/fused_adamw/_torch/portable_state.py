@@ -31,12 +31,20 @@ from .dtensors import (
     redistributed,
 )
 from .fill_ins import saved_entries, to_be_filled
-from .flat_memory import flat_view
+from .flat_memory import flat_view, same_strides
 from .merged_blocks import merge_blocks
 from .options import Group
 from .state import State, is_scale, state_names
 
 MOMENTS = ("m", "v")
+BLOCKED = {
+    state_names(state_format, (), sharded)[role]
+    for state_format in FORMATS
+    if has_scales(state_format)
+    for sharded in (False, True)
+    for role in MOMENTS
+}
+"""The names of moments in blocks."""
 
 
 def portable_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         if isinstance(master, Tensor) and master.dtype == torch.int8:
             state[i] = state[i] | {"master": _from_bytes(master)}
         if is_dtensor(p):
-            state[i] = _divided(p, state[i])
+            state[i] = _in_order(p, _divided(p, state[i]))
         if state_format:
             state[i] = _with_own_scales(p, state[i], state_format)
     return {**saved, "state": state}
@@ -111,6 +119,23 @@ def _divided(p: Any, entry: State) -> State:
         else x
         for name, x in entry.items()
     }
+
+
+def _in_order(p: Any, entry: State) -> State:
+    """The state with its elements where those of the parameter are. Blocks stay as they are: their
+    scales are those of their own order."""
+    return {
+        name: x if not _has_same_elements(p, x) or name in BLOCKED else _like_local(p, x)
+        for name, x in entry.items()
+    }
+
+
+def _like_local(p: Any, x: Any) -> Any:
+    local, found = local_of(p), local_of(x)
+    if same_strides(found, local):
+        return x
+    ordered = torch.empty_like(local, dtype=found.dtype, device=found.device, requires_grad=False)
+    return placed_like(p, ordered.copy_(found))
 
 
 def _is_whole(p: Any, name: str, x: Any) -> bool:
@@ -236,8 +261,9 @@ def _local_scale(p: Any, name: str, value: Any, block: int) -> Tensor:
     cell = _cell_of_whole(p, value, block)
     if cell is None:
         raise ValueError(
-            f"{name} must have a scale for each block of its parameter or for each of equal parts "
-            f"of the blocks, placed like it; got {_described(value)}"
+            f"{name} must have a scale for each block of its parameter, which has to be in "
+            "row-major order then, or for each of equal parts of the blocks, placed like it; got "
+            f"{_described(value)}"
         )
     scale = value.full_tensor() if is_dtensor(value) else value
     whole = scale.reshape(-1).repeat_interleave(cell)[: p.numel()].view(p.shape)

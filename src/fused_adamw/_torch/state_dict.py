@@ -10,6 +10,7 @@ from .._optim.state_dict import Difference, Stored, check_difference, warn_of_co
 from .._optim.state_formats import BUFFERS, FORMATS, FROM_PARAMS, has_scales
 from .dtensors import is_divided_otherwise, local_of, placements_of
 from .fill_ins import without_fill_ins
+from .flat_memory import same_strides
 from .options import DEFAULTS, Group, check, check_group, complete, kernel_only, require_hyperparams
 from .paths import PYTORCH
 from .portable_state import state_to_load
@@ -137,7 +138,7 @@ def _loaded(where: str, entry: State, target: Target, found: Moments | None) -> 
     orders = _block_orders(found, target)
     saved = _described(found.format, own, {*rest, *_dropped(entry, own)}, orders[0])
     difference = saved.difference_from(_described(own.format, own, own.layout, orders[1]))
-    if difference is None and target.is_of_pytorch:
+    if difference is None and target.is_of_pytorch and _is_in_order(entry, target.like):
         return None
     if found.format == own.format and orders[0] == orders[1]:
         tensors = _copies(_moments(entry, own), target) | rest
@@ -233,6 +234,12 @@ def _copy(x: Tensor, target: Target, dtype: torch.dtype | None = None) -> Tensor
     if x.shape == like.shape and _has_memory(x) and x.stride() != like.stride():
         return torch.empty_like(like, dtype=dtype, device=target.device).copy_(x.detach())
     return x.detach().to(target.device, dtype, copy=True)
+
+
+def _is_in_order(entry: State, like: Tensor) -> bool:
+    """Whether all elements are where those of the parameter are: PyTorch keeps saved strides."""
+    found = (x for x in entry.values() if isinstance(x, Tensor) and _has_memory(x))
+    return all(same_strides(x, like) for x in found if x.shape == like.shape)
 
 
 def _has_memory(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from .arguments import num_threads
 from .dispatch import GroupDispatch, dispatch, run_all
 from .grad_scaler import found_infinity, grad_scale_of
 from .hooks import never_compiled
-from .local_shards import increment_version
+from .local_shards import PLAIN, increment_version
 from .options import numbered
 from .own_counts import require_own_counts
 from .paths import note_paths
@@ -63,7 +63,7 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         prepared = parts[0].prepared
         if len(parts) != 1 or prepared is None or parts[0].fallback.params:
             return None
-        if parts[0].increment_versions is not increment_version:  # of DTensors
+        if parts[0].owners is not PLAIN:
             return None
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
