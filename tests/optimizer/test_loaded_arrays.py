@@ -47,3 +47,27 @@ def test_the_live_state_of_the_optimizer_can_be_loaded_into_other_places():
     for name, other in ("ab", "ba"):
         np.testing.assert_array_equal(after[name]["m"], before[other]["v"])
         np.testing.assert_array_equal(after[name]["v"], before[other]["m"][::-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "differences"),
+    [
+        (lambda state: state.pop("seed"), r"missing \['seed'\]"),
+        (lambda state: state.update(momentum=0), r"unexpected \['momentum'\]"),
+        (
+            lambda state: state.update(momentum=state.pop("seed")),
+            r"missing \['seed'\], unexpected \['momentum'\]",
+        ),
+    ],
+)
+def test_keys_that_differ_are_listed(change, differences):
+    opt = AdamW(np.ones(2))
+    state = opt.state_dict()
+    change(state)
+    with pytest.raises(ValueError, match=f"keys of this optimizer; {differences}$"):
+        opt.load_state_dict(state)
+
+
+def test_a_state_dict_of_pytorch_is_recognized():
+    with pytest.raises(ValueError, match=r"PyTorch are for fused_adamw\.torch\.AdamW$"):
+        AdamW(np.ones(2)).load_state_dict({"state": {}, "param_groups": []})

@@ -94,6 +94,25 @@ def test_into_a_shard_of_another_order(mesh, dtype, options, from_divided):
 
 
 @needs_gloo
+@pytest.mark.parametrize("source", [row_major, by_channels, divided])
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
+def test_blocks_into_a_shard_of_another_order(mesh, source, state_dtype):
+    """Blocks are of neighbors in memory. The moments come where their parameters are."""
+    arguments = (mesh,) if source is divided else ()
+    x = values(torch.float32)
+    _, saved = trained(source(x, *arguments), torch.float32, {"state_dtype": "8bit"})
+    state = gathered(saved) if source is divided else copy.deepcopy(saved.state_dict())
+    _, opt = trained(divided(x, mesh), torch.float32, {"state_dtype": state_dtype})
+    opt.load_state_dict(state)
+    q, exact = trained(x, torch.float32, {"state_dtype": "float32"})
+    plain, found = trained(x, torch.float32, {"state_dtype": "float32"})
+    found.load_state_dict(gathered(opt))
+    for name in ("exp_avg", "exp_avg_sq"):
+        expected, value = exact.state[q][name], found.state[plain][name]
+        assert (value - expected).norm() < 0.06 * expected.norm()
+
+
+@needs_gloo
 def test_a_step_of_pytorch_counts_as_a_change_of_the_dtensor(mesh):
     """And it is said why PyTorch took it."""
     p, opt = trained(divided(values(torch.float32), mesh), torch.float32, {})

@@ -31,20 +31,13 @@ from .dtensors import (
     redistributed,
 )
 from .fill_ins import saved_entries, to_be_filled
-from .flat_memory import flat_view, same_strides
+from .flat_memory import flat_view, is_dense, same_strides
 from .merged_blocks import merge_blocks
 from .options import Group
-from .state import State, is_scale, state_names
+from .state import State, is_in_blocks, is_ordinary, is_scale, state_names
 
 MOMENTS = ("m", "v")
-BLOCKED = {
-    state_names(state_format, (), sharded)[role]
-    for state_format in FORMATS
-    if has_scales(state_format)
-    for sharded in (False, True)
-    for role in MOMENTS
-}
-"""The names of moments in blocks."""
+Strides = tuple[int, ...]
 
 
 def portable_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +72,11 @@ def state_to_load(groups: list[Group], saved: dict[str, Any]) -> dict[str, Any]:
         master = state[i].get("master")
         if isinstance(master, Tensor) and master.dtype == torch.int8:
             state[i] = state[i] | {"master": _from_bytes(master)}
+        strides = _order_of_blocks(p, state[i])
         if is_dtensor(p):
             state[i] = _in_order(p, _divided(p, state[i]))
         if state_format:
-            state[i] = _with_own_scales(p, state[i], state_format)
+            state[i] = _with_own_scales(p, state[i], state_format, strides)
     return {**saved, "state": state}
 
 
@@ -125,14 +119,14 @@ def _in_order(p: Any, entry: State) -> State:
     """The state with its elements where those of the parameter are. Blocks stay as they are: their
     scales are those of their own order."""
     return {
-        name: x if not _has_same_elements(p, x) or name in BLOCKED else _like_local(p, x)
+        name: x if not _has_same_elements(p, x) or is_in_blocks(name) else _like_local(p, x)
         for name, x in entry.items()
     }
 
 
 def _like_local(p: Any, x: Any) -> Any:
     local, found = local_of(p), local_of(x)
-    if same_strides(found, local):
+    if not is_ordinary(found) or same_strides(found, local):
         return x
     ordered = torch.empty_like(local, dtype=found.dtype, device=found.device, requires_grad=False)
     return placed_like(p, ordered.copy_(found))
@@ -200,7 +194,13 @@ def _global_scale(p: Any, name: str, scale: Tensor, block: int) -> Any:
     return new_dtensor(p, scale.view(grid.local_shape(local.shape)), grid.shape)
 
 
-def _with_own_scales(p: Any, entry: State, state_format: str) -> State:
+def _order_of_blocks(p: Any, entry: State) -> Strides | None:
+    """The strides of a moment in blocks, where there is one of the whole parameter."""
+    whole = (x for name, x in entry.items() if is_in_blocks(name) and _is_whole(p, name, x))
+    return next((x.stride() for x in whole if is_ordinary(x) and is_dense(x)), None)
+
+
+def _with_own_scales(p: Any, entry: State, state_format: str, strides: Strides | None) -> State:
     """The state with scales of this parameter's kind. Those under the names of the other kind are
     of a gathered state dict, and preferred: PyTorch fills in what a state dict lacks."""
     own, other = (_scale_names(state_format, is_dtensor(p) == flag) for flag in (True, False))
@@ -209,7 +209,9 @@ def _with_own_scales(p: Any, entry: State, state_format: str) -> State:
         return entry
     rest = {name: x for name, x in entry.items() if name not in other.values()}
     block = FORMATS[state_format].block
-    scales = {role: _local_scale(p, name, entry[name], block) for role, name in given.items()}
+    scales = {
+        role: _local_scale(p, name, entry[name], block, strides) for role, name in given.items()
+    }
     per_block = -(-local_of(p).numel() // block)
     if all(scale.shape == (per_block,) for scale in scales.values()):
         return rest | {own[role]: scale for role, scale in scales.items()}
@@ -249,7 +251,7 @@ def _has_same_elements(p: Any, value: Any) -> bool:
     return is_tensor and value.shape == p.shape and is_part_of_same(value, p)
 
 
-def _local_scale(p: Any, name: str, value: Any, block: int) -> Tensor:
+def _local_scale(p: Any, name: str, value: Any, block: int, strides: Strides | None) -> Tensor:
     """The scales of the elements of this rank or, flat, of its blocks."""
     if is_dtensor(p) and is_dtensor(value) and is_placed_like(value, p):
         grid = grid_of(p._spec, block)
@@ -258,26 +260,28 @@ def _local_scale(p: Any, name: str, value: Any, block: int) -> Tensor:
             if grid.cell == block:
                 return cells
             return cells.repeat_interleave(grid.cell).view(local_of(p).shape)
-    cell = _cell_of_whole(p, value, block)
+    cell = _cell_of_whole(p, value, block, strides)
     if cell is None:
         raise ValueError(
-            f"{name} must have a scale for each block of its parameter, which has to be in "
-            "row-major order then, or for each of equal parts of the blocks, placed like it; got "
-            f"{_described(value)}"
+            f"{name} must have a scale for each block of its parameter or for each of equal parts "
+            f"of the blocks, placed like it; got {_described(value)}"
         )
     scale = value.full_tensor() if is_dtensor(value) else value
-    whole = scale.reshape(-1).repeat_interleave(cell)[: p.numel()].view(p.shape)
+    whole = scale.reshape(-1).repeat_interleave(cell)[: p.numel()]
+    order = None if cell == 1 else strides
+    whole = whole.view(p.shape) if order is None else whole.as_strided(p.shape, order)
     return _part_of(p, whole) if is_dtensor(p) else whole
 
 
-def _cell_of_whole(p: Any, value: Any, block: int) -> int | None:
+def _cell_of_whole(p: Any, value: Any, block: int, strides: Strides | None) -> int | None:
     """The number of elements per scale, where these are the scales of the whole parameter."""
     if not isinstance(value, Tensor) or (is_dtensor(value) and not is_dtensor(p)):
         return None
     size, cells = p.numel(), value.numel()
     cell = block if cells == -(-size // block) else size // max(cells, 1)
     fits = cell == block or (cell > 0 and cell * cells == size and block % cell == 0)
-    return cell if fits and (cell == 1 or p.is_contiguous()) else None
+    is_ordered = cell == 1 or strides is not None or p.is_contiguous()
+    return cell if fits and is_ordered else None
 
 
 def _part_of(p: Any, whole: Tensor) -> Tensor:

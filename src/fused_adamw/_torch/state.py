@@ -89,6 +89,11 @@ def is_scale(role: str) -> bool:
     return role.endswith("_scale")
 
 
+def is_in_blocks(name: str) -> bool:
+    """Whether it is the name of moments that have a value per block beside them."""
+    return name.endswith("_code")
+
+
 def has_elements(role: str, shape: Shape, p: Tensor) -> bool:
     """Whether an array of the state, of this role and shape, has an element for each of this
     parameter; such arrays have its shape and strides."""
