@@ -181,7 +181,7 @@ def test_flags_are_booleans_after_construction_too(name):
         (
             lambda g: g.update(momentum=0.9),
             ValueError,
-            "must have the keys params, lr, .*; got 'momentum'",
+            "must have only the keys params, lr, .*; got 'momentum'",
         ),
         (lambda g: g.update({"learning rate": 1}), ValueError, "weight_decay; got 'learning rate'"),
         (lambda g: g.pop("eps"), ValueError, r"missing \['eps'\]"),

@@ -200,7 +200,7 @@ BAD_ARGUMENTS = [
         [{"params": vector, "momentum": 0.9}],
         {},
         ValueError,
-        ["params[0] must have the keys params, lr, betas, eps, weight_decay; got 'momentum'"],
+        ["params[0] must have only the keys params, lr, betas, eps, weight_decay; got 'momentum'"],
     ),
     ([{"params": vector}, {"params": matrix, "lr": -1}], {}, ValueError, ["lr", "got -1"]),
     (

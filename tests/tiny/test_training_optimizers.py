@@ -105,7 +105,7 @@ def test_parameters_that_no_step_could_update(make, parameters, error, message):
 )
 def test_rates_of_the_baselines(make, name):
     for value, error in ((-1, ValueError), (math.nan, ValueError), ("1", TypeError)):
-        with pytest.raises(error, match=f"^{name} must be .* >= 0; got"):
+        with pytest.raises(error, match=f"^{name} must be .*, 0 or more; got"):
             make(value)
 
 

@@ -230,7 +230,7 @@ def require_known_keys(str where not None, group, tuple keys not None):
     ``keys``."""
     for key in group:
         if key not in keys:
-            raise ValueError(f"{where} must have the keys {', '.join(keys)}; got {shown(key)}")
+            raise ValueError(f"{where} must have only the keys {', '.join(keys)}; got {shown(key)}")
 
 
 cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:

@@ -57,6 +57,7 @@ class LocalGroup(NamedTuple):
     whole: dict[Tensor, Tensor]  # the DTensors of the shards
 
     def increment_versions(self, params: list[Tensor]) -> None:
+        """Increment the versions of the user's parameters, after these shards were updated."""
         increment_version(self.owners().of(params))
 
     def owners(self) -> Owners:

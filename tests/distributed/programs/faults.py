@@ -222,7 +222,7 @@ def arrays_that_are_replaced():
     step_raises(
         ValueError,
         on_rank(
-            "param_groups[0] must have the keys params, lr, betas, eps, weight_decay; "
+            "param_groups[0] must have only the keys params, lr, betas, eps, weight_decay; "
             "got 'momentum'"
         ),
         params(),
