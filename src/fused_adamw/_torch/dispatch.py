@@ -1,6 +1,6 @@
 """Decides which tensors of a group the kernels update, and which fall back to PyTorch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .arguments import hyperparams_of, num_threads, seed_of
 from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, step_with_torch
 from .grad_scaler import grad_scale_of, unscale
-from .local_shards import PLAIN, Owners, prepare
+from .local_shards import PLAIN, Owners, increment_version, prepare
 from .options import Group, check_group, kernel_only
 from .portable_state import restore_masters
 from .reasons import refuse
@@ -83,6 +83,11 @@ class GroupDispatch(NamedTuple):
     owners: Owners = PLAIN
 
     @property
+    def increment_versions(self) -> Callable[[list[Tensor]], None]:
+        """To be called with the tensors that were updated; without DTensors, no Python code."""
+        return increment_version if self.owners is PLAIN else self.owners.increment_versions
+
+    @property
     def changes_state(self) -> bool:
         """Whether ``change_state`` does anything."""
         return bool(self.new_state or self.stale_masters)
@@ -99,16 +104,16 @@ class GroupDispatch(NamedTuple):
         if self.fallback.params:
             step_with_torch(optimizer, self.group, self.fallback, self.fusible)
             if self.owners is not PLAIN:  # PyTorch has updated the shards
-                self.owners.increment_versions(self.fallback.params)
+                self.increment_versions(self.fallback.params)
         if self.prepared is None:
             return
         if grad_scale_of(optimizer) is None:
-            step_all([self.prepared], [self.owners.increment_versions])
+            step_all([self.prepared], [self.increment_versions])
             return
         grads, in_kernel = self.prepared.grads(), _unscales_in_kernel(self.group)
         if not in_kernel:
             unscale(optimizer, grads)
-        step_all([self.prepared], [self.owners.increment_versions])
+        step_all([self.prepared], [self.increment_versions])
         if in_kernel:
             unscale(optimizer, grads)
 
@@ -122,8 +127,8 @@ def run_all(optimizer: torch.optim.AdamW, dispatches: Sequence[GroupDispatch]) -
                 group_dispatch.run(optimizer)
         return
     steps = [x.prepared for x in dispatches if x.prepared is not None]
-    increments = [x.owners.increment_versions for x in dispatches if x.prepared is not None]
-    runs_python = any(x.owners is not PLAIN for x in dispatches)
+    increments = [x.increment_versions for x in dispatches if x.prepared is not None]
+    runs_python = any(x is not increment_version for x in increments)  # as for DTensors
     if not (runs_python or any(x.changes_state for x in dispatches)):
         step_all(steps, increments)
         return
@@ -247,13 +252,7 @@ def _dispatch_to_kernels(
             require_step_tensor(optimizer.state.get(p, {}).get("step", p))
         params = part.numbered()
         refuse(group, option, {i: params[i] for i in prepared.unsupported}, optimizer.state)
-    return GroupDispatch(
-        group,
-        prepared,
-        new_state=new_state,
-        rates=rates,
-        owners=owners,
-    )
+    return GroupDispatch(group, prepared, new_state=new_state, rates=rates, owners=owners)
 
 
 def _missing_states(

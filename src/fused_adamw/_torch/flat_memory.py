@@ -29,7 +29,7 @@ def in_order_of(like: Tensor, tensor: Tensor) -> Tensor:
     if same_strides(tensor, like):
         return tensor
     with torch.no_grad():
-        return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+        return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ Every rank steps its own shards. Nothing is communicated, except for a gradient 
 as its parameter is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -34,14 +34,18 @@ def version_of(tensor: Tensor) -> int:
 class Owners(NamedTuple):
     """The user's parameters that the tensors of a step are the memory of."""
 
-    increment_versions: Callable[[list[Tensor]], None]  # after these tensors were updated
     whole: Mapping[Tensor, Tensor]  # the DTensors of the shards
 
     def of(self, tensors: list[Tensor]) -> list[Tensor]:
         return [self.whole.get(x, x) for x in tensors]
 
+    def increment_versions(self, tensors: list[Tensor]) -> None:
+        """Increment the versions of the user's parameters, after these tensors were updated."""
+        increment_version(self.of(tensors))
 
-PLAIN = Owners(increment_version, {})
+
+PLAIN = Owners({})
+"""Of a group without DTensors: the tensors are the user's."""
 
 
 class LocalGroup(NamedTuple):
@@ -55,13 +59,6 @@ class LocalGroup(NamedTuple):
     state: Mapping[Tensor, State]
     offsets: list[int]  # of the shards, for stochastic rounding that does not depend on the ranks
     whole: dict[Tensor, Tensor]  # the DTensors of the shards
-
-    def increment_versions(self, params: list[Tensor]) -> None:
-        """Increment the versions of the user's parameters, after these shards were updated."""
-        increment_version(self.owners().of(params))
-
-    def owners(self) -> Owners:
-        return Owners(self.increment_versions, self.whole)
 
 
 def prepare(
@@ -85,7 +82,7 @@ def prepare(
     local = _local_group(params, state, names)
     prepared.offsets = local.offsets
     found = prepared.prepare(local.params, local.state, **how)
-    return local.owners() if found else None
+    return Owners(local.whole) if found else None
 
 
 def _local_group(

@@ -31,7 +31,7 @@ from .dtensors import (
     redistributed,
 )
 from .fill_ins import saved_entries, to_be_filled
-from .flat_memory import flat_view, is_dense, same_strides
+from .flat_memory import flat_view, in_order_of, is_dense
 from .merged_blocks import merge_blocks
 from .options import Group
 from .state import State, is_in_blocks, is_ordinary, is_scale, state_names
@@ -125,11 +125,9 @@ def _in_order(p: Any, entry: State) -> State:
 
 
 def _like_local(p: Any, x: Any) -> Any:
-    local, found = local_of(p), local_of(x)
-    if not is_ordinary(found) or same_strides(found, local):
-        return x
-    ordered = torch.empty_like(local, dtype=found.dtype, device=found.device, requires_grad=False)
-    return placed_like(p, ordered.copy_(found))
+    found = local_of(x)
+    ordered = in_order_of(local_of(p), found) if is_ordinary(found) else found
+    return x if ordered is found else placed_like(p, ordered)
 
 
 def _is_whole(p: Any, name: str, x: Any) -> bool:

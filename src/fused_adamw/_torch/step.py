@@ -63,7 +63,7 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         prepared = parts[0].prepared
         if len(parts) != 1 or prepared is None or parts[0].fallback.params:
             return None
-        if parts[0].owners is not PLAIN:
+        if parts[0].owners is not PLAIN:  # of DTensors
             return None
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
