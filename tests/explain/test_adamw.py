@@ -147,8 +147,8 @@ def test_other_optimizers_and_what_is_due_to_weight_decay():
     [
         ({"lr": -1.0}, r"^lr must be a finite number, 0 or more; got -1\.0$"),
         ({"betas": (0.9, 1.0)}, r"^betas\[1\] must be at least 0 and less than 1; got 1\.0$"),
-        ({"eps": 0.0}, r"^eps must be more than 0; got 0\.0$"),
-        ({"eps": float("nan")}, r"^eps must be more than 0; got nan$"),
+        ({"eps": 0.0}, r"^eps must be above 0; got 0\.0$"),
+        ({"eps": float("nan")}, r"^eps must be above 0; got nan$"),
         ({"weight_decay": -0.1}, r"^weight_decay must be a finite number, 0 or more; got -0\.1$"),
     ],
 )

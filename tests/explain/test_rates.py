@@ -55,7 +55,7 @@ def test_the_steps_are_those_of_the_training():
 
 
 def test_invalid_hyperparameters():
-    with pytest.raises(ValueError, match=r"^eps must be more than 0; got 0\.0$"):
+    with pytest.raises(ValueError, match=r"^eps must be above 0; got 0\.0$"):
         rates.explain_rates(Hyperparameters(eps=0.0))
     with pytest.raises(ValueError, match=r"^lr must be "):
         rates.explain_rates(Hyperparameters(lr=-1.0))

@@ -106,12 +106,16 @@ def test_an_error_in_the_thread_of_the_cpu_lane():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"delay": -1e-3}, ValueError, "delay must be a finite number of seconds >= 0; got -0.001"),
+        (
+            {"delay": -1e-3},
+            ValueError,
+            "delay must be a finite number of seconds, 0 or more; got -0.001",
+        ),
         ({"delay": float("nan")}, ValueError, "delay must be a finite number .*; got nan"),
         ({"delay": float("inf")}, ValueError, "delay must be a finite number .*; got inf"),
         ({"delay": "x"}, TypeError, "delay must be a real number; got 'x'"),
-        ({"bandwidth": 0}, ValueError, "bandwidth must be > 0, in bytes per second; got 0"),
-        ({"bandwidth": float("nan")}, ValueError, "bandwidth must be > 0"),
+        ({"bandwidth": 0}, ValueError, "bandwidth must be above 0, in bytes per second; got 0"),
+        ({"bandwidth": float("nan")}, ValueError, "bandwidth must be above 0"),
         ({"bandwidth": "x"}, TypeError, "bandwidth must be a real number; got 'x'"),
     ],
 )

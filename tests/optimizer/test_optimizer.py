@@ -127,9 +127,9 @@ def test_large_counts_are_exact(steps):
 @pytest.mark.parametrize(
     ("steps", "error", "message"),
     [
-        (-1, ValueError, f"must be a number of steps >= 0 and < {MAX_STEPS}; got -1"),
+        (-1, ValueError, f"must be a number of steps, 0 or more and below {MAX_STEPS}; got -1"),
         (10**400, ValueError, "must be within the range of float64; got a number beyond it"),
-        (MAX_STEPS, ValueError, f">= 0 and < {MAX_STEPS}; got {MAX_STEPS}"),
+        (MAX_STEPS, ValueError, f"0 or more and below {MAX_STEPS}; got {MAX_STEPS}"),
         (True, TypeError, "must be an integer; got True"),
         (1.0, TypeError, "must be an integer; got 1.0"),
         ("1", TypeError, "must be an integer; got '1'"),

@@ -108,7 +108,9 @@ def check_bucket_bytes(bucket_bytes: Any) -> None:
     if not isinstance(bucket_bytes, (int, np.integer)) or isinstance(bucket_bytes, bool):
         raise TypeError(f"bucket_bytes must be an integer; got {shown(bucket_bytes)}")
     if bucket_bytes < MIN_BUCKET_BYTES:
-        raise ValueError(f"bucket_bytes must be >= {MIN_BUCKET_BYTES:,}; got {shown(bucket_bytes)}")
+        raise ValueError(
+            f"bucket_bytes must be {MIN_BUCKET_BYTES:,} or more; got {shown(bucket_bytes)}"
+        )
 
 
 def slices_by_tensor(buckets: Sequence[Bucket], num_tensors: int) -> list[list[ShardSlice]]:

@@ -81,7 +81,7 @@ def read_step_count(metadata: Mapping[str, str]) -> int:
     """The ``t`` of the optimizer in the metadata of a file."""
     t = read_metadata(metadata, "optimizer")["t"]
     if type(t) is not int or t < 0:
-        raise ValueError(f"'t' must be a number of steps >= 0; got {t!r}")
+        raise ValueError(f"'t' must be a number of steps, 0 or more; got {t!r}")
     return t
 
 

@@ -71,12 +71,14 @@ class CpuLane:
         self.num_copies = dict.fromkeys(Way, 0)
         delay = as_number("delay", delay)
         if not 0 <= delay < math.inf:
-            raise ValueError(f"delay must be a finite number of seconds >= 0; got {shown(delay)}")
+            raise ValueError(
+                f"delay must be a finite number of seconds, 0 or more; got {shown(delay)}"
+            )
         if bandwidth is not None:
             bandwidth = as_number("bandwidth", bandwidth)
             if not bandwidth > 0:
                 raise ValueError(
-                    f"bandwidth must be > 0, in bytes per second; got {shown(bandwidth)}"
+                    f"bandwidth must be above 0, in bytes per second; got {shown(bandwidth)}"
                 )
         self._pace = seed, delay, bandwidth
         self._start()

@@ -290,5 +290,7 @@ def _check_keys(where: str, mapping: Any, keys: set[str]) -> None:
 def _checked_count(where: str, count: Any) -> int:
     number = printable_integer(where, count)
     if not 0 <= number < MAX_STEPS:
-        raise ValueError(f"{where} must be a number of steps >= 0 and < {MAX_STEPS}; got {number}")
+        raise ValueError(
+            f"{where} must be a number of steps, 0 or more and below {MAX_STEPS}; got {number}"
+        )
     return number

@@ -235,7 +235,7 @@ def adamw_of(model: TinyTransformer, h: Hyperparameters) -> AdamW:
 def check_positive_eps(h: Hyperparameters) -> None:
     """Raise ValueError where eps is 0: gradients of 0 would be divided by it."""
     if not as_number("eps", h.eps) > 0:
-        raise ValueError(f"eps must be more than 0; got {h.eps}")
+        raise ValueError(f"eps must be above 0; got {h.eps}")
 
 
 # ---------------------------------------------------------------------------- other optimizers

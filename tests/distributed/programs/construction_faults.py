@@ -43,7 +43,7 @@ def construction():
     )
     refused(
         ValueError,
-        "bucket_bytes must be >= 131,072; got 5",
+        "bucket_bytes must be 131,072 or more; got 5",
         lambda: ShardedAdamW(params(), bucket_bytes=5),
     )
     for wrong in ("x", True):
