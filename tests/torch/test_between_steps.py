@@ -139,3 +139,29 @@ def test_master_weights_that_were_not_in_use_for_a_while(dtype, state_dtype):
         opt.step()
     assert 0 < (p - before).abs().max() < 0.05
     assert (opt.state[p]["step"], "master" in opt.state[p]) == (60, True)
+
+
+@pytest.mark.parametrize("steps_without", [1, 3])
+def test_master_weights_that_an_option_has_stopped_are_not_used_later(steps_without):
+    """Also of a parameter that had no gradient when the option was changed."""
+    params = [torch.nn.Parameter(torch.ones(2, dtype=torch.float16)) for _ in range(2)]
+    opt = AdamW(params, lr=0.1, weight_decay=0, state_dtype="float32", master_weights=True)
+    group = opt.param_groups[0]
+
+    def step(*chosen):
+        for i, p in enumerate(params):
+            p.grad = torch.ones_like(p) if i in chosen else None
+        opt.step()
+
+    step(0, 1)
+    group["master_weights"] = False
+    step(1)
+    assert "master" in opt.state[params[0]]  # is still what the parameter is
+    for _ in range(steps_without):
+        step(0, 1)
+        assert "master" not in opt.state[params[0]]
+    group["master_weights"] = True
+    before = params[0].detach().clone()
+    step(0, 1)
+    assert torch.all(params[0] < before)
+    assert torch.equal(opt.state[params[0]]["master"].half(), params[0])

@@ -1,5 +1,7 @@
 """The step of all groups: as the last one, where nothing but tensors and rates has changed."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.autograd.profiler import record_function
 
@@ -9,9 +11,10 @@ from .dispatch import GroupDispatch, dispatch, run_all
 from .grad_scaler import found_infinity, grad_scale_of
 from .hooks import never_compiled
 from .local_shards import PLAIN, increment_version
-from .options import numbered
+from .options import Group, numbered
 from .own_counts import require_own_counts
 from .paths import note_paths
+from .state import WHOLE_MASTER, State
 
 PROFILED_AS = "fused_adamw::adamw"
 
@@ -49,13 +52,15 @@ def take_unprofiled_step(optimizer: torch.optim.AdamW) -> None:
         note_paths(optimizer, dispatches)
         # Before anything changes: memory for it could be refused. Without the state that this step
         # adds, a plan steps nothing.
-        plan = _plan_for(dispatches, lock)
+        plan = _plan_for(optimizer, dispatches, lock)
         if plan is not None:
             optimizer.__dict__["_plan"] = plan
         run_all(optimizer, parts)
 
 
-def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> StepPlan | None:
+def _plan_for(
+    optimizer: torch.optim.AdamW, dispatches: list[list[GroupDispatch]], lock: ReentrantLock
+) -> StepPlan | None:
     """To step like this again; None where not all tensors are stepped by the kernels, group by
     group."""
     groups: list[GroupPlan] = []
@@ -64,6 +69,8 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         if len(parts) != 1 or prepared is None or parts[0].fallback.params:
             return None
         if parts[0].owners is not PLAIN:  # of DTensors
+            return None
+        if _keeps_masters(parts[0].group, optimizer.state):  # until each of them has been stepped
             return None
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
@@ -75,3 +82,10 @@ def _plan_for(dispatches: list[list[GroupDispatch]], lock: ReentrantLock) -> Ste
         increment_version=increment_version,
         num_modes=torch._C._len_torch_function_stack,
     )
+
+
+def _keeps_masters(group: Group, state: Mapping[torch.Tensor, State]) -> bool:
+    """Whether a parameter has master weights that its group is without: its next step, which drops
+    them, takes more than a plan."""
+    narrow = (p for p in group["params"] if p.dtype == WHOLE_MASTER)
+    return not group.get("master_weights") and any("master" in state.get(p, {}) for p in narrow)
