@@ -1,6 +1,7 @@
 """``max_grad_norm``, also overlapped with backward, and with the next forward (``module``)."""
 
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -175,3 +176,22 @@ def test_bad_arguments():
         on_device(net.parameters(), module=averaged)
     averaged.gradient_as_bucket_view = False
     on_device(net.parameters(), module=averaged)
+
+
+def test_the_norm_is_of_gradients_that_grad_scaler_has_divided():
+    """It does not count that as a change of the gradients, whose norm has begun."""
+    results = []
+    for overlapped in (False, True):
+        net = Net(torch.float32)
+        opt = on_device(net.parameters(), lr=1e-2, max_grad_norm=CLIP)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        with opt.overlapped() if overlapped else nullcontext():
+            scaler.scale(net.loss(0)).backward()
+        if overlapped:
+            time.sleep(0.2)  # most often, the gradients are on the host by then
+        scaler.unscale_(opt)
+        scaler.step(opt)
+        results.append((opt.grad_norm, [p.detach() for p in net.parameters()]))
+    (norm, params), (other_norm, other_params) = results
+    assert norm == other_norm
+    assert all(map(torch.equal, params, other_params))

@@ -158,3 +158,16 @@ def test_a_gradient_in_the_memory_of_another_parameter(max_grad_norm):
         GradientInAnotherParameter.apply(p, other).backward()
     assert torch.equal(p, before)
     assert opt.state[p]["step"] == 1
+
+
+def test_gradients_that_ddp_of_one_process_replaces(monkeypatch):
+    """The message says what to do; one process alone may have other reasons to be in a group."""
+    p = parameter(torch.float32, (9,))
+    opt = on_device([p], lr=1e-2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    with opt.overlapped():
+        p.sum().backward()
+    p.grad = p.grad.clone()
+    with pytest.raises(RuntimeError, match=r"; with DistributedDataParallel, use step\(\) alone$"):
+        opt.step()

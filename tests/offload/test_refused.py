@@ -278,3 +278,20 @@ def test_strides_of_dimensions_of_one_element_have_no_order(stride):
     opt.state[p]["exp_avg"] = torch.zeros(12, 1).t()
     opt.step()
     assert opt.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "error", "message"),
+    [
+        ({}, {"state_dtype": "fp8"}, ValueError, "state_dtype must be None, .*; got 'fp8'"),
+        ({"state_dtype": "8bit"}, {"amsgrad": True}, ValueError, "amsgrad must be False with"),
+        ({}, {"master_weights": None}, TypeError, "master_weights must be a bool; got None"),
+        ({}, {"ema_decay": 2.0}, ValueError, "ema_decay must be"),
+    ],
+)
+def test_options_that_were_set_between_steps(options, change, error, message):
+    p = parameter(torch.float32, (9,))
+    opt = on_device([p], lr=1e-2, **options)
+    set_gradient(p, 1)
+    opt.param_groups[0].update(change)
+    assert_refused(opt, p, error, f"^{message}")

@@ -243,3 +243,29 @@ def test_a_norm_of_parts_is_refused_whenever_it_would_be_used(mesh, made):
 def test_masters_of_shards_start_again_from_parameters_that_were_written(tmp_path):
     calls = {"equal": (write_between_steps,)}
     assert run_ranks(2, tmp_path, call_all_offloaded, calls) == [{"equal": True}] * 2
+
+
+def write_to_the_shard(p):
+    p.to_local().fill_(3.0)
+
+
+def write_to_a_state_dict(p):
+    """As ``torch.distributed.checkpoint.load`` does."""
+    holder = torch.nn.Module()
+    holder.p = p
+    holder.state_dict()["p"].to_local().fill_(3.0)
+
+
+@needs_gloo
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("write", [write_to_the_shard, write_to_a_state_dict])
+def test_weights_that_are_written_through_a_shard_are_noticed(mesh, write, dtype):
+    p = parameter_on(mesh, dtype=dtype)
+    p.grad = distribute_tensor(draw((3, 100), 2).to(dtype), mesh, [Shard(0)])
+    with offload.simulated():
+        opt = offload.AdamW([p], lr=1e-4)
+    opt.step()
+    with torch.no_grad():
+        write(p)
+    opt.step()
+    torch.testing.assert_close(p.to_local(), torch.full_like(p.to_local(), 3.0), rtol=0, atol=0.02)

@@ -13,7 +13,7 @@ from torch.utils.weak import TensorWeakRef
 from .._core import DeferredSignals, norm_of_chunks
 from .._torch.dtensors import local_of, redistributed
 from .._torch.flat_memory import flat_view, in_order_of
-from .._torch.local_shards import increment_version, version_of
+from .._torch.local_shards import increment_version, versions_of
 from .._torch.options import numbered
 from .._torch.portable_state import restore_masters
 from .._torch.state import is_lazy
@@ -57,10 +57,10 @@ class Gradient:
     """The gradient that was used, to detect a replacement or a change."""
 
     def __init__(self, grad: Tensor) -> None:
-        self._grad, self._version = TensorWeakRef(grad), version_of(grad)
+        self._grad, self._versions = TensorWeakRef(grad), versions_of(grad)
 
     def is_still(self, grad: Tensor) -> bool:
-        return grad is self._grad() and version_of(grad) == self._version
+        return grad is self._grad() and versions_of(grad) == self._versions
 
 
 class Begun(NamedTuple):
@@ -213,7 +213,7 @@ class Engine:
             jobs = [self.begin_sum(update) for update in updates]
         for job in jobs:
             self._pump().wait(job)
-        self._summed.clear()
+        self.forget_sums()
         scale = updates[0].recipe.grad_scale if updates else 1.0
         return norm_of_chunks(np.concatenate([np.zeros(0), *(job.sums for job in jobs)]), scale)
 
@@ -278,10 +278,14 @@ class Engine:
 
     # ---- other code
 
+    def forget_sums(self) -> None:
+        """The gradients may have changed."""
+        self._summed.clear()
+
     def forget(self) -> None:
         """The optimizer has other state, and no step has begun."""
         self._host_states.clear()
-        self._summed.clear()
+        self.forget_sums()
         self.begun.clear()
         self.copied.clear()
 

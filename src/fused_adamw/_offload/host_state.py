@@ -19,7 +19,7 @@ from .._torch.dtensors import (
     placements_of,
 )
 from .._torch.flat_memory import flat_view, same_strides
-from .._torch.local_shards import version_of
+from .._torch.local_shards import versions_of
 from .._torch.state import (
     WHOLE_MASTER,
     Kind,
@@ -77,17 +77,17 @@ class Address(NamedTuple):
     not keep the memory, which may then be allocated again: a reference to it tells the two apart.
     """
 
-    version: int
+    versions: tuple[int, int]
     pointer: int
     memory: StorageWeakRef | None
 
     @classmethod
     def of(cls, p: Tensor) -> "Address":
         local = local_of(p)
-        return cls(version_of(p), local.data_ptr(), StorageWeakRef(local.untyped_storage()))
+        return cls(versions_of(p), local.data_ptr(), StorageWeakRef(local.untyped_storage()))
 
 
-NOWHERE = Address(-1, -1, None)
+NOWHERE = Address((-1, -1), -1, None)
 
 
 class HostState:
@@ -101,7 +101,7 @@ class HostState:
         added: what the optimizer's state of the parameter lacks; it is new.
         fresh: the roles that are to start as the parameter when that arrives on the host.
         unverified: those that are to start so where they do not round to it: master weights that
-            were loaded. (The kernels do the same with those of two bytes.)
+            were loaded, or are of a shard. (The kernels do the same with those of two bytes.)
         written: the parameter's address after its last update; None where nothing is known.
     """
 
@@ -151,7 +151,8 @@ class HostState:
         if "master" not in self._flat and self._dtype == dtype_name(WHOLE_MASTER):
             entry.pop("master", None)  # it would be older than the parameter
         self.fresh.clear()
-        self.unverified.clear()
+        if not self.kind.sharded:  # PyTorch's state dicts write to shards and count it nowhere
+            self.unverified.clear()
         self.step += 1
 
     def memory(self) -> Iterator[tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from .._optim.options import rates_of
 from .._optim.param_groups import Hyperparams, as_python_numbers
 from .._torch.arguments import hyperparams_of, num_threads, seed_of
 from .._torch.dtensors import is_dtensor
-from .._torch.options import require_kernels
+from .._torch.options import check, require_kernels
 from .._torch.state import Kind
 from .host_state import kind_on_host
 
@@ -33,10 +33,11 @@ class Recipes:
         grad_scale: a factor of the gradients.
 
     Raises:
-        ValueError: an option needs the state on the device.
+        TypeError, ValueError: an option is not valid, or needs the state on the device.
     """
 
     def __init__(self, group: Mapping[str, Any], grad_scale: float = 1.0) -> None:
+        check(group)
         require_kernels(group, "off-loading")
         self.group = group
         self._grad_scale = grad_scale

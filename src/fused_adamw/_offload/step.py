@@ -7,7 +7,7 @@ import torch
 
 from .._core import DeferredSignals, clip_factor
 from .._torch.dispatch import GroupDispatch, dispatch, run_all
-from .._torch.grad_scaler import found_infinity, grad_scale_of, unscale
+from .._torch.grad_scaler import found_infinity, grad_scale_of, is_scaled, unscale
 from .._torch.hooks import never_compiled
 from .._torch.options import numbered
 from .._torch.own_counts import require_own_counts
@@ -50,6 +50,8 @@ def _step(optimizer: AdamW) -> None:
     overlap.require_unchanged(engine, optimizer.param_groups, clips)
     clip = 1.0
     if clips:
+        if is_scaled(optimizer):
+            engine.forget_sums()  # GradScaler divides gradients without counting it as a change
         optimizer.grad_norm = engine.norm(updates)
         clip = clip_factor(optimizer.grad_norm, optimizer.max_grad_norm)
     if order is not None:

@@ -31,6 +31,11 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def versions_of(tensor: Tensor) -> tuple[int, int]:
+    """Of a DTensor its own and that of its shard: what writes to the shard counts only there."""
+    return version_of(tensor), version_of(local_of(tensor))
+
+
 class Owners(NamedTuple):
     """The user's parameters that the tensors of a step are the memory of."""
 

@@ -88,7 +88,7 @@ def require_kernels(group: Mapping[str, Any], feature: str) -> None:
             raise ValueError(f"{name} must be {listed} with {feature}; got {shown(value)}")
 
 
-def check(group: Group) -> None:
+def check(group: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for an invalid value."""
     for name in DEFAULTS:
         OPTIONS[name].check(name, group.get(name, DEFAULTS[name]))
