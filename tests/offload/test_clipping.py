@@ -178,8 +178,9 @@ def test_bad_arguments():
     on_device(net.parameters(), module=averaged)
 
 
-def test_the_norm_is_of_gradients_that_grad_scaler_has_divided():
-    """It does not count that as a change of the gradients, whose norm has begun."""
+@pytest.mark.parametrize("unscales", [False, True])
+def test_the_norm_is_of_gradients_that_grad_scaler_has_divided(unscales):
+    """No version counts its division, before which the norm has begun. Or the optimizer divides."""
     results = []
     for overlapped in (False, True):
         net = Net(torch.float32)
@@ -189,7 +190,8 @@ def test_the_norm_is_of_gradients_that_grad_scaler_has_divided():
             scaler.scale(net.loss(0)).backward()
         if overlapped:
             time.sleep(0.2)  # most often, the gradients are on the host by then
-        scaler.unscale_(opt)
+        if unscales:
+            scaler.unscale_(opt)
         scaler.step(opt)
         results.append((opt.grad_norm, [p.detach() for p in net.parameters()]))
     (norm, params), (other_norm, other_params) = results

@@ -213,7 +213,7 @@ class Engine:
             jobs = [self.begin_sum(update) for update in updates]
         for job in jobs:
             self._pump().wait(job)
-        self.forget_sums()
+        self._summed.clear()
         scale = updates[0].recipe.grad_scale if updates else 1.0
         return norm_of_chunks(np.concatenate([np.zeros(0), *(job.sums for job in jobs)]), scale)
 
@@ -279,7 +279,7 @@ class Engine:
     # ---- other code
 
     def forget_sums(self) -> None:
-        """The gradients may have changed."""
+        """The gradients may have changed since they were summed."""
         self._summed.clear()
 
     def forget(self) -> None:

@@ -151,7 +151,7 @@ class HostState:
         if "master" not in self._flat and self._dtype == dtype_name(WHOLE_MASTER):
             entry.pop("master", None)  # it would be older than the parameter
         self.fresh.clear()
-        if not self.kind.sharded:  # PyTorch's state dicts write to shards and count it nowhere
+        if not self.kind.sharded:  # no version counts what is written through a state dict
             self.unverified.clear()
         self.step += 1
 

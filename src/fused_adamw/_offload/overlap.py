@@ -144,11 +144,6 @@ def require_final_gradients(groups: Groups) -> None:
         )
 
 
-def _averaged() -> str:
-    """What else changes gradients in a process group, also one of a single process."""
-    return "; with DistributedDataParallel, use step() alone" if is_in_group() else ""
-
-
 def require_unscaled(engine: Engine, optimizer: Any) -> None:
     """Raise RuntimeError where GradScaler takes part in a step that has begun."""
     if is_scaled(optimizer) and engine.begun:
@@ -177,7 +172,7 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
             if recipes.of(p) != recipe:
                 other_options.append(index)
     for indices, what, instead in (
-        (other_grads, "gradients", f"Clip with max_grad_norm instead{_averaged()}"),
+        (other_grads, "gradients", _instead_of_new_gradients()),
         (other_options, "options such as lr", "Change them after step() instead"),
     ):
         if indices:
@@ -187,3 +182,9 @@ def require_unchanged(engine: Engine, groups: Groups, clips: bool) -> None:
                 f"parameters {indices}, which were updated with the old ones; the others are not "
                 f"updated. {instead}"
             )
+
+
+def _instead_of_new_gradients() -> str:
+    """What to do instead. DistributedDataParallel replaces gradients in one process, too."""
+    advice = "Clip with max_grad_norm instead"
+    return f"{advice}; with DistributedDataParallel, use step() alone" if is_in_group() else advice

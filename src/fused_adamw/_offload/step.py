@@ -51,7 +51,7 @@ def _step(optimizer: AdamW) -> None:
     clip = 1.0
     if clips:
         if is_scaled(optimizer):
-            engine.forget_sums()  # GradScaler divides gradients without counting it as a change
+            engine.forget_sums()  # unscale_ changes gradients, and no version counts it
         optimizer.grad_norm = engine.norm(updates)
         clip = clip_factor(optimizer.grad_norm, optimizer.max_grad_norm)
     if order is not None:

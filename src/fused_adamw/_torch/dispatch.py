@@ -27,7 +27,6 @@ from .portable_state import restore_masters
 from .reasons import refuse
 from .state import (
     NOTHING,
-    WHOLE_MASTER,
     GroupTensors,
     Kind,
     State,
@@ -36,6 +35,7 @@ from .state import (
     is_narrow,
     kind_of,
     missing_state,
+    params_with_unused_masters,
     state_names,
 )
 from .step_counts import require_step_tensor
@@ -149,15 +149,11 @@ def dispatch(optimizer: torch.optim.AdamW, group: Group, first: int) -> list[Gro
     else:
         check_group(group)
         parts = [_dispatch_to_kernels(optimizer, group, x, option) for x in _parts(group, first)]
-    if parts and not group.get("master_weights"):
-        parts[0] = parts[0]._replace(stale_masters=_stale_masters(group, optimizer.state))
+    unused = params_with_unused_masters(group, optimizer.state)
+    stale = [optimizer.state[p] for p in unused if p.grad is not None]
+    if stale:
+        parts[0] = parts[0]._replace(stale_masters=stale)
     return parts
-
-
-def _stale_masters(group: Group, state: Mapping[Tensor, State]) -> list[State]:
-    """The state with master weights of a group without them, which become older than they are."""
-    stepped = (p for p in group["params"] if p.dtype == WHOLE_MASTER and p.grad is not None)
-    return [state[p] for p in stepped if "master" in state.get(p, {})]
 
 
 def _parts(group: Group, first: int) -> Iterator[Part]:

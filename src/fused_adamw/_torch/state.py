@@ -139,6 +139,17 @@ def is_ordinary(x: Tensor) -> bool:
     return type(x) in ORDINARY and x.layout is torch.strided
 
 
+def params_with_unused_masters(
+    group: Mapping[str, Any], state: Mapping[Tensor, State]
+) -> list[Tensor]:
+    """The parameters with whole master weights in a group without the option. A step of theirs
+    makes these older than the parameter, so that it has to drop them."""
+    if group.get("master_weights"):
+        return []
+    narrow = (p for p in group["params"] if p.dtype == WHOLE_MASTER)
+    return [p for p in narrow if "master" in state.get(p, {})]
+
+
 def can_have_state(p: Tensor) -> bool:
     """Whether new state can be made like it: it has the operators for that, and no elements share
     memory, which the state could be larger than."""

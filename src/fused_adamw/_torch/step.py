@@ -1,7 +1,5 @@
 """The step of all groups: as the last one, where nothing but tensors and rates has changed."""
 
-from collections.abc import Mapping
-
 import torch
 from torch.autograd.profiler import record_function
 
@@ -11,10 +9,10 @@ from .dispatch import GroupDispatch, dispatch, run_all
 from .grad_scaler import found_infinity, grad_scale_of
 from .hooks import never_compiled
 from .local_shards import PLAIN, increment_version
-from .options import Group, numbered
+from .options import numbered
 from .own_counts import require_own_counts
 from .paths import note_paths
-from .state import WHOLE_MASTER, State
+from .state import params_with_unused_masters
 
 PROFILED_AS = "fused_adamw::adamw"
 
@@ -70,7 +68,7 @@ def _plan_for(
             return None
         if parts[0].owners is not PLAIN:  # of DTensors
             return None
-        if _keeps_masters(parts[0].group, optimizer.state):  # until each of them has been stepped
+        if params_with_unused_masters(parts[0].group, optimizer.state):  # a plan does not drop them
             return None
         if isinstance(parts[0].group["lr"], torch.Tensor):  # whose number is read in Python
             return None
@@ -82,10 +80,3 @@ def _plan_for(
         increment_version=increment_version,
         num_modes=torch._C._len_torch_function_stack,
     )
-
-
-def _keeps_masters(group: Group, state: Mapping[torch.Tensor, State]) -> bool:
-    """Whether a parameter has master weights that its group is without: its next step, which drops
-    them, takes more than a plan."""
-    narrow = (p for p in group["params"] if p.dtype == WHOLE_MASTER)
-    return not group.get("master_weights") and any("master" in state.get(p, {}) for p in narrow)
