@@ -35,9 +35,10 @@ def test_ctrl_c_ends_with_the_record():
     assert record["final_loss"] < record["initial_loss"]
 
 
-# A command within which a function receives a signal, at a call of this number.
+# A command within which a function receives a signal, at a call of this number. With TURNED in the
+# environment the function makes another error of that, as imports may do.
 SIGNALED = """
-import signal, sys
+import os, signal, sys
 from importlib import import_module
 from fused_adamw.cli import main
 
@@ -49,7 +50,12 @@ original, calls = getattr(module, name), []
 def signaled(*arguments):
     calls.append(name)
     if len(calls) == int(at):
-        signal.raise_signal(number)
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            if "TURNED" in os.environ:
+                raise SyntaxError("(unicode error)") from error
+            raise
     return original(*arguments)
 
 setattr(module, name, signaled)
@@ -57,14 +63,19 @@ del sys.argv[1:5]
 main()
 """
 
-# A command whose imports are interrupted at that of a module.
+# A command whose imports are interrupted at that of a module; with TURNED, as above.
 SIGNALED_IMPORTS = """
-import signal, sys
+import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
         if name == "fused_adamw.cli.console":
-            signal.raise_signal(int(sys.argv[1]))
+            try:
+                signal.raise_signal(int(sys.argv[1]))
+            except KeyboardInterrupt as error:
+                if "TURNED" in os.environ:
+                    raise RuntimeError("Error calling __set_name__") from error
+                raise
 
 sys.meta_path.insert(0, Finder())
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -76,10 +87,13 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals"
 each_signal = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 
 
-def signaled(name, *arguments):
+turned = pytest.mark.parametrize("environment", [{}, {"TURNED": "1"}], ids=["", "turned"])
+
+
+def signaled(name, *arguments, **environment):
     """The status, standard output and error of a command, less what shells add to the status."""
     number = int(getattr(signal, name))
-    done = in_a_process(SIGNALED, number, *arguments)
+    done = in_a_process(SIGNALED, number, *arguments, **environment)
     return done.returncode - 128 - number, done.stdout, done.stderr
 
 
@@ -95,24 +109,28 @@ def signaled(name, *arguments):
         ("cli.info", "runtime_info", ["info"]),
     ],
 )
-def test_each_command_says_that_a_signal_ended_it(name, module, function, command):
-    found = signaled(name, f"fused_adamw.{module}", function, 1, *command)
+@turned
+def test_each_command_says_that_a_signal_ended_it(name, module, function, command, environment):
+    found = signaled(name, f"fused_adamw.{module}", function, 1, *command, **environment)
     assert found == (0, "", "error: interrupted\n")
 
 
 @posix
 @each_signal
 @pytest.mark.slow
+@turned
 @pytest.mark.parametrize("function", ["correct_columns", "runtime_info"])
-def test_a_signal_while_the_options_are_read(name, function):
-    assert signaled(name, "fused_adamw.cli", function, 1, "info") == (0, "", "error: interrupted\n")
+def test_a_signal_while_the_options_are_read(name, function, environment):
+    found = signaled(name, "fused_adamw.cli", function, 1, "info", **environment)
+    assert found == (0, "", "error: interrupted\n")
 
 
 @posix
 @each_signal
-def test_a_signal_during_the_imports(name):
+@turned
+def test_a_signal_during_the_imports(name, environment):
     number = int(getattr(signal, name))
-    done = in_a_process(SIGNALED_IMPORTS, number)
+    done = in_a_process(SIGNALED_IMPORTS, number, **environment)
     assert (done.returncode, done.stderr) == (128 + number, "error: interrupted\n")
 
 

@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from .._core import DeferredSignals
 
@@ -27,7 +27,7 @@ class StopRequest:
 
 
 class StopSignal(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, raised where the program is, as Ctrl-C is."""
+    """A signal that asks to stop, raised where the program is."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -66,26 +66,41 @@ def stop_signals(on_repeat: Callable[[], None] | None = None) -> Iterator[StopRe
         yield request
 
 
+class _Raiser:
+    """A handler that raises StopSignal."""
+
+    def __init__(self) -> None:
+        self.request = StopRequest()
+
+    def __call__(self, number: int, _: Any) -> NoReturn:
+        self.request.signal = int(number)
+        raise StopSignal(int(number))
+
+
 @contextmanager
-def stop_signals_raised() -> Iterator[None]:
-    """Raise StopSignal at SIGTERM and SIGHUP, which would end the process without a word; within
-    ``stop_signals`` they are noted. Other handlers keep their effect, as there."""
-    with _handled_by(_raise, DEFAULT_HANDLERS.keys() - {signal.SIGINT}):
-        yield
+def stop_signals_raised() -> Iterator[StopRequest]:
+    """Raise StopSignal at the signals that ask to stop, of which two would end the process without
+    a word; within ``stop_signals`` they are noted. Other handlers keep their effect, as there.
 
-
-def _raise(number: int, _: Any) -> None:
-    raise StopSignal(int(number))
+    Yields:
+        The request, of the outermost block where there are several. After an exception it tells
+        whether a signal was raised, of which other code, such as an import, has made that.
+    """
+    handlers = map(signal.getsignal, DEFAULT_HANDLERS)
+    raiser = next((handler for handler in handlers if isinstance(handler, _Raiser)), _Raiser())
+    with _handled_by(raiser, DEFAULT_HANDLERS):
+        yield raiser.request
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, Any], None], numbers: Iterable[int]) -> Iterator[None]:
-    """Replace the handlers of these signals where they are the default or ``_raise``."""
+    """Replace the handlers of these signals where they are the default or a ``_Raiser``."""
     replaced: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in numbers:
-                if signal.getsignal(number) in (DEFAULT_HANDLERS[number], _raise):
+                previous = signal.getsignal(number)
+                if previous == DEFAULT_HANDLERS[number] or isinstance(previous, _Raiser):
                     replaced[number] = signal.signal(number, handler)
         yield
     finally:

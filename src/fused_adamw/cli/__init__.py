@@ -4,10 +4,11 @@ import io
 import os
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Annotated, Any, NoReturn
 
-from .._io.stop_signals import signal_of, status_after, stop_signals_raised
+from .._io.stop_signals import StopRequest, signal_of, status_after, stop_signals_raised
 from ..runtime import __version__, runtime_info
 
 
@@ -31,8 +32,24 @@ def _end_interrupted(number: int) -> NoReturn:
     sys.exit(status_after(number))
 
 
+@contextmanager
+def _ended_by_signals(raised: AbstractContextManager[StopRequest]) -> Iterator[None]:
+    """End the process where a signal asks to, also if other code has made another error of it, as
+    class definitions and the compiler do during imports."""
+    request = StopRequest()
+    try:
+        with raised as request:
+            yield
+    except KeyboardInterrupt as error:
+        _end_interrupted(signal_of(error))
+    except Exception:
+        if request.signal:
+            _end_interrupted(request.signal)
+        raise
+
+
 try:
-    with stop_signals_raised():  # the imports take most of a second
+    with _ended_by_signals(stop_signals_raised()):  # the imports take most of a second
         import typer
         from typer.core import TyperGroup
 
@@ -51,8 +68,6 @@ try:
         from .train_options import OPTIONAL_VALUES
 except ModuleNotFoundError as error:
     _report_missing_extra(error)
-except KeyboardInterrupt as error:
-    _end_interrupted(signal_of(error))
 
 __all__ = ["main"]
 
@@ -86,11 +101,9 @@ def main() -> NoReturn:
         # A terminal that lacks a character shows a question mark instead of failing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    try:
-        with nullcontext() if "--mpi" in sys.argv else stop_signals_raised():
-            status = _run(with_values(sys.argv[1:], OPTIONAL_VALUES))
-    except KeyboardInterrupt as error:
-        _end_interrupted(signal_of(error))
+    on_ranks = "--mpi" in sys.argv
+    with _ended_by_signals(nullcontext(StopRequest()) if on_ranks else stop_signals_raised()):
+        status = _run(with_values(sys.argv[1:], OPTIONAL_VALUES))
     sys.exit(status)
 
 
