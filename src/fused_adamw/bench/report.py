@@ -88,7 +88,7 @@ def format_row(statistics: Statistics, baseline: str) -> tuple[str, ...]:
         f"{statistics.gb_per_s:.1f}" if statistics.gb_per_s is not None else "",
         f"{bound:.2f}" if bound is not None else "",
         format_ratio(ratio.median) if ratio else "",
-        " to ".join(map(format_ratio, ratio.quartiles)) if ratio and has_quartiles else "",
+        "-".join(map(format_ratio, ratio.quartiles)) if ratio and has_quartiles else "",
     )
 
 

@@ -243,8 +243,8 @@ def text_table(*headers: str, title: str | None = None) -> Table:
 def benchmark_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], emphasized: str
 ) -> Table:
-    """Return the statistics of implementations, a row each, one of which is in bold. In 80 columns,
-    as in a file, only long names continue on the next line: numbers are narrower."""
+    """Return the statistics of implementations, a row each, one of which is in bold. Names of up to
+    24 characters and usual numbers fit in 80 columns, as in a file."""
     table = number_table(*columns, title=title)
     table.padding, table.min_width = 0, len(title) + 2  # the title in one line
     for row in rows:
