@@ -118,7 +118,7 @@ needs_posix_paths = pytest.mark.skipif(os.name == "nt", reason="paths as on POSI
         ("--checkpoint run --sgd-lr 1", "--checkpoint cannot be combined with --sgd-lr"),
         (
             "--checkpoint run --resume",
-            "run does not exist; leave out --resume to start a training run",
+            "run does not exist; pass --resume auto to start a training run",
         ),
         ("--checkpoint folder", "error: --checkpoint must be a file; got the folder 'folder'"),
         (

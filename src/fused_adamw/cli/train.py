@@ -161,7 +161,7 @@ def _make_checkpoint(
             f"{path} already exists; pass --resume to continue, or choose another file"
         )
     if not path.exists() and options.resume is Resume.ALWAYS:
-        raise ValueError(f"{path} does not exist; leave out --resume to start a training run")
+        raise ValueError(f"{path} does not exist; pass --resume auto to start a training run")
     definition = config.to_dict(task.text_digest, steps)
     open_ended = config.schedule is ScheduleName.CONSTANT
     return TrainingCheckpoint(path, definition, steps, open_ended, options.every, spelling=flag)
