@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
-from offloading import Beside, Net, Recorder, on_device  # noqa: E402
+from offloading import Beside, Net, Recorder, on_device, parameter, steps  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from fused_adamw import offload  # noqa: E402
@@ -197,3 +197,14 @@ def test_the_norm_is_of_gradients_that_grad_scaler_has_divided(unscales):
     (norm, params), (other_norm, other_params) = results
     assert norm == other_norm
     assert all(map(torch.equal, params, other_params))
+
+
+def test_a_number_that_is_refused_leaves_the_norm_of_the_last_step():
+    p = parameter(shape=(4,))
+    opt = on_device([p], lr=1e-2, max_grad_norm=1.0)
+    steps(opt, p, count=1)
+    before, opt.max_grad_norm = opt.grad_norm, -1.0
+    p.grad = torch.full_like(p, 3.0)
+    with pytest.raises(ValueError, match="max_grad_norm must be"):
+        opt.step()
+    assert opt.grad_norm == before

@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from offloading import Net, as_bytes, on_device, parameter, steps  # noqa: E402
 
+from fused_adamw import offload  # noqa: E402
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
@@ -43,6 +45,20 @@ def test_a_fork_steps_by_itself():
         return as_bytes(p).tobytes()
 
     assert written_by_fork(step) == step()
+
+
+@needs_fork
+def test_a_fork_has_pinned_memory_of_the_same_size():
+    p = parameter(shape=(50,))
+    with offload.simulated():
+        opt = offload.AdamW([p], lr=1e-2)
+    steps(opt, p)
+
+    def size():
+        steps(opt, p, count=1, first=5)
+        return str(opt.pinned_nbytes).encode()
+
+    assert written_by_fork(size) == str(opt.pinned_nbytes).encode()
 
 
 def step(opt, net):

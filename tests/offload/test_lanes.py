@@ -1,6 +1,7 @@
 """The lane of an accelerator, with objects in place of PyTorch's streams and events; and the one of
 the CPU."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
@@ -130,6 +131,7 @@ def test_a_pace_that_the_cpu_lane_cannot_have(options, error, message):
         ({"slots": 3}, ValueError, "slots must be a power of two, 1 or more; got 3"),
         ({"slots": 0}, ValueError, "slots must be a power of two, 1 or more; got 0"),
         ({"slots": 2.0}, TypeError, "slots must be a power of two, 1 or more; got 2.0"),
+        ({"slots": np.int64(3)}, ValueError, r"slots must be a power .*; got np\.int64\(3\)"),
         ({"slots": True}, TypeError, "slots must be a power of two, 1 or more; got True"),
         (
             {"slots": 2, "slot_bytes": 1 << 16},

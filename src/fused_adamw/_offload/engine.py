@@ -89,7 +89,7 @@ class Engine:
         self._summed: dict[Tensor, tuple[SumJob, Gradient]] = {}
         self._host_states: dict[Tensor, HostState] = {}
         self._is_checked = True  # whether their state is known to be apart
-        self._ring = ring
+        self._ring, self._nbytes = ring, SLOT_BYTES
         self._own_pump: Pump | None = None
 
     # ---- construction
@@ -99,14 +99,15 @@ class Engine:
         params = [p for _, group in numbered(groups) for p in group["params"] if not is_lazy(p)]
         if self._own_pump is None and any(self.lanes.of(p) is not None for p in params):
             # Not nbytes, which sparse tensors lack: a step refuses these.
-            self._pump(sum(local_of(p).numel() * p.element_size() for p in params))
+            self._nbytes = sum(local_of(p).numel() * p.element_size() for p in params)
+            self._pump()
 
     @property
     def ring_nbytes(self) -> int:
         """The pinned memory."""
         return 0 if self._own_pump is None else self._own_pump.ring_nbytes
 
-    def _pump(self, nbytes: int = SLOT_BYTES) -> Pump:
+    def _pump(self) -> Pump:
         pump = self._own_pump
         if pump is not None and pump.process != os.getpid():  # a fork has no copy of the thread
             if pump.is_busy() or not all(job.written.query() for job in self.pending.values()):
@@ -115,7 +116,7 @@ class Engine:
                 )
             pump = None
         if pump is None:
-            fitting = max(1 << (nbytes - 1).bit_length(), SMALLEST_SLOT)
+            fitting = max(1 << (self._nbytes - 1).bit_length(), SMALLEST_SLOT)
             slots, slot_bytes = self._ring or (SLOTS, min(SLOT_BYTES, fitting))
             pinned = self.lanes.simulated is None and torch.accelerator.is_available()
             pump = self._own_pump = Pump(Ring(slots, slot_bytes, pinned))

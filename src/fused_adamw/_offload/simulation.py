@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from .._core import shown
+from .._core import as_integer, shown
 from .cpu_lane import CpuLane
 from .engine import Engine
 from .lanes import Lanes
@@ -41,8 +42,8 @@ def simulated(
         ValueError: a size is not such a power of two.
     """
     if slots is not None:
-        _require_power_of_two("slots", slots, 1)
-        _require_power_of_two("slot_bytes", slot_bytes, SMALLEST_SLOT)
+        slots = _power_of_two("slots", slots, 1)
+        slot_bytes = _power_of_two("slot_bytes", slot_bytes, SMALLEST_SLOT)
     lane = CpuLane() if lane is None else lane
     if not isinstance(lane, CpuLane):
         raise TypeError(f"lane must be a CpuLane or None; got {shown(lane)}")
@@ -53,9 +54,9 @@ def simulated(
         _simulations.pop()
 
 
-def _require_power_of_two(name: str, value: object, minimum: int) -> None:
-    requirement = f"{name} must be a power of two, {minimum} or more"
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{requirement}; got {shown(value)}")
-    if value < minimum or value.bit_count() != 1:
-        raise ValueError(f"{requirement}; got {shown(value)}")
+def _power_of_two(name: str, value: Any, minimum: int) -> int:
+    requirement = f"a power of two, {minimum} or more"
+    number: int = as_integer(name, value, requirement)
+    if number < minimum or number.bit_count() != 1:
+        raise ValueError(f"{name} must be {requirement}; got {shown(value)}")
+    return number

@@ -52,8 +52,9 @@ def _step(optimizer: AdamW) -> None:
     if clips:
         if is_scaled(optimizer):
             engine.forget_sums()  # unscale_ changes gradients, and no version counts it
-        optimizer.grad_norm = engine.norm(updates)
-        clip = clip_factor(optimizer.grad_norm, optimizer.max_grad_norm)
+        norm = engine.norm(updates)
+        clip = clip_factor(norm, optimizer.max_grad_norm)
+        optimizer.grad_norm = norm
     if order is not None:
         updates.sort(key=lambda update: order.sort_key(update.p))
     grads = [update.p.grad for update in updates if update.p.grad is not None]
