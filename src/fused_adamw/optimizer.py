@@ -198,6 +198,7 @@ class AdamW(DecodedState):
 
         Raises:
             TypeError, ValueError: naming the entry, with nothing changed.
+            RuntimeError: called by code that an operation of this optimizer runs.
             KeyboardInterrupt, other exceptions of signal handlers: before all is loaded, or after.
         """
         with self._exclusive("load_state_dict"):
@@ -258,13 +259,11 @@ class AdamW(DecodedState):
             return {name: x for name, x in vars(self).items() if name not in _REBUILT} | {
                 "param_groups": self._own_groups(),
                 "_state": [x.copy() for x in self._state],
-                "values": [array.copy("K") for array in self._arrays],
-                "t": self.t,
-                "steps": self._bound.get_steps(),
+                _COPIED: ([x.copy("K") for x in self._arrays], self.t, self._bound.get_steps()),
             }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        values, t, steps = state.pop("values"), state.pop("t"), state.pop("steps")
+        values, t, steps = state.pop(_COPIED)
         vars(self).update(state)
         self._lock = ReentrantLock()
         self._find_params()
@@ -294,3 +293,4 @@ class AdamW(DecodedState):
 
 
 _REBUILT = {"_spec", "_sources", "_views", "_bound", "_lock"}
+_COPIED = "_copied"  # of a copy: the parameters, t and the counts of steps

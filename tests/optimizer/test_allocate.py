@@ -115,12 +115,17 @@ READ_ONLY.flags.writeable = False
         (lambda size, dtype: READ_ONLY, ValueError, "got .* contiguous=True, writeable=False$"),
         (lambda size, dtype: np.full(size, 1e-300), ValueError, "zeros; got other values"),
         (lambda size, dtype: np.full(size, np.nan), ValueError, "zeros; got other values"),
-        (7, TypeError, "must be None or a function like np.zeros; got 7"),
     ],
 )
 def test_what_it_must_return(allocate, error, message):
     with pytest.raises(error, match=f"^allocate .*{message}"):
         AdamW(np.ones(3), allocate=allocate)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_it_must_be_a_function(size):
+    with pytest.raises(TypeError, match=r"^allocate must be None or a function like .*; got 7$"):
+        AdamW(np.ones(size), allocate=7)
 
 
 def test_arrays_that_share_memory_are_refused():

@@ -1,5 +1,6 @@
 """``AdamW``: each step has the bits of the NumPy twin, and a bad call or state changes nothing."""
 
+import copy
 import threading
 import tracemalloc
 
@@ -196,3 +197,10 @@ def test_gradients_are_only_read(dtype, order):
     assert [g.tobytes() for g in grads] == before
     twins.step(grads, HYPER, -0.5 * clip(norm, 0.5))
     twins.assert_equal(opt)
+
+
+def test_a_copy_keeps_attributes_that_a_program_has_added():
+    opt = AdamW(np.ones(3))
+    opt.values, opt.steps, opt.epoch = 3, 5, 7
+    other = copy.deepcopy(opt)
+    assert (other.values, other.steps, other.epoch) == (3, 5, 7)

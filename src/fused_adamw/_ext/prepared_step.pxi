@@ -27,13 +27,13 @@ cdef class PreparedStep(CheckedTensors):
         self.exchange, self.fused = exchange, fused
         self.state_format = -1 if state_format is None else format_index(state_format)
         self.stochastic, self.seed = seed is not None, seed_of(seed)
-        self.names = ["step", *names.values()]
-        for k, name in enumerate(self.names):
-            self.keys[<int>k] = <PyObject *>name
         for name in names:
             self.roles[self.num_roles] = state_role(name)
             found |= 1 << self.roles[self.num_roles]
             self.num_roles += 1
+        self.names = ["step", *names.values()]
+        for k, name in enumerate(self.names):
+            self.keys[<int>k] = <PyObject *>name
         self.lacks_masters = master_weights and not found & 1 << MASTER
         # Which parameters can have master weights is checked one by one.
         require_roles(FUSED_ADAMW_FLOAT32, max(self.state_format, 0), found & ~(1 << MASTER))
@@ -266,7 +266,7 @@ def step_all(list steps not None, list increment_versions not None):
     cdef list found, params = []
     if len(increment_versions) != len(steps):
         raise ValueError(
-            f"increment_versions must have the length {len(steps)}, like steps; got "
+            f"increment_versions must have length {len(steps)}, like steps; got "
             f"{len(increment_versions)}"
         )
     require_instances("steps", steps, PreparedStep)

@@ -43,13 +43,13 @@ def zeros(
     Raises:
         TypeError, ValueError: ``allocate`` is not a function, or returns something else.
     """
+    if not (allocate is None or callable(allocate)):
+        raise TypeError(f"allocate must be None or a function like np.zeros; got {shown(allocate)}")
     if size == 0:  # memory maps cannot be empty
         return np.zeros(size, dtype)
     if allocate is None:
         skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
         return np.zeros(skipped + size, dtype)[skipped:]
-    if not callable(allocate):
-        raise TypeError(f"allocate must be None or a function like np.zeros; got {shown(allocate)}")
     array = allocate(size, dtype)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"allocate must return an array; got {type(array).__name__}")

@@ -7,7 +7,7 @@ import numpy as np
 
 from .._core import as_integer
 from .layers import PAD, softmax
-from .model import VOCABULARY, TinyTransformer
+from .model import TOKENS, VOCABULARY, TinyTransformer
 from .text_data import Task
 from .token_input import token_list
 
@@ -27,7 +27,7 @@ def prompt_tokens(task: Task, prompt: str | None) -> list[int]:
         ValueError: the task has no such tokens.
     """
     if task.corpus is None:
-        return [BOS, *_word_tokens("" if prompt is None else prompt, len(VOCABULARY) - 2)]
+        return [BOS, *_word_tokens("" if prompt is None else prompt, len(TOKENS) - 1)]
     if prompt is None:
         return [int(task.corpus.held_out[0])]
     if not prompt:
