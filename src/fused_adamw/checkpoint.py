@@ -85,7 +85,10 @@ def save_checkpoint(
 
     Raises:
         TypeError: ``optimizer`` is neither an ``AdamW`` nor a ``ShardedAdamW``.
-        TypeError, ValueError: ``extra``, ``arrays`` or a name cannot be written.
+        TypeError, ValueError: ``extra``, ``arrays`` or a name cannot be written, a step would
+            refuse an option or hyper-parameter, or a parameter was replaced. The file stays as it
+            was.
+        RuntimeError: called by code that an operation of the optimizer runs.
         OSError: the file cannot be written.
 
     With ``ShardedAdamW`` every rank raises the same. Memory: at most 5 MiB beyond the state.
@@ -126,6 +129,8 @@ def load_checkpoint(
         TypeError: ``optimizer`` is not an ``AdamW`` or a ``ShardedAdamW``.
         CorruptCheckpointError, MismatchedCheckpointError, NewerCheckpointError: each is a
             CheckpointError and so a ValueError. Nothing is changed.
+        ValueError: a parameter of the optimizer was replaced. Nothing is changed.
+        RuntimeError: called by code that an operation of the optimizer runs.
         OSError: the file cannot be read. Nothing is changed, unless it was verified and then cannot
             be read again, as the message says.
 

@@ -73,8 +73,8 @@ class AdamW(HostAdamW):
             optimizers have no module: their ``step`` waits, and leaves the gradients.
 
     Raises:
-        TypeError, ValueError: From ``step``, with nothing changed, where a parameter, a gradient
-            or an option is not supported.
+        TypeError, ValueError: Also from ``step``, with nothing changed, where a parameter, a
+            gradient or an option is not supported.
     """
 
     max_grad_norm: float | None
@@ -164,7 +164,7 @@ class AdamW(HostAdamW):
 
     @property
     def pinned_nbytes(self) -> int:
-        """The size of the pinned memory, which is allocated once."""
+        """The size of the pinned memory in bytes; it is allocated once."""
         return self._engine().ring_nbytes
 
     def refresh(self) -> None:

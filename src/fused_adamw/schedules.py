@@ -119,7 +119,7 @@ class LinearWarmup(_Chainable):
     def __post_init__(self) -> None:
         _accept(self, "peak", "start")
         if self.start > self.peak:
-            raise ValueError(f"start must be <= peak ({self.peak!r}); got {self.start!r}")
+            raise ValueError(f"start must be at most peak ({self.peak!r}); got {self.start!r}")
 
     def _rate(self, t: int) -> float:
         # The last rate is the argument itself, not what a sum rounds to.

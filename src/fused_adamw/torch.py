@@ -79,14 +79,15 @@ class AdamW(Inspected, torch.optim.AdamW):
             and float16 CPU parameters; the arithmetic is float32. The state of "8bit" is
             ``exp_avg_code`` and ``exp_avg_scale``, and the same of ``exp_avg_sq``. It does not
             support amsgrad, and PyTorch's class cannot use it.
-        master_weights: Keep 16-bit parameters in float32 too, in the state as ``master``, and
-            update those; the parameters are their values, rounded to nearest. It starts as the
-            parameter before its first step. What other code writes to bfloat16 parameters it takes
-            over; float16 parameters are overwritten by the next step. Without ``state_dtype`` the
-            moments of float16 parameters are float32.
-        seed: Of stochastic rounding, which takes ``state_dtype`` or ``master_weights``: of moments
-            in 16 and 8 bits, and of bfloat16 parameters without master weights. None rounds to
-            nearest, as PyTorch does without either option, where small updates are lost.
+        master_weights: Keep 16-bit parameters in float32 too, and update those; the parameters are
+            their values, rounded to nearest. They start as the parameter before its first step. The
+            state has them as ``master``: for float16 the float32 values, for bfloat16 their low 16
+            bits, in int16, which the parameter completes. What other code writes to bfloat16
+            parameters they take over; float16 parameters are overwritten by the next step. Without
+            ``state_dtype`` the moments of float16 parameters are float32.
+        seed: Of stochastic rounding, which requires ``state_dtype`` or ``master_weights``: of
+            moments in 16 and 8 bits, and of bfloat16 parameters without master weights. None rounds
+            to nearest, as PyTorch does without either option, where small updates are lost.
         ema_decay: Decay rate of an exponential moving average of the weights, at least 0 and less
             than 1; None keeps no average. It is updated in the same pass, ema <- ema_decay ema +
             (1 - ema_decay) p, and stored in the state as ``ema``, in the dtype of the parameter, or

@@ -88,7 +88,7 @@ def test_the_schedule_of_one_group(path):
 def test_other_groups(path, empty):
     save_checkpoint(path, AdamW([{"params": {"w": draw(3)}}, {"params": []}]))
     optimizer = AdamW([{"params": {"w": draw(3)}}, *({"params": []} for _ in range(empty))])
-    match = f"must have the length {1 + empty}; got 2"
+    match = f"must have length {1 + empty}; got 2"
     with nothing_changes(optimizer, MismatchedCheckpointError, match):
         load_checkpoint(path, optimizer)
 

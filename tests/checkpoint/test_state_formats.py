@@ -135,7 +135,7 @@ def test_one_tensor_too_few(convert, path):
     save_checkpoint(path, opt)
     rewrite(path, {"ema/1": DELETED})
     before = contents(opt)
-    with pytest.raises(MismatchedCheckpointError, match="'1' must have the array 'ema'; got ema_"):
+    with pytest.raises(MismatchedCheckpointError, match="'1' must have the array 'ema' of ema_"):
         load_checkpoint(path, opt, convert=convert)
     assert contents(opt) == before
 

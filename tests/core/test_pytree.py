@@ -68,7 +68,7 @@ def test_mappings_may_have_another_order_and_type(columns):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        (lambda t: t["layers"].pop(), ValueError, "['layers'] must have the length 2"),
+        (lambda t: t["layers"].pop(), ValueError, "['layers'] must have length 2"),
         (lambda t: t["layers"][0].pop("b"), ValueError, "['layers'][0] must have the same keys"),
         (lambda t: t.update(layers=3), TypeError, "['layers'] must be a sequence"),
         (lambda t: t["head"].update(out={}), TypeError, "['head']['out'] must be a sequence"),

@@ -33,7 +33,7 @@ def test_last_of_many_is_named_and_none_is_changed(lists, dicts, role):
 @pytest.mark.parametrize("role", range(1, 4))
 def test_number_of_arrays(lists, role):
     lists[role] = lists[role][:2]
-    assert_refused(lists, ValueError, ROLES[role], "must have the length 3", "got 2")
+    assert_refused(lists, ValueError, ROLES[role], "must have length 3", "got 2")
 
 
 @pytest.mark.parametrize("role", range(1, 4))

@@ -144,7 +144,7 @@ def test_groups_that_code_within_a_step_adds_are_refused():
     opt = AdamW([{"params": params}, {"params": [b]}])
     grads = [[GRADS[0]], [GRADS[0]]]
     params.once.call = lambda: opt.param_groups.extend([{**opt.param_groups[0]}] * 50)
-    with pytest.raises(ValueError, match="param_groups must have the length 2"):
+    with pytest.raises(ValueError, match="param_groups must have length 2"):
         opt.step(grads)
     del opt.param_groups[2:]
     opt.step(grads)
@@ -158,7 +158,7 @@ def test_a_list_of_groups_is_what_it_yields():
 
     opt = made()
     opt.param_groups = Longer(opt.param_groups)
-    with pytest.raises(ValueError, match=r"^param_groups must have the length 1, .*; got 50$"):
+    with pytest.raises(ValueError, match=r"^param_groups must have length 1, .*; got 50$"):
         opt.step(GRADS)
 
 
@@ -223,7 +223,7 @@ def test_what_shows_a_warning_changes_no_load(name, tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             if name == "groups":
-                with pytest.raises(ValueError, match="param_groups must have the length 1"):
+                with pytest.raises(ValueError, match="param_groups must have length 1"):
                     load()
                 del opt.param_groups[1:]
                 assert (opt.t, opt.param_groups[0]["lr"]) == (0, 0.1)

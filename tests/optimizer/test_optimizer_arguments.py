@@ -90,11 +90,11 @@ BAD_GRADS = {
     "missing key": (lambda g, p: [g[0], {}], ValueError, ["grads[1]", "missing keys ['w']"]),
     "extra key": (lambda g, p: [g[0], g[1] | {"x": 1}], ValueError, ["grads[1]", "['x']"]),
     "another key": (lambda g, p: [{"w": 1, "c": 1}, g[1]], ValueError, ["grads[0]", "'b'", "'c'"]),
-    "too few groups": (lambda g, p: g[:1], ValueError, ["grads must have the length 2", "got 1"]),
+    "too few groups": (lambda g, p: g[:1], ValueError, ["grads must have length 2", "got 1"]),
     "too many groups": (
         lambda g, p: [*g, g[1]],
         ValueError,
-        ["grads must have the length 2", "got 3"],
+        ["grads must have length 2", "got 3"],
     ),
     "no groups": (lambda g, p: g[0], TypeError, ["grads must be a sequence", "got dict"]),
     "a list": (lambda g, p: [[1, 2], g[1]], TypeError, ["grads[0]", "list"]),
@@ -242,7 +242,7 @@ BAD_ARGUMENTS = [
         [vector, matrix],
         {"decay_mask": [True]},
         ValueError,
-        ["decay_mask must have the length 2", "got 1"],
+        ["decay_mask must have length 2", "got 1"],
     ),
     ({1: vector, "1": matrix}, {}, ValueError, ["params", "'1'"]),  # one name for two tensors
 ]

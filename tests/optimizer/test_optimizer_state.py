@@ -138,7 +138,7 @@ def test_another_number_of_groups_is_refused(count):
     opt = grouped_optimizer()
     state = opt.state_dict()
     state["param_groups"] = (2 * state["param_groups"])[:count]
-    with pytest.raises(ValueError, match=f"must have the length 2; got {count}"):
+    with pytest.raises(ValueError, match=f"must have length 2; got {count}"):
         opt.load_state_dict(state)
 
 

@@ -90,10 +90,10 @@ def test_groups_that_are_none(groups, error, shown):
 def test_one_of_each():
     assert "1 tensor, 1 parameter, t=0" in repr(AdamW(np.ones(1)))
     opt = AdamW([np.ones(1)])
-    with pytest.raises(ValueError, match="grads must have the length 1, like params; got 2"):
+    with pytest.raises(ValueError, match="grads must have length 1, like params; got 2"):
         opt.step([np.ones(1), np.ones(1)])
     opt.param_groups = []
-    with pytest.raises(ValueError, match="must have the length 1, as at construction; got 0"):
+    with pytest.raises(ValueError, match="must have length 1, as at construction; got 0"):
         opt.step([np.ones(1)])
 
 

@@ -202,7 +202,7 @@ def test_an_array_that_has_been_resized(tmp_path, kind, sizes):
         lambda: load_checkpoint(path, opt),
         lambda: copy.deepcopy(opt),
     ):
-        with pytest.raises(ValueError, match=r"^params\['w'\] must have its memory of 1000 elem"):
+        with pytest.raises(ValueError, match=r"^params\['w'\] must keep the memory of 1000 elem"):
             call()
     assert b.tobytes() == before
     assert all((array == 1).all() for array in kept)
@@ -213,5 +213,5 @@ def test_a_schedule_that_resizes_an_array():
     w = np.ones(1000)
     opt = AdamW([w], lr=lambda t: w.resize(3, refcheck=False) or 0.1 if t == 2 else 0.1)
     opt.step([np.ones(1000)])
-    with pytest.raises(ValueError, match=r"^params\[0\] must have its memory of .*; got one of 3:"):
+    with pytest.raises(ValueError, match=r"^params\[0\] must keep .*; got an array of 3:"):
         opt.step([np.ones(1000)])

@@ -78,7 +78,7 @@ def test_rates_beyond_float64(make):
 
 
 def test_the_wrong_way():
-    with pytest.raises(ValueError, match=r"^start must be <= peak \(0\.3\); got 0\.4"):
+    with pytest.raises(ValueError, match=r"^start must be at most peak \(0\.3\); got 0\.4"):
         LinearWarmup(0.3, 5, start=0.4)
     for decay in LinearDecay, CosineDecay:
         with pytest.raises(ValueError, match=r"^end must be at most start \(0\.3\); got 0\.4"):

@@ -79,8 +79,8 @@ def test_counts_of_steps_in_other_dtypes(options, dtype):
 @pytest.mark.parametrize(
     ("kind", "other", "message"),
     [
-        (torch.optim.SGD, {"momentum": 0.9}, r"must have lr, .*; got none of \['betas', 'eps'\]"),
-        (torch.optim.RMSprop, {}, r"must have lr, .*; got none of \['betas'\]"),
+        (torch.optim.SGD, {"momentum": 0.9}, r"must have lr, .*; missing \['betas', 'eps'\]"),
+        (torch.optim.RMSprop, {}, r"must have lr, .*; missing \['betas'\]"),
     ],
 )
 def test_checkpoints_of_others_are_refused_with_nothing_changed(kind, other, message, options):

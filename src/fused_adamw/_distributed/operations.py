@@ -8,7 +8,10 @@ from .._core import DeferredSignals
 from .error_marks import has_mark, mark
 
 REFUSED_BY = "_refused_by"  # mark of an error
-THREADS = "the optimizers of a communicator must be used by one thread at a time"
+ONE_AT_A_TIME = (
+    "operations of the optimizers of a communicator must run one at a time, neither in two threads "
+    "nor one within another"
+)
 
 
 class CollectiveOperations:
@@ -36,7 +39,7 @@ class CollectiveOperations:
         """
         with DeferredSignals():
             if not self._lock.acquire(blocking=False):
-                self._refused = f"{THREADS}; got {name} during {self._running}"
+                self._refused = f"{ONE_AT_A_TIME}; got {name} during {self._running}"
                 refusal = RuntimeError(self._refused)
                 mark(refusal, REFUSED_BY, id(self))  # not the lock: errors are pickled
                 raise refusal

@@ -129,7 +129,7 @@ cdef class BoundTensors(BoundArrays):
     cdef inline int activate(
         self, Workspace *space, const Slot *slot, const void *gradient, list hypers
     ) except -1:
-        """Add a slot to those that a step is of."""
+        """Add a slot to those that this step updates."""
         cdef const Param *param = &self.params[slot.param]
         cdef fused_adamw_tensor *tensor = &space.tensors[space.num_active]
         tensor[0] = slot.tensor

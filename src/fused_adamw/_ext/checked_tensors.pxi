@@ -7,8 +7,8 @@ cdef enum:
 
 
 cdef Py_ssize_t rng_offset(int state_format, Py_ssize_t first) noexcept:
-    """The index, for random numbers, of the first element of a part of a tensor, which is that of
-    the whole; of blocks, a multiple of their size."""
+    """The index, for random numbers, of the first element of a part of a tensor: its index in the
+    whole, rounded down to a block in formats with scales."""
     if fused_adamw_state_formats[state_format].block > 1:
         return first - first % FUSED_ADAMW_BLOCK
     return first

@@ -12,7 +12,7 @@ cdef enum:
 
 cpdef as_integer(str name, value, str what="an integer", minimum=None):
     """An integer as an int of Python; raise TypeError for anything else, also for a bool, and
-    ValueError below ``minimum``. ``what``: is allowed, for the message of the first."""
+    ValueError below ``minimum``. ``what``: what is allowed, for the TypeError."""
     number = value if type(value) is int else None
     if number is None:
         try:

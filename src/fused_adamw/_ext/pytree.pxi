@@ -240,7 +240,7 @@ cdef tuple items_of_sequence(str argument, arrays, Py_ssize_t length):
         )
     cdef tuple found = tuple(arrays)
     if len(found) != length:
-        raise ValueError(f"{argument} must have the length {length}, like params; got {len(found)}")
+        raise ValueError(f"{argument} must have length {length}, like params; got {len(found)}")
     return found
 
 

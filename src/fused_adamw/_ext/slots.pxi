@@ -94,6 +94,6 @@ cdef Py_ssize_t first_changed(const BoundBuffer *buffers, Py_ssize_t count) exce
 
 cdef int refuse_changed(str name) except -1:
     raise ValueError(
-        f"{name} must be writable and have its memory of before; got an array that the code of an "
-        "argument has changed"
+        f"{name} must be writable and keep its memory during the call; got an array that the code "
+        "of an argument has changed"
     )

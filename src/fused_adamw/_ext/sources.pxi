@@ -172,10 +172,10 @@ cdef class ParamSources:
         self, Py_ssize_t k, const ArrayMemory *before, const ArrayMemory *now
     ) except -1:
         name = self.spec.name("params", self.index_of(self.resettable[k]))
-        found = f"one of {now.size}" if now.size != before.size else "other memory"
+        found = f"an array of {now.size}" if now.size != before.size else "other memory"
         raise ValueError(
-            f"{name} must have its memory of {before.size} elements, as at construction; got "
-            f"{found}: construct a new optimizer"
+            f"{name} must keep the memory of {before.size} elements that it had at construction; "
+            f"got {found}: construct a new optimizer"
         )
 
     def check_unchanged(self, groups, bint written):
@@ -235,5 +235,5 @@ def require_known_keys(str where not None, group, tuple keys not None):
 
 cdef int raise_number_of_groups(Py_ssize_t expected, Py_ssize_t found) except -1:
     raise ValueError(
-        f"param_groups must have the length {expected}, as at construction; got {found}"
+        f"param_groups must have length {expected}, as at construction; got {found}"
     )

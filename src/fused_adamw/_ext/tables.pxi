@@ -2,7 +2,8 @@
 roles of state arrays."""
 
 BLOCK = FUSED_ADAMW_BLOCK
-"""Elements that share a scale in state formats that have scales."""
+"""Elements that are converted to float32 at a time. The scales of a state format apply to this many
+elements, or to a divisor of it."""
 
 CHUNK = FUSED_ADAMW_CHUNK
 """Elements of one partial sum of the gradient norm; shards begin at multiples."""

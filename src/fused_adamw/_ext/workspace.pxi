@@ -39,7 +39,7 @@ cdef extern from *:
     #include <stddef.h>
     #define MEMORY_NBYTES offsetof(fused_adamw_tensor, rng_key)
     """
-    const size_t MEMORY_NBYTES  # of the members that say what memory a step is of
+    const size_t MEMORY_NBYTES  # of the first members: the memory of a step, and its formats
 
 
 cdef inline bint same_memory(const fused_adamw_tensor *a, const fused_adamw_tensor *b) noexcept:

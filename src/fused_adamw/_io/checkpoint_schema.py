@@ -144,7 +144,7 @@ def restore_numbers(metadata: Mapping[str, str], optimizer: BaseOptimizer) -> di
     require_json_types(saved)
     groups, own = saved.pop("param_groups"), optimizer.param_groups
     if len(groups) != len(own):
-        raise ValueError(f"param_groups must have the length {len(own)}; got {len(groups)}")
+        raise ValueError(f"param_groups must have length {len(own)}; got {len(groups)}")
     for g, group in enumerate(groups):
         group["betas"] = tuple(group["betas"])
         group |= {name: _restored(g, name, group[name], own[g][name]) for name in SCHEDULED}

@@ -72,8 +72,8 @@ class UseOrder:
         others = [] if module is None else [p for p in module.parameters() if p not in self.params]
         if others:
             raise RuntimeError(
-                "module must have the parameters that it had before; got others, as by "
-                f"load_state_dict(assign=True), {len(others)} in number. Construct a new optimizer"
+                f"module must keep the parameters that it had; got {len(others)} new ones, as "
+                "after load_state_dict(assign=True). Construct a new optimizer"
             )
 
     def sort_key(self, p: Tensor) -> int:

@@ -128,8 +128,8 @@ def require_whole_step(engine: Engine) -> None:
     """Raise RuntimeError where a step has begun already."""
     if engine.begun:
         raise RuntimeError(
-            "overlapped() cannot begin: a step has begun, of this many parameters: "
-            f"{len(engine.begun)}. Call step() to finish it, or load_state_dict()"
+            "overlapped() must be entered between steps; got one that has begun for "
+            f"{len(engine.begun)} parameters. Call step() to finish it, or load_state_dict()"
         )
 
 

@@ -148,7 +148,9 @@ def require_saved_roles(where: str, saved: Mapping[str, Any], roles: Container[s
     for option, role in ROLES.items():
         value = saved.get(option)
         if role not in roles and role in roles_of({option: value}):
-            raise ValueError(f"{where} must have the array {role!r}; got {option}={value} without")
+            raise ValueError(
+                f"{where} must have the array {role!r} of {option}={value}; got state without it"
+            )
 
 
 def read_entry(
@@ -262,7 +264,7 @@ def _check_groups(groups: Any, count: int) -> None:
     if not isinstance(groups, list):
         raise TypeError(f"{where} must be a list; got {shown(groups)}")
     if len(groups) != count:
-        raise ValueError(f"{where} must have the length {count}; got {len(groups)}")
+        raise ValueError(f"{where} must have length {count}; got {len(groups)}")
     for g, group in enumerate(groups):
         _check_keys(f"{where}[{g}]", group, set(HYPERPARAMETERS))
         if not isinstance(group["betas"], (tuple, list)):  # an iterator would be used up

@@ -44,8 +44,8 @@ class TensorState:
     Attributes:
         format: name of the format of the moments, a row of ``_core.state_formats()``.
         arrays: by role, in this order: m, v, the optional buffers that are stored like v, m_scale,
-            v_scale (formats with scales), master (16-bit parameters with master weights), and the
-            other optional buffers.
+            v_scale (formats with scales), the other optional buffers, and master (16-bit parameters
+            with master weights).
     """
 
     format: str
@@ -199,8 +199,8 @@ def allocate_state(param: Array, options: StateOptions, allocate: Allocate | Non
 def moment(state: TensorState, role: str, param: Array) -> Array:
     """A moment, the master weights, or an optional buffer, in the shape of the parameter.
 
-    What the parameter's shape and dtype are kept in is returned itself; else what the format stores
-    is decoded into a new float32 array, and the rest is a view.
+    An array with the parameter's shape and dtype is returned itself. Moments in another format are
+    decoded into a new float32 array; everything else is a view.
     """
     if role == "master" and role not in state.arrays:
         return param

@@ -27,7 +27,8 @@ def hyperparams_of(group: Mapping[str, Any], rates: DecayRates) -> Hyperparams:
 
 
 def seed_of(group: Mapping[str, Any]) -> int | None:
-    """Without a format or master weights, what has the dtypes of PyTorch is rounded as there."""
+    """The seed of stochastic rounding; None, to round to nearest as PyTorch does, without
+    ``state_dtype`` and ``master_weights``."""
     if group.get("state_dtype") is None and not group.get("master_weights"):
         return None
     seed: int | None = group.get("seed", DEFAULTS["seed"])

@@ -238,8 +238,8 @@ def _dispatch_to_kernels(
         owners = prepare(prepared, part.params, state, names, how)
     if owners is None:
         raise KeyError(
-            f"the state of a parameter must have {', '.join(('step', *names.values()))} with "
-            f"{option}={group[option]!r}"
+            f"the state of each parameter must have {', '.join(('step', *names.values()))} with "
+            f"{option}={group[option]!r}; got one that lacks some"
         )
     if prepared.unsupported and restore_masters(optimizer.state, part.params):
         return _dispatch_to_kernels(optimizer, group, part, option)

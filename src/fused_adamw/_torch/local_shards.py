@@ -54,7 +54,7 @@ PLAIN = Owners({})
 
 
 class LocalGroup(NamedTuple):
-    """The parameters of a group that have a gradient, with the memory of this rank.
+    """The parameters of a group: in place of each DTensor that has a gradient, its shard here.
 
     What cannot be stepped in parts, such as a DTensor with state that is placed otherwise, is left
     as it is, which no kernel supports.

@@ -105,8 +105,8 @@ def require_hyperparams(saved: dict[str, Any]) -> None:
         missing = [name for name in HYPERPARAMETERS if name not in group]
         if missing:
             raise ValueError(
-                f"state_dict['param_groups'][{i}] must have {', '.join(HYPERPARAMETERS)}; got none "
-                f"of {missing}"
+                f"state_dict['param_groups'][{i}] must have {', '.join(HYPERPARAMETERS)}; missing "
+                f"{missing}"
             )
 
 

@@ -87,8 +87,8 @@ def _path(optimizer: torch.optim.AdamW, group: Group, parts: PartPaths) -> Group
 
 
 def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: PartPaths) -> bool:
-    """Whether there was a reason to: not for what the user asked for, by an option or by parameters
-    on a device, where this class has no kernels."""
+    """Warn, unless the user asked for PyTorch's update, by an option or by parameters on a device;
+    return whether it did."""
     group = optimizer.param_groups[index]
     params = [p for _, found in parts for p in found if p.device.type == "cpu"]
     if not params or _asked_for(group):

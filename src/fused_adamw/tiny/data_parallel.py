@@ -23,7 +23,8 @@ class DataParallelModel:
     """A model that takes this rank's rows of a batch, and returns the loss of the whole batch.
 
     The rows are divided into equal parts, in order. Every rank takes a single sequence whole. The
-    gradients are those of this rank's rows: their mean over the ranks is that of the batch.
+    gradients are those of this rank's rows: their mean over the ranks is that of the batch. Both
+    hold where all ranks count as many targets, as they do without padding.
 
     Args:
         model: the same on every rank.

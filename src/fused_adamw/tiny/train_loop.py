@@ -174,8 +174,8 @@ def train(
             current parameters. At the last call either `history.steps` is `steps`, or
             `history.interrupted` is true, or the batches have ended.
         history: that of a training run to continue, with model and optimizer as they were then.
-        over_ranks: the maximum of its arguments on the processes that train together, so that they
-            stop together.
+        over_ranks: takes a number and returns its maximum over the processes that train together,
+            so that they stop together.
         on_repeated_signal: called at each signal after the first, which may come while a long
             update, or `on_step`, is finishing.
 

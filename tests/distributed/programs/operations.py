@@ -148,7 +148,7 @@ def threads():
             t = opt.t
             opt.step(draw(SHAPES))
             assert opt.t == t + 1
-            expected = f"must be used by one thread at a time; got {name} during step"
+            expected = f"one within another; got {name} during step"
             if RANK == LAST:
                 (message,) = caught
                 assert expected in message
