@@ -179,7 +179,14 @@ class AdamW(HostAdamW):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is updated."""
+        """As in ``fused_adamw.torch.AdamW``. With ``module`` it returns before all is updated.
+
+        Raises:
+            TypeError, ValueError, KeyError: As there.
+            RuntimeError: As there; gradients or options are not those of ``overlapped``; the
+                parameters of ``module`` were replaced, or used without waiting for their update; an
+                earlier update failed; the process was forked during updates.
+        """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():

@@ -263,6 +263,7 @@ class AdamW(Inspected, torch.optim.AdamW):
                 update it instead.
             ValueError: An option has a value that the formula does not allow, or a parameter is in
                 two groups.
+            KeyError: The state of a parameter lacks a part.
             RuntimeError: Called by code that another step of this optimizer runs.
         """
         loss: float | None = None

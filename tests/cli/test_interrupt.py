@@ -36,7 +36,7 @@ def test_ctrl_c_ends_with_the_record():
 
 
 # A command within which a function receives a signal, at a call of this number. With TURNED in the
-# environment the function makes another error of that, as imports may do.
+# environment the function replaces its exception by another, as imports may do.
 SIGNALED = """
 import os, signal, sys
 from importlib import import_module

@@ -83,8 +83,8 @@ def stop_signals_raised() -> Iterator[StopRequest]:
     a word; within ``stop_signals`` they are noted. Other handlers keep their effect, as there.
 
     Yields:
-        The request, of the outermost block where there are several. After an exception it tells
-        whether a signal was raised, of which other code, such as an import, has made that.
+        The request, of the outermost block where there are several. After another exception it
+        tells whether that was a signal at first, which an import, for example, may have replaced.
     """
     handlers = map(signal.getsignal, DEFAULT_HANDLERS)
     raiser = next((handler for handler in handlers if isinstance(handler, _Raiser)), _Raiser())

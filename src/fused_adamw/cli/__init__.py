@@ -34,7 +34,7 @@ def _end_interrupted(number: int) -> NoReturn:
 
 @contextmanager
 def _ended_by_signals(raised: AbstractContextManager[StopRequest]) -> Iterator[None]:
-    """End the process where a signal asks to, also if other code has made another error of it, as
+    """End the process where a signal asks to, even if its exception was replaced by another, as
     class definitions and the compiler do during imports."""
     request = StopRequest()
     try:
