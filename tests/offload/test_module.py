@@ -153,7 +153,7 @@ def test_parameters_that_were_replaced_are_noticed():
     opt.step()
     net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
     net.loss(0).backward()
-    with pytest.raises(RuntimeError, match=r"module must .* got others, .* \d+ in number"):
+    with pytest.raises(RuntimeError, match=r"module must keep .*; got \d+ new ones, as after"):
         opt.step()
 
 

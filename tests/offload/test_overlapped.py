@@ -159,7 +159,7 @@ def test_an_exception_in_backward():
         net.loss(0).backward()
     handle.remove()
     assert "load_state_dict() discards it" in raised.value.__notes__[0]
-    with pytest.raises(RuntimeError, match=r"overlapped\(\) cannot begin"):
+    with pytest.raises(RuntimeError, match=r"overlapped\(\) must be entered between steps"):
         opt.overlapped()
     first = recorder.take()
     opt.zero_grad()

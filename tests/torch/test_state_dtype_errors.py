@@ -293,7 +293,7 @@ def test_a_state_format_that_the_state_does_not_have():
     before = [p.detach().clone() for p in params]
     opt.param_groups[0]["state_dtype"] = "8bit"
     with pytest.raises(
-        KeyError, match=r"the state of a parameter must have step, exp_avg_code, .*'8bit'"
+        KeyError, match=r"the state of each parameter must have step, exp_avg_code, .*'8bit'"
     ):
         opt.step()
     assert_equal_tensors(params, before)
