@@ -251,6 +251,11 @@ class AdamW(HostAdamW):
 
     # ---- parts
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        order = self._order()  # None in the constructor, which checks them all
+        require_whole([group], self.max_grad_norm, None if order is None else order.module)
+
     def _engine(self) -> Engine:
         # Lightning derives a class from ours whose instances have the attributes of the optimizer
         # that they wrap: a second engine would update parameters a second time.

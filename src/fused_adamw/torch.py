@@ -162,10 +162,14 @@ class AdamW(Inspected, torch.optim.AdamW):
         with self.exclusive().during("add_param_group"), DeferredSignals():
             super().add_param_group(param_group)
             try:
-                options.check_group(self.param_groups[-1])
+                self._check_group(self.param_groups[-1])
             except Exception:
                 self.param_groups.pop()
                 raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise what is wrong with a group that has been added."""
+        options.check_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any], convert: bool = True) -> None:
         """As ``torch.optim.AdamW``; ``state_dtype`` and ``master_weights`` stay as they are.

@@ -216,9 +216,10 @@ def set_later(mesh):
 def added_later(mesh):
     whole = torch.nn.Parameter(draw((3, 100), 1))
     with offload.simulated():
-        opt = offload.AdamW([whole], lr=1e-2, max_grad_norm=1.0)
+        opt = offload.AdamW([whole], lr=1e-2)
     p = parameter_on(mesh)
     opt.add_param_group({"params": [p]})
+    opt.max_grad_norm = 1.0
     return p, opt
 
 

@@ -31,7 +31,8 @@ def check_parameter(p: Tensor, index: int, group: Mapping[str, Any]) -> None:
             f"parameter {index} must be dense and of {dtypes} with state_dtype={state_dtype!r}; "
             f"got {type(local_of(p)).__name__}, {p.dtype}{hint}, {p.layout}, "
             f"shape {tuple(p.shape)}, "
-            f"strides {p.stride() if p.layout is torch.strided else None}{placements_of(p)}"
+            f"strides {p.stride() if p.layout is torch.strided else None}{_negation_of(p)}"
+            f"{placements_of(p)}"
         )
 
 
@@ -55,8 +56,13 @@ def check_gradient(p: Tensor, grad: Tensor, index: int) -> None:
         raise TypeError(
             f"the gradient of parameter {index} must be dense and match it in dtype, device, "
             f"shape, kind and placements; got {type(grad).__name__}, {grad.layout}, {grad.dtype}, "
-            f"{grad.device}, {tuple(grad.shape)}{placements_of(grad)}"
+            f"{grad.device}, {tuple(grad.shape)}{_negation_of(grad)}{placements_of(grad)}"
         )
+
+
+def _negation_of(tensor: Tensor) -> str:
+    """Whether PyTorch multiplies what is in memory by -1, as words to append."""
+    return ", a negated view" if tensor.is_neg() else ""
 
 
 def check_apart(

@@ -66,9 +66,14 @@ class UseOrder:
                 found.register_load_state_dict_pre_hook(before_state_dict)
         _forget_compiled()
 
+    @property
+    def module(self) -> Module | None:
+        """The model; None where it has been freed."""
+        return self._root()
+
     def require_same_params(self) -> None:
         """Raise RuntimeError where parameters of the model have been replaced."""
-        module = self._root()
+        module = self.module
         others = [] if module is None else [p for p in module.parameters() if p not in self.params]
         if others:
             raise RuntimeError(
@@ -92,7 +97,7 @@ class UseOrder:
         params = [p for p in module._parameters.values() if p is not None]
         for p in params:
             self._seen.setdefault(p, len(self._seen))
-        if module is self._root():
+        if module is self.module:
             params += self._early
         trains = module.training and torch.is_grad_enabled()
         self._wait(params if trains else module.parameters())

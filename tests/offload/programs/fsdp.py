@@ -43,6 +43,15 @@ def shard(net, world):
         on_device(params, module=net)
     with pytest.raises(ValueError, match="max_grad_norm must be None"):
         on_device(params, max_grad_norm=1.0)
+    refuse_added(params[:1], {"module": torch.nn.Linear(2, 2)}, "module must be None")
+    refuse_added(params[:1], {"max_grad_norm": 1.0}, "max_grad_norm must be None")
+
+
+def refuse_added(params, options, match):
+    opt = on_device(torch.nn.Linear(2, 2).parameters(), **options)
+    with pytest.raises(ValueError, match=match):
+        opt.add_param_group({"params": params})
+    assert len(opt.param_groups) == 1
 
 
 def backward(net, opt, step, mode):
