@@ -22,7 +22,7 @@ from .dtensors import has_dtensors, is_dtensor, local_of
 from .fallback import init_group, refuse_sparse, step_with_torch
 from .grad_scaler import grad_scale_of, unscale
 from .local_shards import PLAIN, Owners, increment_version, prepare
-from .options import Group, check_group, kernel_only
+from .options import Group, asked_for_pytorch, check_group, kernel_only
 from .portable_state import restore_masters
 from .reasons import refuse
 from .state import (
@@ -175,7 +175,7 @@ def _parts(group: Group, first: int) -> Iterator[Part]:
 def _dispatch_with_fallback(
     optimizer: torch.optim.AdamW, group: Group, first: int
 ) -> GroupDispatch:
-    if not _uses_kernels(group):
+    if asked_for_pytorch(group):
         return GroupDispatch(group, None, init_group(optimizer, group))
     params, state = group["params"], optimizer.state
     names = state_names(None, TORCH_ROLES[bool(group["amsgrad"])])
@@ -285,10 +285,3 @@ def _kernel_scale(optimizer: torch.optim.AdamW, group: Group) -> float:
         return 1.0
     factor: float = 1 / grad_scale.item()
     return factor
-
-
-def _uses_kernels(group: Group) -> bool:
-    """Whether the kernels may step a group, as far as its options show."""
-    if group["fused"] is False or (group["fused"] is None and group["foreach"]):
-        return False
-    return not (group["capturable"] or group["differentiable"]) and group["decoupled_weight_decay"]

@@ -27,11 +27,11 @@ UPDATES = ("foreach", "fused", "capturable", "differentiable")
 """PyTorch's options that choose one of its updates."""
 
 _WITH_KERNELS: dict[str, tuple[bool | None, ...]] = {
-    "foreach": (None, False),
     "capturable": (False,),
     "differentiable": (False,),
-    "fused": (None, True),
     "decoupled_weight_decay": (True,),
+    "fused": (None, True),
+    "foreach": (None, False),
 }
 """The values of PyTorch's options that leave the update to the kernels."""
 
@@ -82,10 +82,24 @@ def check_group(group: Group) -> None:
 def require_kernels(group: Mapping[str, Any], feature: str) -> None:
     """Raise ValueError for options that ask for PyTorch's own updates, which lack a feature."""
     for name, allowed in _WITH_KERNELS.items():
-        value = group.get(name)
-        if value is not None and bool(value) not in allowed:
+        if not _leaves_to_kernels(group, name):
             listed = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name} must be {listed} with {feature}; got {shown(value)}")
+            raise ValueError(f"{name} must be {listed} with {feature}; got {shown(group[name])}")
+
+
+def asked_for_pytorch(group: Group) -> str:
+    """The option that chooses PyTorch's update, as in "fused=False"; "" where the kernels may step
+    the group, as far as its options show. PyTorch disregards ``foreach`` where ``fused`` is set."""
+    for name in _WITH_KERNELS:
+        ignored = name == "foreach" and group["fused"] is not None
+        if not (ignored or _leaves_to_kernels(group, name)):
+            return f"{name}={group[name]!r}"
+    return ""
+
+
+def _leaves_to_kernels(group: Mapping[str, Any], name: str) -> bool:
+    value = group.get(name)
+    return value is None or bool(value) in _WITH_KERNELS[name]
 
 
 def check(group: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._core import StepPlan
 from .._optim.user_warnings import warn_user
 from .dispatch import GroupDispatch
-from .options import Group
+from .options import Group, asked_for_pytorch
 from .reasons import reason_of
 
 PYTORCH = str(Path(torch.__file__).parent)
@@ -82,7 +82,7 @@ def _path(optimizer: torch.optim.AdamW, group: Group, parts: PartPaths) -> Group
     by_kernels = any(flag for flag, _ in parts)
     if not params:
         return GroupPath("kernels" if by_kernels else "none")
-    reason = _asked_for(group) or _reasons(optimizer, group, params)
+    reason = asked_for_pytorch(group) or _reasons(optimizer, group, params)
     return GroupPath("both" if by_kernels else "PyTorch", reason)
 
 
@@ -91,7 +91,7 @@ def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: PartPaths
     return whether it did."""
     group = optimizer.param_groups[index]
     params = [p for _, found in parts for p in found if p.device.type == "cpu"]
-    if not params or _asked_for(group):
+    if not params or asked_for_pytorch(group):
         return False
     count = sum(p.grad is not None for p in group["params"])
     warn_user(
@@ -101,18 +101,6 @@ def _warn_of_fallback(optimizer: torch.optim.AdamW, index: int, parts: PartPaths
         through=[PYTORCH],
     )
     return True
-
-
-def _asked_for(group: Group) -> str:
-    """The option by which the user has chosen PyTorch's update; "" without one."""
-    for name in ("capturable", "differentiable"):
-        if group[name]:
-            return f"{name}=True"
-    if not group["decoupled_weight_decay"]:
-        return "decoupled_weight_decay=False"
-    if group["fused"] is False:
-        return "fused=False"
-    return "foreach=True" if group["fused"] is None and group["foreach"] else ""
 
 
 def _reasons(optimizer: torch.optim.AdamW, group: Group, params: list[Tensor]) -> str:
