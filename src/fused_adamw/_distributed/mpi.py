@@ -19,7 +19,7 @@ except ImportError as error:  # also where no MPI library is found
         f'sharding requires mpi4py and an MPI library: pip install "fused-adamw[mpi]" ({error})'
     ) from None
 
-from .._core import default_num_threads, is_number_of_threads_asked
+from .._core import default_num_threads, environment_sets_threads
 from .._optim.arrays import Array
 from .operations import CollectiveOperations
 from .pipes import flush_until_read
@@ -92,7 +92,7 @@ def threads_of_rank(comm: Comm, given: int | None) -> int | None:
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     sharing: int = machine.allgather(affinity).count(affinity)
     machine.Free()
-    if given is not None or sharing == 1 or is_number_of_threads_asked():
+    if given is not None or sharing == 1 or environment_sets_threads():
         return given
     return max(1, default_num_threads() // sharing)
 

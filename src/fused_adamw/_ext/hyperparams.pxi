@@ -116,19 +116,24 @@ cdef uint32_t seed_of(seed, str name="seed") except? 0:
 
 
 def check_decay(str name, value):
-    """Raise TypeError or ValueError for a decay rate that is not None or in [0, 1)."""
+    """A decay rate as a number of Python; raise TypeError or ValueError for one that is not None or
+    in [0, 1)."""
     if not 0 <= number_or_zero(name, value) < 1:
         raise ValueError(f"{name} must be at least 0 and less than 1; got {shown(value)}")
+    return None if value is None else as_number(name, value)
 
 
 def check_norm(str name, value):
-    """Raise TypeError or ValueError for a norm that is not None or a finite number above 0."""
+    """A norm as a number of Python; raise TypeError or ValueError for one that is not None or a
+    finite number above 0."""
     positive_or_none(name, value)
+    return None if value is None else as_number(name, value)
 
 
 def check_seed(str name, seed):
-    """Raise what a step with this seed would raise."""
+    """A seed as an int of Python; raise what a step with it would raise."""
     seed_of(seed, name)
+    return None if seed is None else as_integer(name, seed)
 
 
 def clip_factor(norm, max_grad_norm):

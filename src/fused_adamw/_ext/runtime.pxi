@@ -55,8 +55,8 @@ def default_num_threads():
     return fused_adamw_default_threads(ASKED_THREADS, CPU_QUOTA)
 
 
-def is_number_of_threads_asked():
-    """Whether OMP_NUM_THREADS asks for a number of threads."""
+def environment_sets_threads():
+    """Whether OMP_NUM_THREADS sets the number of threads."""
     return ASKED_THREADS > 0
 
 

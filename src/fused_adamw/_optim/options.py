@@ -15,7 +15,6 @@ import numpy as np
 
 from .._core import (
     as_integer,
-    as_number,
     check_decay,
     check_norm,
     check_num_threads,
@@ -60,24 +59,9 @@ def check_flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name} must be a bool; got {shown(value)}")
 
 
-def _checked_seed(name: str, value: Any) -> int | None:
-    check_seed(name, value)
-    return None if value is None else int(value)
-
-
 def _checked_threads(name: str, value: Any) -> int | None:
     check_num_threads(value)
     return None if value is None else int(value)
-
-
-def _checked_decay(name: str, value: Any) -> Any:
-    check_decay(name, value)
-    return None if value is None else as_number(name, value)
-
-
-def _checked_norm(name: str, value: Any) -> float | None:
-    check_norm(name, value)
-    return None if value is None else as_number(name, value)
 
 
 class Options:
@@ -85,14 +69,14 @@ class Options:
 
     amsgrad: Annotated[bool, Option(False, check_flag, saved=False, fixed=True)]
     maximize: Annotated[bool, Option(False, check_flag)]
-    max_grad_norm: Annotated[float | None, Option(None, _checked_norm)]
+    max_grad_norm: Annotated[float | None, Option(None, check_norm)]
     skip_nonfinite: Annotated[bool, Option(False, check_flag)]
     state_dtype: Annotated[
         StateDtype | None, Option(None, check_state_dtype, saved=False, fixed=True, torch=True)
     ]
     master_weights: Annotated[bool, Option(False, check_flag, saved=False, fixed=True, torch=True)]
-    seed: Annotated[int | None, Option(0, _checked_seed, fixed=True, torch=True)]
-    ema_decay: Annotated[float | None, Option(None, _checked_decay, torch=True)]
+    seed: Annotated[int | None, Option(0, check_seed, fixed=True, torch=True)]
+    ema_decay: Annotated[float | None, Option(None, check_decay, torch=True)]
     num_threads: Annotated[int | None, Option(None, _checked_threads, saved=False)]
 
 
