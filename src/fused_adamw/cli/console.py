@@ -28,6 +28,7 @@ from rich.text import Text
 
 from ..tiny.epochs import Epoch
 from ..tiny.train_loop import MOST_STEPS, History
+from ..tiny.training_log import without_nan
 from .spelling import spelled
 
 FEWEST_COLUMNS = 30
@@ -59,15 +60,6 @@ def print_json(value: dict[str, Any]) -> None:
     text = json.dumps(without_nan(value), indent=2, allow_nan=False)
     # A line break is never part of a string.
     typer.echo(re.sub(r"\[\n([^\[\]{}\"]+)\]", lambda x: f"[{' '.join(x[1].split())}]", text))
-
-
-def without_nan(value: Any) -> Any:
-    """Return the same with None for numbers that are not finite, which JSON cannot express."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def perplexity(loss: float) -> float:

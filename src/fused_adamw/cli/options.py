@@ -83,9 +83,12 @@ def _check_related(ctx: typer.Context, requires: Related, excludes: Related) -> 
             raise ValueError(f"{flag(name)} requires {flag(required)}")
     for name, excluded in excludes.items():
         if given(name) and given(excluded):
-            raise ValueError(
-                f"{flag(name)} cannot be combined with {flag(excluded)}; leave one of them out"
-            )
+            raise not_both(flag(name), flag(excluded))
+
+
+def not_both(option: str, other: str) -> ValueError:
+    """The error of a command that was given both options."""
+    return ValueError(f"{option} cannot be combined with {other}; leave one of them out")
 
 
 def with_values(

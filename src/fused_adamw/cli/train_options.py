@@ -22,6 +22,7 @@ from .options import (
     file_name,
     finite,
     known_state_dtype,
+    not_both,
     output_file,
     silence_other_ranks,
 )
@@ -288,10 +289,10 @@ class TrainOptions:
             ("--mpi", self.mpi),
         ):
             if given and self.compares:
-                raise ValueError(f"{name} cannot be combined with {other}; leave one of them out")
+                raise not_both(name, other)
         for name, given in ((other, self.compares), ("--mpi", self.mpi)):
             if given and self.report is not None:
-                raise ValueError(f"{name} cannot be combined with --report; leave one of them out")
+                raise not_both(name, "--report")
 
     @property
     def compares(self) -> bool:

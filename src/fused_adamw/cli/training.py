@@ -12,7 +12,7 @@ from .._io.stop_signals import signal_of
 from ..optimizer import AdamW
 from ..tiny.baselines import SGD
 from ..tiny.epochs import epoch_of, evaluate_epoch
-from ..tiny.launch import Processes
+from ..tiny.launch import OnStep, Processes
 from ..tiny.model import TinyTransformer
 from ..tiny.recording import Recorder
 from ..tiny.sweep import Sweep, sweep_rates
@@ -35,7 +35,6 @@ from .train_report import label
 MAX_EPOCH_LINES = 25  # a line for each epoch, or for each of so many parts of the training
 
 T = TypeVar("T")
-OnStep = Callable[[History], None]
 
 
 @dataclass(frozen=True)

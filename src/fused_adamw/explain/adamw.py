@@ -79,7 +79,7 @@ class OptimizerOutcome:
 
 
 @dataclass(frozen=True)
-class Adamw:
+class AdamWUpdates:
     """The section.
 
     Attributes:
@@ -106,7 +106,7 @@ def explain_adamw(
     gradients: Sequence[float] = (GRADIENT,),
     hyperparameters: Hyperparameters | None = None,
     steps: int = STEPS,
-) -> Adamw:
+) -> AdamWUpdates:
     """Compute the section.
 
     Args:
@@ -132,7 +132,7 @@ def explain_adamw(
     name, index = PARAMETER
     start = float(model.parameters[name][index])
     model_updates = trajectory(start, model_gradients(model, h, steps), h)
-    return Adamw(
+    return AdamWUpdates(
         h,
         updates,
         kernel,

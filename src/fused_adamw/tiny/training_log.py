@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from time import monotonic
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .train_loop import TrainingResult
 
@@ -27,11 +27,16 @@ def _as_csv(row: Row) -> str:
 
 
 def _as_json(row: Row) -> str:
-    finite = {
-        name: None if isinstance(x, float) and not math.isfinite(x) else x
-        for name, x in row.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(without_nan(row), allow_nan=False) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """Return the same with None for numbers that are not finite, which JSON cannot express."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 FORMATS: dict[str, Callable[[Row], str]] = {".csv": _as_csv, ".jsonl": _as_json}

@@ -9,7 +9,7 @@ from rich.table import Table
 from ...explain.adamw import (
     GRADIENT,
     THETA,
-    Adamw,
+    AdamWUpdates,
     BiasCorrection,
     Hyperparameters,
     OptimizerOutcome,
@@ -24,7 +24,7 @@ LITTLE = 0.1  # of the decay in AdamW, so that almost nothing is left
 SIGNED, UNSIGNED = 9, 8  # widths of columns: eight of them have to fit
 
 
-def adamw_text(found: Adamw) -> Iterator[RenderableType]:
+def adamw_text(found: AdamWUpdates) -> Iterator[RenderableType]:
     """Yield the section."""
     h, first = found.hyperparameters, found.updates[0]
     yield heading("One AdamW update, number by number")
@@ -100,7 +100,7 @@ def four_steps(u: Update, h: Hyperparameters) -> dict[str, list[str]]:
     }
 
 
-def summary(first: Update, found: Adamw) -> str:
+def summary(first: Update, found: AdamWUpdates) -> str:
     """Return the parameter before and after."""
     kernel = found.kernel
     return (
@@ -115,7 +115,7 @@ def summary(first: Update, found: Adamw) -> str:
 # ---------------------------------------------------------------------------- more steps
 
 
-def after_first(found: Adamw) -> str:
+def after_first(found: AdamWUpdates) -> str:
     """Return what the tables show."""
     text = "m is a mean of recent gradients (the momentum), v one of their squares."
     if not math.isfinite(found.uncorrected):  # v is infinite
@@ -202,7 +202,7 @@ def size_of_first(first: Update, h: Hyperparameters) -> str:
 # ---------------------------------------------------------------------------- other optimizers
 
 
-def comparison_text(found: Adamw) -> Iterator[RenderableType]:
+def comparison_text(found: AdamWUpdates) -> Iterator[RenderableType]:
     """Yield what other optimizers make of the same numbers."""
     h, first = found.hyperparameters, found.updates[0]
     regularized = first.gradient + h.weight_decay * first.theta_before
@@ -224,7 +224,7 @@ def comparison_text(found: Adamw) -> Iterator[RenderableType]:
     )
 
 
-def decay_in_l2(found: Adamw) -> str:
+def decay_in_l2(found: AdamWUpdates) -> str:
     """Return what the first update of Adam with L2 leaves of the decay, and why."""
     h, first = found.hyperparameters, found.updates[0]
     adamw, l2 = (row.decay_first for row in found.comparisons[:2])

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ...explain.adamw import Adamw
+from ...explain.adamw import AdamWUpdates
 from ...explain.backward import Backward
 from ...explain.forward import Forward
 from ...explain.parameters import Parameters
@@ -19,7 +19,7 @@ from .rates import rates_text
 from .scale import scale_text
 
 TEXTS: dict[type, Callable[[Any], Iterator[RenderableType]]] = {
-    Adamw: adamw_text,
+    AdamWUpdates: adamw_text,
     Rates: rates_text,
     Parameters: parameters_text,
     Forward: forward_text,

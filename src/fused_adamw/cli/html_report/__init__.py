@@ -15,7 +15,8 @@ from ...tiny.layers import FloatArray
 from ...tiny.recording import Recorder, Snapshot
 from ...tiny.text_data import Task
 from ...tiny.train_loop import TrainingResult
-from ..console import visible, without_nan
+from ...tiny.training_log import without_nan
+from ..console import visible
 from ..output_files import check_output_path
 from .figures import FigureSection, attention_of, sections, start
 
