@@ -1,4 +1,4 @@
-"""Large arrays of a tensor's state begin at different offsets in a page, and lie in huge pages."""
+"""Large arrays of a state lie in huge pages, and narrow ones begin at different offsets."""
 
 from itertools import combinations
 from pathlib import Path
@@ -20,23 +20,22 @@ MIXES = [
 ]
 
 
-def assert_apart(addresses):
-    """Each a cache line or more from the others, as far as the offset in a page goes."""
-    assert len(addresses) >= 2
-    for a, b in combinations(addresses, 2):
+def assert_placed(arrays):
+    """Of arrays, by address, bytes and bytes an element, those of a mebibyte and more: the narrow
+    ones begin a cache line or more from one another, as far as the offset in a page goes, and the
+    others at one offset."""
+    large = [(address, itemsize) for address, nbytes, itemsize in arrays if nbytes >= 1 << 20]
+    assert len(large) >= 2
+    for a, b in combinations([address for address, itemsize in large if itemsize < 4], 2):
         assert LINE <= (a - b) % PAGE <= PAGE - LINE
-
-
-def large(sizes):
-    """The addresses of those of a mebibyte and more."""
-    return [address for address, nbytes in sizes if nbytes >= 1 << 20]
+    assert len({address % PAGE for address, itemsize in large if itemsize >= 4}) <= 1
 
 
 @pytest.mark.parametrize(("dtype", "options"), MIXES)
 def test_of_numpy(dtype, options):
     param = np.ones((SIZE // 4, 4), dtype_named(dtype), order="F")
     arrays = AdamW(param, **options)._state[0].arrays
-    assert_apart(large((x.ctypes.data, x.nbytes) for x in arrays.values()))
+    assert_placed((x.ctypes.data, x.nbytes, x.itemsize) for x in arrays.values())
     assert all(x.flags.f_contiguous for x in arrays.values())
 
 
@@ -51,7 +50,7 @@ def test_of_torch(dtype, options):
     opt = TorchAdamW([param], **options)
     opt.step()
     arrays = [x for name, x in opt.state[param].items() if name != "step"]
-    assert_apart(large((x.data_ptr(), x.nbytes) for x in arrays))
+    assert_placed((x.data_ptr(), x.nbytes, x.itemsize) for x in arrays)
     assert {x.stride() for x in arrays if x.shape == param.shape} == {param.stride()}
     kept = sum(x.untyped_storage().nbytes() for x in arrays)
     assert opt.state_nbytes <= kept <= 1.001 * opt.state_nbytes
@@ -120,9 +119,24 @@ def test_state_is_as_of_pytorch(dtype, default, options):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(("size", "moved"), [(1 << 10, 0), ((1 << 18) - 1, 0), (1 << 18, 1088)])
-def test_arrays_of_a_mebibyte_and_more_are_moved(size, moved):
-    opt = AdamW(np.ones(size, np.float32))
-    for position, array in enumerate(opt._state[0].arrays.values(), 1):
-        base = array if array.base is None else array.base
-        assert base.nbytes == array.nbytes + position * moved
+@pytest.mark.parametrize(("size", "moved"), [(1 << 10, 0), ((1 << 19) - 1, 0), (1 << 19, 1088)])
+def test_narrow_arrays_of_a_mebibyte_and_more_are_moved(size, moved):
+    opt = AdamW(np.ones(size, np.float32), state_dtype="bfloat16")
+    assert shifts(opt) == [moved, 2 * moved]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_wide_arrays_stay_where_numpy_puts_them(dtype):
+    assert shifts(AdamW(np.ones(1 << 20, dtype))) == [0, 0]
+
+
+def test_of_a_mix_the_narrow_arrays_are_moved():
+    params = np.ones(1 << 20, dtype_named("bfloat16"))
+    opt = AdamW(params, state_dtype="float32", master_weights=True)
+    assert shifts(opt) == [0, 0, 3 * 1088]
+
+
+def shifts(opt):
+    """How many bytes of the memory of each array of the state come before it."""
+    arrays = opt._state[0].arrays.values()
+    return [0 if x.base is None else x.base.nbytes - x.nbytes for x in arrays]

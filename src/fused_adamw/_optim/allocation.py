@@ -13,20 +13,23 @@ Allocate: TypeAlias = Callable[[int, np.dtype[Any]], Array]
 
 STAGGER = 1088  # bytes: 17 cache lines
 LARGE = 1 << 20  # bytes: from here on ``malloc`` begins an array at the start of a page
+NARROW = 4  # bytes: elements of fewer
 
 
-def stagger(nbytes: int, position: int) -> int:
+def stagger(size: int, itemsize: int, position: int) -> int:
     """How many bytes an array of a tensor's state is moved from where it would begin.
 
-    Large arrays all begin at the same offset in a page. A step uses the same element of each at
-    a time, and memory serves several streams at one offset worse than others
+    Large arrays all begin at the same offset in a page. Memory serves several streams of 8 or 16
+    bits an element better where these offsets differ, and those of 32 bits where they do not
     (docs/performance.md has the figures).
 
     Args:
-        nbytes: size of the array.
+        size: of the array, in elements.
+        itemsize: bytes an element.
         position: of the array among those of the state: 0, 1, ...
     """
-    return (position + 1) * STAGGER if nbytes >= LARGE else 0
+    is_moved = itemsize < NARROW and size * itemsize >= LARGE
+    return (position + 1) * STAGGER if is_moved else 0
 
 
 def zeros(
@@ -48,7 +51,7 @@ def zeros(
     if size == 0:  # memory maps cannot be empty
         return np.zeros(size, dtype)
     if allocate is None:
-        skipped = stagger(size * dtype.itemsize, position) // dtype.itemsize
+        skipped = stagger(size, dtype.itemsize, position) // dtype.itemsize
         return np.zeros(skipped + size, dtype)[skipped:]
     array = allocate(size, dtype)
     if not isinstance(array, np.ndarray):
