@@ -1,6 +1,7 @@
 """All implementations do the same step, and loading them leaves the process as it was."""
 
 import os
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -170,3 +171,23 @@ def test_a_run_leaves_the_process_as_it_was():
         assert os.environ["PATH"] == path
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_deepspeed_does_not_slow_down_steps_of_pytorch(monkeypatch, tmp_path, value):
+    """It sets an environment variable that each of PyTorch's steps reads."""
+    pytest.importorskip("torch")
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed/__init__.py").write_text(f"import os\nos.environ[{name!r}] = '1'\n")
+    (tmp_path / "deepspeed/utils.py").write_text("class logger:\n    disabled = False\n")
+    for module in [x for x in sys.modules if x.split(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    with IMPLEMENTATIONS["deepspeed"].setup():
+        assert os.environ.get(name) == value
+    for module in ("deepspeed", "deepspeed.utils"):
+        del sys.modules[module]

@@ -4,6 +4,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from ..harness import Prepare
@@ -11,6 +12,8 @@ from ..suppress_output import suppress_output
 from .base import ADAMW_ARGUMENTS, Implementation
 from .storage import FLOAT32_ONLY
 from .torch_ import adapt_optimizer, torch_threads
+
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 @contextmanager
@@ -22,10 +25,22 @@ def deepspeed_setup() -> Iterator[None]:
     path = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = os.pathsep.join((sysconfig.get_path("scripts"), path))
     try:
+        _import_only()
         with torch_threads(), _logger_disabled():
             yield
     finally:
         os.environ["PATH"] = path
+
+
+def _import_only() -> None:
+    """Import DeepSpeed without the environment variable that it sets: with that, each step of
+    PyTorch's own optimizers asks a library of NVIDIA for devices, which takes longer than the step
+    where there are none."""
+    before = os.environ.get(NVML_CHECK)
+    import_module("deepspeed")
+    os.environ.pop(NVML_CHECK, None)
+    if before is not None:
+        os.environ[NVML_CHECK] = before
 
 
 @contextmanager
